@@ -54,12 +54,12 @@ def onnx_file(tmp_path: Path) -> OnnxFile:
     return write
 
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 
 
 @pytest.fixture
-def make_candidate(tmp_path: Path) -> MakeCandidate:
-    """Return a function that creates a model version on disk: `make_candidate("(float[N,3] x) => …", version="1.1.0")`.
+def make_version(tmp_path: Path) -> MakeVersion:
+    """Return a function that creates a model version on disk: `make_version("(float[N,3] x) => …", version="1.1.0")`.
 
     The model may be text or a parsed model. Its golden outputs and baseline are computed by ONNX Runtime from random
     inputs, using `golden_body` instead of the model if given.

@@ -48,7 +48,7 @@ BAD = {
     ],
 )
 async def test_each_bad_version_is_stopped_at_the_canaries_and_rolled_back(
-    make_candidate: Callable[..., ModelVersion],
+    make_version: Callable[..., ModelVersion],
     tmp_path: Path,
     sites: int,
     nodes_a_site: int,
@@ -60,13 +60,11 @@ async def test_each_bad_version_is_stopped_at_the_canaries_and_rolled_back(
     models, root = make_repository(tmp_path / "repository", ["door"]), tmp_path / "root.json"
     root.write_bytes(models.root)
     noise = {"x": np.random.default_rng(0).random((4, 256), np.float32)}
-    models.repository.publish(make_candidate(GOOD, "1.0.0", samples=noise), models.owner)
-    models.repository.publish(make_candidate(ALSO_GOOD, "2.0.0", samples=noise), models.owner)
+    models.repository.publish(make_version(GOOD, "1.0.0", samples=noise), models.owner)
+    models.repository.publish(make_version(ALSO_GOOD, "2.0.0", samples=noise), models.owner)
     for number, reason in enumerate(reasons, 3):
         body, golden = BAD[reason]
-        models.repository.publish(
-            make_candidate(body, f"{number}.0.0", samples=noise, golden_body=golden), models.owner
-        )
+        models.repository.publish(make_version(body, f"{number}.0.0", samples=noise, golden_body=golden), models.owner)
     many = ManyNodes(
         sites,
         nodes_a_site,

@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.conftest import until
 from tests.fault.ejabberd import Ejabberd, needs_ejabberd
 from tests.fault.test_three_levels import Applied
-from tests.topology.conftest import begin
+from tests.topology.conftest import prepare
 
 from hedgerow.cli.region.options import open_store
 from hedgerow.errors import HedgerowError
@@ -42,7 +42,7 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 @pytest.fixture
 def deployment() -> Iterator[Applied]:
     folder = Path(tempfile.mkdtemp(prefix="external-"))
-    running = begin(folder, TOPOLOGY, Applied)
+    running = prepare(folder, TOPOLOGY, Applied)
     assert isinstance(running, Applied)
     try:
         yield running

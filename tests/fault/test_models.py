@@ -34,7 +34,7 @@ from hedgerow.wire.fleet import Desired, ModelRef
 
 pytestmark = pytest.mark.long
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 # Correct for inputs between 0 and 1, as its author's samples are. Larger inputs read far beyond the end of a table,
@@ -249,7 +249,7 @@ def model_site(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[ModelSite]:
     ],
 )
 def test_a_node_killed_at_any_step_of_a_swap_serves_a_verified_version(
-    model_site: ModelSite, make_candidate: MakeCandidate, times: int
+    model_site: ModelSite, make_version: MakeVersion, times: int
 ) -> None:
     """Each round sends a new version and kills the node in a chosen step."""
     site, dice = model_site, random.Random(times)
@@ -257,7 +257,7 @@ def test_a_node_killed_at_any_step_of_a_swap_serves_a_verified_version(
 
     def version(number: int) -> ModelRef:
         factor = 2.0 + number % 2
-        return site.publish(make_candidate(multiplies(factor, 600), f"{number}.0.0"), factor)
+        return site.publish(make_version(multiplies(factor, 600), f"{number}.0.0"), factor)
 
     killed: Counter[str] = Counter()
     with site.region(), site.starting_with(version(1)), site.load(every_s=0.02 if times < 20 else 0.2):
@@ -283,7 +283,7 @@ def test_a_node_killed_at_any_step_of_a_swap_serves_a_verified_version(
 
 @pytest.mark.timeout(300)
 def test_a_version_that_crashes_the_node_is_quarantined_and_rolled_back(
-    model_site: ModelSite, make_candidate: MakeCandidate
+    model_site: ModelSite, make_version: MakeVersion
 ) -> None:
     """A real segmentation fault in native code, on live frames only; this test restarts the node.
 
@@ -291,8 +291,8 @@ def test_a_version_that_crashes_the_node_is_quarantined_and_rolled_back(
     """
     site = model_site
     site.configure(max_crashes=2)
-    good = site.publish(make_candidate(DOUBLE, "1.0.0"), 2.0)
-    bad = site.publish(make_candidate(READS_OUT_OF_BOUNDS, "2.0.0", backend="openvino"), 2.0)
+    good = site.publish(make_version(DOUBLE, "1.0.0"), 2.0)
+    bad = site.publish(make_version(READS_OUT_OF_BOUNDS, "2.0.0", backend="openvino"), 2.0)
     exit_statuses: list[int] = []
     with site.region(), site.starting_with(good), site.load(1.5):
         site.set_desired(bad, probation_s=600)
@@ -316,12 +316,12 @@ def test_a_version_that_crashes_the_node_is_quarantined_and_rolled_back(
 
 
 def test_a_version_that_exceeds_memory_is_refused_or_swapped_with_a_reported_gap(
-    model_site: ModelSite, make_candidate: MakeCandidate
+    model_site: ModelSite, make_version: MakeVersion
 ) -> None:
     """The kernel limits the running process; the version declares that it needs more memory than is left."""
     site = model_site
-    one = site.publish(make_candidate(DOUBLE, "1.0.0"), 2.0)
-    large = site.publish(make_candidate(multiplies(3.0, 600), "2.0.0", memory_bytes=256 << 20), 3.0)
+    one = site.publish(make_version(DOUBLE, "1.0.0"), 2.0)
+    large = site.publish(make_version(multiplies(3.0, 600), "2.0.0", memory_bytes=256 << 20), 3.0)
     with site.region(), site.starting_with(one), site.load():
         headroom = 128 << 20
         resource.prlimit(site.node.pid, resource.RLIMIT_AS, (address_space_bytes(site.node.pid) + headroom,) * 2)

@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 import pytest
 from tests.e2e.conftest import until
-from tests.topology.conftest import PATIENCE_S, Running, begin
+from tests.topology.conftest import TIMEOUT_S, Running, prepare
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.packets import encode_connect, encode_publish_head, encode_subscribe
@@ -113,7 +113,7 @@ class Certified(Running):
 def deployment() -> Iterator[Certified]:
     """A region and two sites with running brokers."""
     folder = Path(tempfile.mkdtemp(prefix="refusals-"))
-    running = begin(folder, TOPOLOGY, Certified)
+    running = prepare(folder, TOPOLOGY, Certified)
     assert isinstance(running, Certified)
     try:
         for name in ("north", "hall", "yard"):
@@ -136,7 +136,7 @@ def attack(deployment: Certified, broker: str, name: str | None, authority: str 
     response = b""
     try:
         with (
-            socket.create_connection(("localhost", deployment.port(broker)), PATIENCE_S) as plain,
+            socket.create_connection(("localhost", deployment.port(broker)), TIMEOUT_S) as plain,
             deployment.tls(authority, name).wrap_socket(plain, server_hostname="localhost") as link,
         ):
             link.sendall(packets)
@@ -172,7 +172,7 @@ async def test_without_a_valid_certificate_nothing_can_be_published_or_read(
             assert await asyncio.to_thread(attack, deployment, broker, name) == b""
             await asyncio.to_thread(until, lambda n=number: refused_connections(deployment, broker) >= before + n)
         await window.client.publish("end", f"{name}", qos=1)
-        await window.sees("end", f"{name}")
+        await window.wait_for("end", f"{name}")
 
         assert window.topics("attack") == {}
         assert refused_connections(deployment, broker) == before + 3
@@ -225,7 +225,7 @@ def test_the_same_connection_with_a_valid_certificate_is_accepted(deployment: Ce
     def response() -> bytes:
         packet = encode_connect(client_id="b", clean_start=True, keepalive_s=60)
         with (
-            socket.create_connection(("localhost", deployment.port("hall")), PATIENCE_S) as plain,
+            socket.create_connection(("localhost", deployment.port("hall")), TIMEOUT_S) as plain,
             deployment.tls("hall", "b").wrap_socket(plain, server_hostname="localhost") as link,
         ):
             link.sendall(packet)
@@ -248,7 +248,7 @@ async def intruder(
 
     client = Client(deployment.options(broker, authority, name, client_id or f"intruder-{name}"), take)
     async with client:
-        await client.wait_connected(PATIENCE_S)
+        await client.wait_connected(TIMEOUT_S)
         yield client, received
 
 
@@ -273,7 +273,7 @@ async def test_a_client_cannot_publish_as_another(
         with pytest.raises(BusError, match="refused the message: not authorised"):
             await client.publish_and_wait(topic, payload.encode())
         await window.client.publish("end", payload, qos=1)
-        await window.sees("end", payload)
+        await window.wait_for("end", payload)
 
         assert window.topics(payload) == {"end": 1}
     expected = ("publish", user_of(authority, name), f"intruder-{name}", topic)
@@ -297,7 +297,7 @@ async def test_a_client_cannot_read_what_is_for_another(
             await window.client.publish(READS[kind], "secret", qos=1)
         last = own or f"{REGION}/hall/b/desired"
         await window.client.publish(last, "last", qos=1)
-        await window.sees(last, "last")
+        await window.wait_for(last, "last")
         if own is not None or (broker, authority) == ("hall", "hall"):
             await asyncio.to_thread(until, lambda: received)
         with pytest.raises(BusError):  # a round trip: the broker has delivered everything
@@ -320,7 +320,7 @@ async def test_a_client_cannot_take_over_the_session_of_another(deployment: Cert
             for topic in (f"{A}/command/ping", FRAMES):
                 await window.client.publish(topic, "live", qos=1)
             await window.client.publish("end", "taken over", qos=1)
-            await window.sees("end", "taken over")
+            await window.wait_for("end", "taken over")
             await asyncio.to_thread(until, lambda: len(received) >= count)
             with pytest.raises(BusError):
                 await client.publish_and_wait("forbidden/topic", b"")
@@ -331,11 +331,11 @@ async def test_a_client_cannot_take_over_the_session_of_another(deployment: Cert
 async def test_raw_frames_do_not_leave_the_site(deployment: Certified) -> None:
     """The bridge does not forward them, so even a client that reads everything at the region's broker gets none."""
     async with deployment.window("hall") as hall, deployment.window("north") as north:
-        await deployment.flows(hall, north, f"{REGION}/hall")
+        await deployment.wait_for_bridge(hall, north, f"{REGION}/hall")
         await hall.client.publish(FRAMES, "frame", qos=1)
         await hall.client.publish(f"{A}/dead/doors", "frame", qos=1)
         await hall.client.publish(f"{A}/event/end", "frame", qos=1)
-        await north.sees(f"{A}/event/end", "frame")
+        await north.wait_for(f"{A}/event/end", "frame")
 
         assert north.topics("frame") == {f"{A}/event/end": 1}
 
@@ -345,7 +345,7 @@ async def test_refusals_are_counted_per_user_and_served_as_metrics(deployment: C
     async with intruder(deployment, "yard", "yard", "a") as (client, _):
         for _ in range(1000):
             client.publish("forbidden/topic", b"", qos=1, done=lambda _: None)
-        await client.flush(PATIENCE_S)
+        await client.flush(TIMEOUT_S)
         assert client.refused_publishes == 1000
         count = ("publish", "yard/a")
         await asyncio.to_thread(

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import until
 from tests.fault.test_refusals import Certified, attack, refused_connections
-from tests.topology.conftest import PATIENCE_S, begin
+from tests.topology.conftest import TIMEOUT_S, prepare
 
 from hedgerow.pki.folder import Pki
 from hedgerow.testing import processes
@@ -44,7 +44,7 @@ BROKERS = ("world", "north", "hall")
 class Applied(Certified):
     """Certified by the function behind `hedgerow pki apply`."""
 
-    def certify_everybody(self) -> None:
+    def certify_all(self) -> None:
         for folder in ("pki", "foreign"):
             done = certify(
                 self.described.topology,
@@ -52,14 +52,14 @@ class Applied(Certified):
                 timedelta(days=1),
                 init=True,
             )
-            assert {one.did for one in done.certificates} == {"issued"}
+            assert {one.action for one in done.certificates} == {"issued"}
 
 
 @pytest.fixture(scope="module")
 def levels() -> Iterator[Applied]:
     """Three brokers connected by two bridges. Folder `foreign` has certificates of another root for all names."""
     folder = Path(tempfile.mkdtemp(prefix="levels-"))
-    running = begin(folder, TOPOLOGY, Applied)
+    running = prepare(folder, TOPOLOGY, Applied)
     assert isinstance(running, Applied)
     try:
         for name in BROKERS:
@@ -95,7 +95,7 @@ async def test_results_reach_the_parent_and_its_commands_reach_the_node(levels: 
         levels.client("world", "world", "chief") as chief,
     ):
         await board.subscribe(f"{NODE}/result/doors", qos=1)
-        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
             done = asyncio.Event()
             tasks.create_task(repeatedly(lambda: camera.publish("plant/1/door", b"[1, 2, 3]", qos=1), done))
             async for message in board.messages:
@@ -104,7 +104,7 @@ async def test_results_reach_the_parent_and_its_commands_reach_the_node(levels: 
             done.set()
 
         await chief.subscribe(f"{NODE}/reply/#", qos=1)
-        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
             done = asyncio.Event()
             tasks.create_task(repeatedly(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1), done))
             async for message in chief.messages:
@@ -124,17 +124,17 @@ async def test_each_channel_is_bridged_only_as_far_as_configured(levels: Applied
     """Channels for the region end there, and channels of a site do not leave it."""
     up = ("status", "event/gap", "result/doors", "reported", "reply/1")
     async with levels.window("hall") as hall, levels.window("north") as north, levels.window("world") as world:
-        await levels.flows(hall, north, "hedgerow/v1/north/hall")
-        await levels.flows(hall, world, "hedgerow/v1/north/hall")
+        await levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
+        await levels.wait_for_bridge(hall, world, "hedgerow/v1/north/hall")
         for channel in (*up, "blob/ask/part", "dead/doors", "result/secrets"):
             await hall.client.publish(f"{NODE}/{channel}", "up", qos=1)
         await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
-        await world.sees(f"{NODE}/event/end", "up")
+        await world.wait_for(f"{NODE}/event/end", "up")
 
         assert world.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*up, "event/end")}
         assert north.topics("up") == world.topics("up") | {f"{NODE}/blob/ask/part": 1}
         await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
-        await hall.sees(f"{NODE}/command/ping", "down")
+        await hall.wait_for(f"{NODE}/command/ping", "down")
 
 
 async def test_another_region_can_publish_only_as_itself(levels: Applied) -> None:
@@ -142,7 +142,7 @@ async def test_another_region_can_publish_only_as_itself(levels: Applied) -> Non
     async with levels.window("world") as world, levels.client("world", "world", "south") as south:
         for topic in (f"{NODE}/event/x", "hedgerow/v1/south/barn/a/event/x"):
             await south.publish(topic, "south", qos=1)
-        await world.sees("hedgerow/v1/south/barn/a/event/x", "south")
+        await world.wait_for("hedgerow/v1/south/barn/a/event/x", "south")
 
         assert world.topics("south") == {"hedgerow/v1/south/barn/a/event/x": 1}
 
@@ -171,7 +171,7 @@ async def test_a_foreign_certificate_is_refused_on_each_level(
         assert await asyncio.to_thread(attack, levels, broker, name, authority) == b""
         await asyncio.to_thread(until, lambda: refused_connections(levels, broker) == before + 1)
         await window.client.publish("end", f"{authority}/{name}", qos=1)
-        await window.sees("end", f"{authority}/{name}")
+        await window.wait_for("end", f"{authority}/{name}")
 
         assert window.topics("attack") == {}
 
@@ -181,5 +181,5 @@ def test_pki_apply_issues_exactly_what_the_configurations_need(levels: Applied) 
     pki = Pki(levels.folder / "pki", lambda: datetime.now(UTC))
     done = certify(levels.described.topology, pki, timedelta(days=1))
 
-    assert {one.did for one in done.certificates} == {"kept"}
-    assert (done.made, done.surplus) == ([], [])
+    assert {one.action for one in done.certificates} == {"kept"}
+    assert (done.created, done.surplus) == ([], [])

@@ -160,7 +160,9 @@ async def test_results_waiting_for_the_broker_hold_back_frames_by_their_bytes(
         await runner._sink.pause()
         for number in range(20):
             await site.frame(number, "large", size=500_000)
-        await until(lambda: runner.tally.received == 20 and runner._dispatcher.idle == 1, lambda: tally_counts(runner.tally))
+        await until(
+            lambda: runner.tally.received == 20 and runner._dispatcher.idle == 1, lambda: tally_counts(runner.tally)
+        )
         await asyncio.sleep(0)
         assert runner.queued == 17
         runner._sink.resume()

@@ -24,7 +24,7 @@ RANDOM = np.random.default_rng(1)
 
 async def test_health_reports_drift_and_nan_of_a_kept_version(
     site: Site,
-    make_candidate: Callable[..., ModelVersion],
+    make_version: Callable[..., ModelVersion],
     onnx_file: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -32,7 +32,7 @@ async def test_health_reports_drift_and_nan_of_a_kept_version(
     monkeypatch.setattr("hedgerow.models.monitor.drift.MIN_FRAMES", 30)
     monkeypatch.setattr("hedgerow.models.monitor.drift._SHARE", 1.0)  # sampling fewer frames would take seconds
     samples = {"x": RANDOM.random((500, 3), np.float32)}
-    candidate = make_candidate(NAN_ABOVE_ONE, samples=samples, baseline=True)
+    candidate = make_version(NAN_ABOVE_ONE, samples=samples, baseline=True)
     pipeline = site.pipeline({"parse": {"format": "raw", "dtype": "float32"}}, {"infer": {"model": "door"}})
 
     async with site.node({"p": pipeline}, models={"door": {"path": str(onnx_file(TWICE))}}) as node:

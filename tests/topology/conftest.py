@@ -31,7 +31,7 @@ from hedgerow.topology.identities import needed
 from hedgerow.topology.load import Described, load
 from hedgerow.topology.render import render
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 BASE = """\
 # Configuration of every node.
@@ -61,12 +61,12 @@ class Window:
             self._received.set()
 
     async def until(self, happened: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not happened():
                 self._received.clear()
                 await self._received.wait()
 
-    async def sees(self, topic: str, payload: str) -> None:
+    async def wait_for(self, topic: str, payload: str) -> None:
         await self.until(lambda: self.seen[topic, payload])
 
     def topics(self, payload: str) -> Counter[str]:
@@ -129,7 +129,7 @@ class Running:
             path = {"PATH": f"{Path(find_mosquitto()).parent}:{os.environ['PATH']}"}
             process = processes.start(["sh", script], stderr=log, stdout=log, env=os.environ | path)
         self._processes[name] = process
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while " running" not in self.log(name)[offset:]:
             assert process.poll() is None, self.log(name)
             assert time.monotonic() < deadline, self.log(name)
@@ -141,7 +141,7 @@ class Running:
     def stop(self, name: str) -> None:
         process = self._processes.pop(name)
         process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
 
     def reload(self, name: str) -> None:
         self._processes[name].send_signal(signal.SIGHUP)
@@ -164,7 +164,7 @@ class Running:
         """Return a client of a broker with an identity's certificate."""
         return aiomqtt.Client(
             "localhost", self.port(broker), protocol=aiomqtt.ProtocolVersion.V5, tls_context=self.tls(authority, name),
-            **{"timeout": PATIENCE_S} | options,
+            **{"timeout": TIMEOUT_S} | options,
         )  # fmt: skip
 
     def tls(self, authority: str, name: str | None) -> ssl.SSLContext:
@@ -178,7 +178,7 @@ class Running:
     @asynccontextmanager
     async def window(self, name: str) -> AsyncIterator[Window]:
         async with aiomqtt.Client(
-            "127.0.0.1", self.windows[name], protocol=aiomqtt.ProtocolVersion.V5, timeout=PATIENCE_S
+            "127.0.0.1", self.windows[name], protocol=aiomqtt.ProtocolVersion.V5, timeout=TIMEOUT_S
         ) as client:
             window = Window(client)
             await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
@@ -190,9 +190,9 @@ class Running:
                 with suppress(asyncio.CancelledError, aiomqtt.MqttError):
                     await receiving
 
-    async def flows(self, lower: Window, upper: Window, base: str) -> None:
+    async def wait_for_bridge(self, lower: Window, upper: Window, base: str) -> None:
         """Wait until a bridge carries messages both ways; each attempt is a new message."""
-        for number in range(PATIENCE_S * 5):
+        for number in range(TIMEOUT_S * 5):
             for window, channel in ((lower, "event/warm"), (upper, "ack")):
                 await window.client.publish(f"{base}/warm/{channel}", f"warm {number}", qos=1)
             await asyncio.sleep(0.2)  # between attempts
@@ -215,7 +215,7 @@ def revocations(authority: trustme.CA, *revoked: int) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def begin(folder: Path, text: str, kind: type[Running] = Running) -> Running:
+def prepare(folder: Path, text: str, kind: type[Running] = Running) -> Running:
     """Render a topology and issue its certificates. PORT… in the text is replaced by a held port."""
     ports = ExitStack()
     while "PORT" in text:
@@ -254,7 +254,7 @@ sites:
 def two_levels() -> Iterator[Running]:
     """A region with two sites and running brokers."""
     folder = Path(tempfile.mkdtemp(prefix="topology-"))
-    running = begin(folder, TWO_LEVELS)
+    running = prepare(folder, TWO_LEVELS)
     try:
         for name in ("north", "hall", "yard"):
             running.start(name)

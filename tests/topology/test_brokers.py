@@ -20,7 +20,7 @@ import pytest
 from cryptography import x509
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from tests.topology.conftest import PATIENCE_S, Running, Window, begin
+from tests.topology.conftest import TIMEOUT_S, Running, Window, prepare
 
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
@@ -38,13 +38,13 @@ async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: 
         two_levels.window("yard") as yard,
         two_levels.window("north") as north,
     ):
-        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        await two_levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         for channel in UP + STAYS:
             await hall.client.publish(f"{NODE}/{channel}", "up", qos=0 if channel == "health" else 1)
         for frame in ("plant/1/door", "hedgerow/v1/north/yard/a/status", "hedgerow/v1/south/hall/a/status"):
             await hall.client.publish(frame, "up", qos=1)
         await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
-        await north.sees(f"{NODE}/event/end", "up")
+        await north.wait_for(f"{NODE}/event/end", "up")
         await north.until(lambda: len(north.topics("up")) > len(UP))
 
         assert north.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*UP, "event/end")}
@@ -54,7 +54,7 @@ async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: 
         await north.client.publish("hedgerow/v1/north/hall/~/command/ping", "down", qos=1)
         await north.client.publish("hedgerow/v1/north/yard/a/desired", "down", qos=1)
         await north.client.publish("hedgerow/v1/north/hall/~/blob/end", "down", qos=1)
-        await hall.sees("hedgerow/v1/north/hall/~/blob/end", "down")
+        await hall.wait_for("hedgerow/v1/north/hall/~/blob/end", "down")
 
         expected = {f"{NODE}/{channel}": 1 for channel in DOWN}
         everyone = {f"hedgerow/v1/north/hall/~/{channel}": 1 for channel in ("command/ping", "blob/end")}
@@ -67,9 +67,9 @@ async def test_each_channel_crosses_the_bridge_only_where_it_should(two_levels: 
 async def test_a_late_subscriber_sees_that_a_node_is_online(two_levels: Running) -> None:
     """Retained messages are retained at the region too."""
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
-        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        await two_levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         await hall.client.publish(f"{NODE}/status", "online", qos=1, retain=True)
-        await north.sees(f"{NODE}/status", "online")
+        await north.wait_for(f"{NODE}/status", "online")
     async with two_levels.client("north", "region", "wall") as wall:
         await wall.subscribe(f"{NODE}/status", qos=1)
         async for message in wall.messages:
@@ -77,7 +77,7 @@ async def test_a_late_subscriber_sees_that_a_node_is_online(two_levels: Running)
             break
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
         await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
-        await north.sees(f"{NODE}/status", "")
+        await north.wait_for(f"{NODE}/status", "")
 
 
 async def test_the_region_sees_whether_a_bridge_is_connected(two_levels: Running) -> None:
@@ -91,7 +91,7 @@ async def test_the_region_sees_whether_a_bridge_is_connected(two_levels: Running
 async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> None:
     """Correlation, content type and user properties: a reply reaches the requester at the region."""
     async with two_levels.window("hall") as hall, two_levels.window("north") as north:
-        await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+        await two_levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
             await node.subscribe(f"{NODE}/command/+", qos=1)
             await anna.subscribe(f"{NODE}/reply/r1", qos=1)
@@ -114,7 +114,7 @@ async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> Non
 def alone() -> Iterator[Running]:
     """A region and its sites, with brokers that the test may stop."""
     folder = Path(tempfile.mkdtemp(prefix="topology-"))
-    running = begin(
+    running = prepare(
         folder,
         "region: {name: north, broker: 'mqtts://localhost:PORT'}\npipelines: base.yaml\nup: {doors: true}\n"
         "sensors: {camera: plant/1/door}\n"
@@ -131,7 +131,7 @@ async def test_messages_queued_during_a_region_outage_arrive_later(alone: Runnin
     alone.start("hall")
     async with alone.window("hall") as hall:
         async with alone.window("north") as north:
-            await alone.flows(hall, north, "hedgerow/v1/north/hall")
+            await alone.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         alone.stop("north")
         for number in range(50):
             await hall.client.publish(f"{NODE}/result/doors", f"{number}", qos=1)
@@ -139,7 +139,7 @@ async def test_messages_queued_during_a_region_outage_arrive_later(alone: Runnin
     alone.start("north")
     async with alone.window("north") as north:
         alone.start("hall")
-        await north.sees(f"{NODE}/result/doors", "49")
+        await north.wait_for(f"{NODE}/result/doors", "49")
 
         assert north.seen.total() >= 50
         assert all(north.seen[f"{NODE}/result/doors", f"{number}"] for number in range(50))
@@ -153,7 +153,7 @@ async def test_retained_messages_reach_a_site_after_an_outage(alone: Running) ->
     async with alone.client("hall", "hall", "a", **keep) as node:
         await node.subscribe(f"{NODE}/desired", qos=1)
         async with alone.window("north") as north, alone.window("hall") as hall:
-            await alone.flows(hall, north, "hedgerow/v1/north/hall")
+            await alone.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
     alone.stop("hall")
     async with alone.window("north") as north:
         await north.client.publish(f"{NODE}/desired", "new", qos=1, retain=True)
@@ -204,7 +204,7 @@ sites: {hall: {broker: 'mqtts://localhost:PORT', nodes: [a]}}
 
 async def test_the_bridge_works_with_any_mqtt_5_broker_above(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The bridge does not publish its connection state there: not every broker lets clients write to `$SYS`."""
-    running = begin(tmp_path_factory.mktemp("external"), EXTERNAL)
+    running = prepare(tmp_path_factory.mktemp("external"), EXTERNAL)
     own = running.folder / "pki" / "region" / "issued" / "broker"
     port = int(running.described.topology.region.broker.rpartition(":")[2])
     assert not (running.out / "north" / "mosquitto.conf").exists()
@@ -216,8 +216,8 @@ async def test_the_bridge_works_with_any_mqtt_5_broker_above(tmp_path_factory: p
                 above = Window(client)
                 await client.subscribe([("#", 1), ("$SYS/broker/connection/#", 1)])
                 receiving = asyncio.create_task(above.receive())
-                await running.flows(hall, above, "hedgerow/v1/north/hall")
-                await hall.sees("$SYS/broker/connection/hall/state", "1")
+                await running.wait_for_bridge(hall, above, "hedgerow/v1/north/hall")
+                await hall.wait_for("$SYS/broker/connection/hall/state", "1")
                 receiving.cancel()
 
                 assert not [topic for topic, _ in above.seen if topic.startswith("$SYS")]
@@ -239,7 +239,7 @@ def test_a_revoked_certificate_is_refused_after_a_reload(alone: Running) -> None
     alone.revoke("hall", serial)
     alone.reload("hall")
 
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while admitted(alone, "a"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -251,7 +251,7 @@ def admitted(running: Running, name: str | None) -> bool:
     port = int(running.described.topology.sites["hall"].broker.rpartition(":")[2])
     try:
         with (
-            socket.create_connection(("localhost", port), PATIENCE_S) as plain,
+            socket.create_connection(("localhost", port), TIMEOUT_S) as plain,
             running.tls("hall", name).wrap_socket(plain, server_hostname="localhost") as link,
         ):
             link.sendall(bytes.fromhex("101000044d5154540502003c00000378797a"))
@@ -303,7 +303,7 @@ async def test_no_client_can_impersonate_another(
     async with two_levels.window(broker) as window, two_levels.client(broker, authority, name) as client:
         await client.publish(topic, payload, qos=1)
         await window.client.publish("end", payload, qos=1)
-        await window.sees("end", payload)
+        await window.wait_for("end", payload)
 
         assert bool(window.seen[topic, payload]) is allowed
 
@@ -349,7 +349,7 @@ async def test_local_programs_may_send_frames_and_read_results(two_levels: Runni
         for topic in ("plant/1/door", "plant/1/elsewhere", f"{HALL}/a/status", f"{HALL}/a/command/stop"):
             await program.publish(topic, "local", qos=1)
         await window.client.publish("end", "local", qos=1)
-        await window.sees("end", "local")
+        await window.wait_for("end", "local")
 
         assert set(window.topics("local")) == {"plant/1/door", "end"}
 
@@ -371,9 +371,9 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
         )
     try:
         async with two_levels.window("hall") as hall, two_levels.window("north") as north:
-            await two_levels.flows(hall, north, "hedgerow/v1/north/hall")
+            await two_levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
             async with two_levels.client("hall", "hall", "camera") as camera:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     while not any(topic == f"{NODE}/result/doors" for topic, _ in north.seen):
                         await camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)
                         await asyncio.sleep(0.2)

@@ -34,17 +34,17 @@ def texts(example: Described) -> dict[str, str]:
 def test_written_files_are_recognised_as_rendered() -> None:
     for path, text in TEXTS.items():
         content = files.headed(path, text, "topology.yaml")
-        assert files.as_made(content)
-        assert not files.as_made(content + "more\n")
-        assert not files.as_made(content.replace("one", "two").replace("# s", "# t"))
-        assert not files.as_made(text)
+        assert files.is_unedited(content)
+        assert not files.is_unedited(content + "more\n")
+        assert not files.is_unedited(content.replace("one", "two").replace("# s", "# t"))
+        assert not files.is_unedited(text)
 
 
 def test_rendering_again_changes_nothing(tmp_path: Path) -> None:
     first, second = (files.write(TEXTS, "t.yaml", tmp_path) for _ in range(2))
 
-    assert (len(first.made), len(first.same)) == (2, 0)
-    assert (len(second.made), len(second.changed), len(second.same)) == (0, 0, 2)
+    assert (len(first.created), len(first.unchanged)) == (2, 0)
+    assert (len(second.created), len(second.changed), len(second.unchanged)) == (0, 0, 2)
 
 
 def test_no_file_is_overwritten_if_one_was_edited_by_hand(tmp_path: Path) -> None:

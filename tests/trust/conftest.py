@@ -48,7 +48,7 @@ class Time:
     wall: float = BEGAN
     passed: float = 1000.0
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.wall += seconds
         self.passed += seconds
 

@@ -208,7 +208,7 @@ def test_slow_data_is_abandoned(near: World) -> None:
                 yield from near.between.get(path, max_bytes)
                 return
             while True:
-                near.time.passes(20)
+                near.time.advance(20)
                 yield b" "
 
     with pytest.raises(errors.SlowData):
@@ -288,7 +288,7 @@ def test_expired_metadata_still_blocks_older_metadata(world: World) -> None:
     old = world.read("timestamp")
     world.publish()
     world.node.refresh()
-    world.time.passes(18 * DAY)
+    world.time.advance(18 * DAY)
     for version, match in ((old.signed.version, "was seen"), (99, "refers to a snapshot older than")):
         old.signed.version = version
         old.signed.expires = datetime.fromtimestamp(world.time.wall + DAY, UTC)
@@ -384,9 +384,9 @@ def test_an_inflated_role_version_is_reset_by_a_new_online_key(world: World, rol
 def test_a_frozen_repository_is_refused_once_it_has_expired(world: World) -> None:
     ref = world.publish()
     world.node.refresh()
-    world.time.passes(6.9 * DAY)
+    world.time.advance(6.9 * DAY)
     assert world.node.manifest(ref, {})
-    world.time.passes(0.2 * DAY)
+    world.time.advance(0.2 * DAY)
 
     with pytest.raises(errors.ExpiredMetadata, match="the timestamp expired on"):
         world.node.refresh()
@@ -407,18 +407,18 @@ def test_each_role_may_expire_while_the_others_are_valid(world: World, role: str
         documents = thief.sign().tamper
     else:
         if role == "root":
-            world.time.passes(364 * DAY)
+            world.time.advance(364 * DAY)
             key_ceremony.renew(world.repository, "doors", [world.owner_key])
             key_ceremony.renew(world.repository, "targets", [world.targets_key])
-            world.time.passes(364 * DAY)
+            world.time.advance(364 * DAY)
             key_ceremony.renew(world.repository, "doors", [world.owner_key])
             key_ceremony.renew(world.repository, "targets", [world.targets_key])
-            world.time.passes(3 * DAY)
+            world.time.advance(3 * DAY)
         else:
-            world.time.passes(364 * DAY)
+            world.time.advance(364 * DAY)
             other = {"targets": "doors", "doors": "targets"}[role]
             key_ceremony.renew(world.repository, other, [world.owner_key if other == "doors" else world.targets_key])
-            world.time.passes((lives[role] - 363) * DAY)
+            world.time.advance((lives[role] - 363) * DAY)
         world.repository.refresh_timestamp()
         documents = world.between.tamper
 
@@ -430,7 +430,7 @@ def test_an_expired_root_leads_to_the_next_one(world: World) -> None:
     """If the root's holders sign late, nodes refuse metadata until then. Intermediate roots may be expired."""
     ref = world.publish()
     key_ceremony.rotate(world.repository, (), signers=world.root_keys)
-    world.time.passes(731 * DAY)
+    world.time.advance(731 * DAY)
     key_ceremony.renew(world.repository, "targets", [world.targets_key])
     key_ceremony.renew(world.repository, "doors", [world.owner_key])
     world.repository.refresh_timestamp()

@@ -66,9 +66,9 @@ def test_metadata_expires_although_the_clock_is_not_set(world: World) -> None:
     node = restart(world, wall=0.0)
     assert node.refresh().clock_behind_s
 
-    world.time.passes(6.9 * DAY)
+    world.time.advance(6.9 * DAY)
     assert node.manifest(ref, {})
-    world.time.passes(0.2 * DAY)
+    world.time.advance(0.2 * DAY)
     with pytest.raises(errors.ExpiredMetadata):
         node.refresh()
 
@@ -77,7 +77,7 @@ def test_the_last_signing_time_is_the_lower_bound_of_the_time(world: World) -> N
     """Owner metadata that expired before the region's last signature is refused, although the clock is earlier."""
     began = world.time.wall
     ref = world.publish()
-    world.time.passes(364 * DAY)
+    world.time.advance(364 * DAY)
     key_ceremony.renew(world.repository, "targets", [world.targets_key])
     sign_at(world, began + 366 * DAY)
 
@@ -116,7 +116,7 @@ def test_setting_the_clock_back_does_not_delay_expiry(world: World) -> None:
     began = world.time.wall
     world.publish()
     world.node.refresh()
-    world.time.passes(7.1 * DAY)
+    world.time.advance(7.1 * DAY)
     world.time.wall = began
 
     with pytest.raises(errors.ExpiredMetadata):

@@ -151,14 +151,14 @@ def test_a_threshold_is_raised_and_lowered(world: World) -> None:
 
 
 def test_a_root_close_to_expiry_is_signed_again(world: World) -> None:
-    world.time.passes(700 * DAY)
+    world.time.advance(700 * DAY)
     rotate(world, signers=world.root_keys[:2])
-    world.time.passes(29 * DAY)
+    world.time.advance(29 * DAY)
     key_ceremony.renew(world.repository, "targets", [world.targets_key])
     world.repository.refresh_timestamp()
 
     assert world.node.refresh().root == 2
-    world.time.passes(2 * DAY)
+    world.time.advance(2 * DAY)
     world.repository.refresh_timestamp()
     assert world.node.refresh().root == 2
 

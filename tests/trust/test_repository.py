@@ -244,10 +244,10 @@ def test_fresh_metadata_is_not_signed_again_within_a_day(world: World) -> None:
     first = world.read("timestamp").signed.version
 
     assert not world.repository.refresh_timestamp()
-    world.time.passes(1.01 * DAY)
+    world.time.advance(1.01 * DAY)
     assert world.repository.refresh_timestamp()
     assert world.read("timestamp").signed.version == first + 1
-    world.time.passes(6.5 * DAY)
+    world.time.advance(6.5 * DAY)
     assert world.repository.refresh_timestamp()
     assert world.node.refresh().timestamp == first + 2
 

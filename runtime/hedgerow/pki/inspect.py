@@ -24,12 +24,12 @@ class Trouble(NamedTuple):
     """A problem with certificate files.
 
     Attributes:
-        grave: whether connections fail or a secret is exposed now, rather than later.
+        fatal: whether connections fail or a secret is exposed now, rather than later.
         detail: what is wrong.
         remedy: what to do.
     """
 
-    grave: bool
+    fatal: bool
     detail: str
     remedy: str
 

@@ -15,7 +15,7 @@ from hedgerow.pki.entry import CertificateEntry
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import Identity, PkiError
 
-Did = Literal["issued", "renewed", "changed", "kept", "elsewhere", "failed"]
+Action = Literal["issued", "renewed", "changed", "kept", "elsewhere", "failed"]
 
 
 class CertificateRequest(NamedTuple):
@@ -36,7 +36,7 @@ class Provided:
     """Outcome for a requested certificate.
 
     Attributes:
-        did: "elsewhere" if its authority's key is not here, so that it cannot be issued here.
+        action: "elsewhere" if its authority's key is not here, so that it cannot be issued here.
         entry: the current certificate; None if there is none.
         why: why it was changed, or could not be provided.
         remedy: what to do about that; "" if nothing.
@@ -44,7 +44,7 @@ class Provided:
 
     who: Identity
     role: str
-    did: Did
+    action: Action
     entry: CertificateEntry | None = None
     why: str = ""
     remedy: str = ""
@@ -63,32 +63,32 @@ def provide(
         try:
             yield _provide(pki, one, life, dry_run=dry_run)
         except PkiError as error:
-            yield Provided(who=one.who, role=one.role, did="failed", why=str(error), remedy=error.remedy)
+            yield Provided(who=one.who, role=one.role, action="failed", why=str(error), remedy=error.remedy)
 
 
 def _provide(pki: Pki, one: CertificateRequest, life: timedelta, *, dry_run: bool) -> Provided:
     who, entry = one.who, pki.find(one.who)
     signer = pki.authority(who.authority)
     if signer.exists and not signer.key_file.exists():
-        return Provided(who=who, role=one.role, did="elsewhere", entry=entry)
+        return Provided(who=who, role=one.role, action="elsewhere", entry=entry)
     if entry is not None and entry.revoked is not None:
         raise PkiError(
             f"{who} was revoked: {entry.revoked}",
             remedy=f"To give it a new key and certificate: `hedgerow pki issue {who}`; else remove it from the file.",
         )
-    did, why = _due(pki, one, entry)
+    action, why = _due(pki, one, entry)
     # Keep hosts that were added by hand: an address, a former name.
     hosts = tuple(dict.fromkeys((*one.hosts, *(entry.hosts if entry is not None else ()))))
-    if did != "kept" and signer.exists:  # it may not exist in a dry run
+    if action != "kept" and signer.exists:  # it may not exist in a dry run
         pki.check_hosts(who.authority, hosts)
-    if not dry_run and did == "issued":
+    if not dry_run and action == "issued":
         entry = pki.issue(who, life, role=one.role, hosts=hosts)
-    elif not dry_run and did != "kept":
+    elif not dry_run and action != "kept":
         entry = pki.amend(who, one.role, hosts)
-    return Provided(who=who, role=one.role, did=did, entry=entry, why=why)
+    return Provided(who=who, role=one.role, action=action, entry=entry, why=why)
 
 
-def _due(pki: Pki, one: CertificateRequest, entry: CertificateEntry | None) -> tuple[Did, str]:
+def _due(pki: Pki, one: CertificateRequest, entry: CertificateEntry | None) -> tuple[Action, str]:
     if entry is None:
         return "issued", ""
     if missing := [host for host in one.hosts if host not in entry.hosts]:

@@ -19,16 +19,16 @@ class Certified:
     """Outcome of `certify`.
 
     Attributes:
-        made: the root and authorities that were created.
+        created: the root and authorities that were created.
         certificates: outcome for each certificate that the topology needs.
         surplus: valid certificates that the topology does not name; they are left alone.
-        ending: authorities that expire soon.
+        expiring: authorities that expire soon.
     """
 
-    made: list[str]
+    created: list[str]
     certificates: list[Provided]
     surplus: list[CertificateEntry]
-    ending: list[CertificateEntry]
+    expiring: list[CertificateEntry]
 
 
 def certify(

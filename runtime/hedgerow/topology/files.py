@@ -36,14 +36,14 @@ class Written:
     """Outcome of writing.
 
     Attributes:
-        made, changed, same: new, changed and unchanged files.
-        left: files rendered earlier that are no longer part of the topology; they are kept.
+        created, changed, unchanged: the topology's files.
+        obsolete: files rendered earlier that are no longer part of the topology; they are not deleted.
     """
 
-    made: tuple[Path, ...]
+    created: tuple[Path, ...]
     changed: tuple[Path, ...]
-    same: tuple[Path, ...]
-    left: tuple[Path, ...]
+    unchanged: tuple[Path, ...]
+    obsolete: tuple[Path, ...]
 
 
 def headed(path: PurePosixPath, text: str, source: str) -> str:
@@ -57,7 +57,7 @@ def headed(path: PurePosixPath, text: str, source: str) -> str:
     return f"<!-- {line} -->\n{text}" if path.suffix == ".md" else f"# {line}\n{text}"
 
 
-def as_made(text: str) -> bool:
+def is_unedited(text: str) -> bool:
     """Whether a file's text is unchanged since `headed` returned it."""
     head = _HEAD.match(text)
     return head is not None and hashlib.sha256(text[head.end() :].encode()).hexdigest()[:16] == head[1]
@@ -73,7 +73,7 @@ def write(texts: Mapping[PurePosixPath, str], source: str, folder: Path, *, forc
     wanted = {folder / path: headed(path, text, source) for path, text in sorted(texts.items())}
     try:
         there = {path: path.read_text("utf-8", errors="replace") for path in wanted if path.exists()}
-        edited = [path for path, text in there.items() if text != wanted[path] and not as_made(text)]
+        edited = [path for path, text in there.items() if text != wanted[path] and not is_unedited(text)]
         if edited and not force:
             raise EditedByHand(edited)
         for path, text in wanted.items():
@@ -87,10 +87,10 @@ def write(texts: Mapping[PurePosixPath, str], source: str, folder: Path, *, forc
             remedy="Choose a folder of yours with --out.",
         ) from error
     return Written(
-        made=tuple(path for path in wanted if path not in there),
+        created=tuple(path for path in wanted if path not in there),
         changed=tuple(path for path, text in there.items() if text != wanted[path]),
-        same=tuple(path for path, text in there.items() if text == wanted[path]),
-        left=tuple(sorted(left)),
+        unchanged=tuple(path for path, text in there.items() if text == wanted[path]),
+        obsolete=tuple(sorted(left)),
     )
 
 

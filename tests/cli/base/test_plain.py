@@ -12,7 +12,7 @@ import pytest
 import structlog
 from tests.cli.base.test_main import VERBS
 from tests.cli.terminals import COLOR, terminal
-from tests.conftest import MakeCandidate
+from tests.conftest import MakeVersion
 from tests.trust.conftest import make_bundle
 
 from hedgerow.cli.base.verbs import Group
@@ -108,7 +108,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, make_version: MakeVersion, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files for verbs to work on."""
     (tmp_path / "right.yaml").write_text("pipelines: {doors: {subscribe: hall-1/+, stages: [parse]}}\n")
     (tmp_path / "wrong.yaml").write_text("pipeline: {doors: {}}\n")
@@ -116,7 +116,7 @@ def folder(tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.Mo
     config = RegionConfig.model_validate({"region": {"name": "plant"}, "store": {"url": str(tmp_path / "region.db")}})
     RegionStore(open_database(str(tmp_path / "region.db"), write=True), config).close()
     make_bundle(tmp_path / "door-1.0.0")
-    bundle = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+    bundle = make_version("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
     bundle.folder.rename(tmp_path / "door")
     monkeypatch.chdir(tmp_path)
     return tmp_path

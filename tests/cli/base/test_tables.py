@@ -36,10 +36,12 @@ def test_first_the_last_text_is_elided() -> None:
 
 def test_then_spare_columns_are_omitted_in_order() -> None:
     assert (
-        table_lines(78, spare=("COUNT", "STATE"))[0]
+        table_lines(78, omit_first=("COUNT", "STATE"))[0]
         == "NODE                 STREAM                 RATE/S  STATE    LAST"
     )
-    assert table_lines(71, spare=("COUNT", "STATE"))[0] == "NODE                 STREAM                 RATE/S  LAST"
+    assert (
+        table_lines(71, omit_first=("COUNT", "STATE"))[0] == "NODE                 STREAM                 RATE/S  LAST"
+    )
 
 
 def test_then_other_columns_are_omitted_from_the_right_but_never_names() -> None:
@@ -70,9 +72,9 @@ rows = st.lists(st.tuples(*[cells] * len(HEADINGS)), max_size=4)
     rows, st.integers(12, 200), st.integers(1, 3), st.lists(st.sampled_from(["STATE", "COUNT", "LAST"]), unique=True)
 )
 def test_no_line_is_wider_than_the_terminal_and_no_name_is_omitted(
-    cells: list[tuple[str, ...]], width: int, names: int, spare: list[str]
+    cells: list[tuple[str, ...]], width: int, names: int, omit_first: list[str]
 ) -> None:
-    lines = [unstyle(line) for line in tables.table(HEADINGS, cells, width, names=names, spare=spare)]
+    lines = [unstyle(line) for line in tables.table(HEADINGS, cells, width, names=names, omit_first=omit_first)]
 
     assert len(lines) == 1 + len(cells), "each row is a line"
     assert all(cell_len(line) <= width for line in lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click import unstyle
-from tests.conftest import MakeCandidate
+from tests.conftest import MakeVersion
 from tests.trust.conftest import make_bundle
 
 from hedgerow.bus.outbox.records import Number
@@ -141,9 +141,9 @@ def test_trust_status(printed: Printed, hedgerow, tmp_path: Path, monkeypatch: p
 BODY = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
 
-def test_model_show_and_diff(printed: Printed, make_candidate: MakeCandidate) -> None:
-    one = make_candidate(BODY, "1.0.0", baseline=True, parameters={"labels": ["open", "closed", "blocked"] * 9})
-    two = make_candidate("(float[N,3] x) => (float[N,3] y) { y = Mul(x, x) }", "1.1.0", baseline=True)
+def test_model_show_and_diff(printed: Printed, make_version: MakeVersion) -> None:
+    one = make_version(BODY, "1.0.0", baseline=True, parameters={"labels": ["open", "closed", "blocked"] * 9})
+    two = make_version("(float[N,3] x) => (float[N,3] y) { y = Mul(x, x) }", "1.1.0", baseline=True)
 
     shown = printed("model", "show", one.folder)
     (at,) = [number for number, line in enumerate(shown) if line.startswith("VARIANT ")]

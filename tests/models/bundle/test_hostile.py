@@ -37,8 +37,8 @@ DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
 
 @pytest.fixture
-def candidate(make_candidate: Callable[..., ModelVersion]) -> ModelVersion:
-    return make_candidate(DOUBLE, baseline=True)
+def candidate(make_version: Callable[..., ModelVersion]) -> ModelVersion:
+    return make_version(DOUBLE, baseline=True)
 
 
 def rewritten(candidate: ModelVersion, change: Callable[[dict[str, Any]], object]) -> bytes:

@@ -64,8 +64,8 @@ def test_a_manifests_metadata_is_read_back_unchanged(parameters: dict[str, Any],
     assert fields.get("labels", ()) == manifest.labels
 
 
-def test_a_manifests_parameters_override_the_files_metadata(make_candidate: Callable[..., ModelVersion]) -> None:
-    candidate = make_candidate(DOUBLE, parameters={"threshold": 0.7, "scale": "db"})
+def test_a_manifests_parameters_override_the_files_metadata(make_version: Callable[..., ModelVersion]) -> None:
+    candidate = make_version(DOUBLE, parameters={"threshold": 0.7, "scale": "db"})
     pool = ModelPool(cores=1)
     engine = pool.open("door", ModelConfig(path="bundle:door"), Path(), candidate)
 

@@ -267,9 +267,9 @@ DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
 @pytest.mark.parametrize("has_baseline", [True, False])
 def test_only_versions_whose_bundle_has_statistics_are_monitored(
-    make_candidate: Callable[..., ModelVersion], *, has_baseline: bool
+    make_version: Callable[..., ModelVersion], *, has_baseline: bool
 ) -> None:
-    candidate = make_candidate(DOUBLE, baseline=has_baseline)
+    candidate = make_version(DOUBLE, baseline=has_baseline)
     pool = ModelPool(cores=1)
     pool.assign("door", candidate)
     slot = pool.acquire("door", ModelConfig(path="bundle:door"), candidate.folder)

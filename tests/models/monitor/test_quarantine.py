@@ -13,7 +13,7 @@ from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.testing import processes
 from hedgerow.wire.fleet import Quarantined
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 
 CRASH = """
 import ctypes, sys
@@ -28,8 +28,8 @@ ctypes.string_at(0)
 
 
 @pytest.fixture
-def candidate(make_candidate: MakeCandidate) -> ModelVersion:
-    return make_candidate("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+def candidate(make_version: MakeVersion) -> ModelVersion:
+    return make_version("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
 
 
 def crash(folder: Path, max_crashes: int, candidate: ModelVersion) -> None:

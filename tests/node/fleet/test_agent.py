@@ -32,7 +32,7 @@ from hedgerow.trust import key_ceremony
 from hedgerow.trust.repository import Repository
 from hedgerow.wire.fleet import Desired, ModelRef, Reported
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x, two) }"
@@ -102,9 +102,9 @@ async def region(own_site: Site, tmp_path: Path) -> AsyncIterator[Region]:
 
 
 @pytest.fixture
-def good(region: Region, make_candidate: MakeCandidate) -> ModelRef:
+def good(region: Region, make_version: MakeVersion) -> ModelRef:
     """Version 1.0.0, published."""
-    return region.publish(make_candidate(TWICE, "1.0.0"))
+    return region.publish(make_version(TWICE, "1.0.0"))
 
 
 @contextlib.asynccontextmanager
@@ -166,12 +166,12 @@ def versions(site: Site) -> list[str | None]:
 
 
 async def test_a_version_is_fetched_verified_and_served_and_then_replaced_by_the_next(
-    region: Region, make_candidate: MakeCandidate
+    region: Region, make_version: MakeVersion
 ) -> None:
     """The pipeline waits for its first version; the swap to the second loses and duplicates no frame."""
     site = region.site
-    one = region.publish(make_candidate(TWICE, "1.0.0"))
-    two = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    one = region.publish(make_version(TWICE, "1.0.0"))
+    two = region.publish(make_version(TWICE_AGAIN, "2.0.0"))
     async with fleet_node(region) as node:
         assert node.health().pipelines["p"].state == "loading"
         await region.desire(1, models={"door": one})
@@ -202,10 +202,10 @@ def signed_digest(ref: ModelRef, region: Region) -> str:
 
 
 async def test_a_version_that_fails_its_golden_cases_is_refused_and_the_old_one_keeps_serving(
-    region: Region, good: ModelRef, make_candidate: MakeCandidate
+    region: Region, good: ModelRef, make_version: MakeVersion
 ) -> None:
     site = region.site
-    bad = region.publish(make_candidate(THRICE, "2.0.0", golden_body=TWICE))
+    bad = region.publish(make_version(THRICE, "2.0.0", golden_body=TWICE))
     async with fleet_node(region):
         await region.serve(good)
         async with frames(site):
@@ -219,10 +219,10 @@ async def test_a_version_that_fails_its_golden_cases_is_refused_and_the_old_one_
 
 
 async def test_a_version_not_signed_for_this_node_is_refused_with_the_reason(
-    region: Region, good: ModelRef, make_candidate: MakeCandidate
+    region: Region, good: ModelRef, make_version: MakeVersion
 ) -> None:
-    other_site = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"), "site=another")
-    unsigned = make_candidate(THRICE, "3.0.0").ref
+    other_site = region.publish(make_version(TWICE_AGAIN, "2.0.0"), "site=another")
+    unsigned = make_version(THRICE, "3.0.0").ref
     async with fleet_node(region):
         for generation, ref, code in (
             (1, other_site, "not-for-this-node"),
@@ -239,11 +239,9 @@ async def test_a_version_not_signed_for_this_node_is_refused_with_the_reason(
             assert detail["remedy"]
 
 
-async def test_a_version_signed_just_after_it_was_requested_is_found(
-    region: Region, make_candidate: MakeCandidate
-) -> None:
+async def test_a_version_signed_just_after_it_was_requested_is_found(region: Region, make_version: MakeVersion) -> None:
     """The site caches metadata for seconds, so it may be older than the signature."""
-    candidate = make_candidate(TWICE, "1.0.0")
+    candidate = make_version(TWICE, "1.0.0")
     async with fleet_node(region):
         await region.desire(1, models={"door": candidate.ref})
         report = await region.wait_done(1, "failed")
@@ -255,13 +253,13 @@ async def test_a_version_signed_just_after_it_was_requested_is_found(
 
 
 async def test_the_old_version_keeps_serving_while_the_repository_is_attacked(
-    region: Region, make_candidate: MakeCandidate
+    region: Region, make_version: MakeVersion
 ) -> None:
     """Each attack has its own code in an event and in the report, and no other effect."""
-    good = region.publish(make_candidate(TWICE, "1.0.0"))
+    good = region.publish(make_version(TWICE, "1.0.0"))
     timestamp = region.repository.metadata / "timestamp.json"
     old = timestamp.read_bytes()
-    new = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    new = region.publish(make_version(TWICE_AGAIN, "2.0.0"))
     honest = timestamp.read_bytes()
     swap = {**QUICK, "min_frames": 0}
     async with fleet_node(region) as node:
@@ -297,10 +295,10 @@ def _signed(content: bytes, key: CryptoSigner) -> bytes:
 
 
 async def test_a_withdrawn_version_does_not_serve_again_although_it_is_installed(
-    region: Region, make_candidate: MakeCandidate
+    region: Region, make_version: MakeVersion
 ) -> None:
     """A rollback needs no network, but a version withdrawn by the newest metadata is refused."""
-    old, new = region.publish(make_candidate(TWICE, "1.0.0")), region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    old, new = region.publish(make_version(TWICE, "1.0.0")), region.publish(make_version(TWICE_AGAIN, "2.0.0"))
     swap = {**QUICK, "min_frames": 0}
     async with fleet_node(region) as node:
         for generation, ref in ((1, old), (2, new)):
@@ -319,9 +317,9 @@ async def test_a_withdrawn_version_does_not_serve_again_although_it_is_installed
         assert report.models["door"].model == new
 
 
-async def test_a_version_released_from_quarantine_is_retried(region: Region, make_candidate: MakeCandidate) -> None:
+async def test_a_version_released_from_quarantine_is_retried(region: Region, make_version: MakeVersion) -> None:
     """A release retries the current document; the region need not send it again."""
-    candidate = make_candidate(TWICE, "1.0.0")
+    candidate = make_version(TWICE, "1.0.0")
     ref = region.publish(candidate)
     async with fleet_node(region) as node:
         node.swaps._quarantine.start_trial(candidate, "switch")
@@ -401,12 +399,12 @@ async def test_a_version_damaged_on_disk_does_not_serve_and_is_fetched_again(
 
 
 async def test_a_newer_document_cancels_the_swap_in_progress_and_the_previous_version_serves(
-    region: Region, make_candidate: MakeCandidate
+    region: Region, make_version: MakeVersion
 ) -> None:
     """The newer one desires the version that the swap rolls back to, so there is nothing left to do."""
     site = region.site
-    one = region.publish(make_candidate(TWICE, "1.0.0"))
-    two = region.publish(make_candidate(TWICE_AGAIN, "2.0.0"))
+    one = region.publish(make_version(TWICE, "1.0.0"))
+    two = region.publish(make_version(TWICE_AGAIN, "2.0.0"))
     async with fleet_node(region) as node:
         await region.desire(1, models={"door": one}, swap={**QUICK, "min_frames": 0})
         await region.wait_done(1)

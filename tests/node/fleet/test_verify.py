@@ -58,7 +58,7 @@ async def test_an_installed_version_serves_again_without_metadata(
 ) -> None:
     """Metadata may be expired or unavailable: a rollback must not depend on the WAN."""
     ref = world.publish()
-    world.time.passes(8 * DAY)
+    world.time.advance(8 * DAY)
     with pytest.raises(errors.ExpiredMetadata):
         await verifier.verify(ref, {})
     count = len(events)

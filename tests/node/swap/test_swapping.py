@@ -24,7 +24,7 @@ from hedgerow.models.serving.slot import Slot
 from hedgerow.node.node import Node
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 
 VIBRATION: Final = Path(__file__).parents[3] / "configs/models/vibration.onnx"
 IMMEDIATE: Final = SwapPolicy(probation_s=0, min_frames=0, max_slowdown=1000)
@@ -133,7 +133,7 @@ async def cancel_in_probation(node: Node, candidate: ModelVersion, load: Load) -
     ],
 )
 async def test_swaps_under_full_load_lose_duplicate_and_reorder_no_frame(
-    own_site: Site, make_candidate: MakeCandidate, times: int
+    own_site: Site, make_version: MakeVersion, times: int
 ) -> None:
     """A list of frames never waits for a version, and the old version finishes its lists after the switch.
 
@@ -144,7 +144,7 @@ async def test_swaps_under_full_load_lose_duplicate_and_reorder_no_frame(
     width = tensor.type.tensor_type.shape.dim[1].dim_value
     samples = {tensor.name: np.random.default_rng(0).random((16, width), np.float32)}
     candidates = [
-        make_candidate(each, f"{number}.0.0", samples=samples)
+        make_version(each, f"{number}.0.0", samples=samples)
         for number, each in enumerate((model, doubled(model)), start=1)
     ]
     pipeline = own_site.pipeline({"parse": {"format": "raw", "dtype": "float32"}}, {"infer": {"model": "door"}})

@@ -39,7 +39,7 @@ from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 OnnxFile = Callable[..., Path]
 
 TWICE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -189,9 +189,9 @@ def check_delivery(flow: Flow) -> None:
         assert numbers == sorted(set(numbers))
 
 
-async def test_a_good_version_is_kept(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_a_good_version_is_kept(bench: Bench, make_version: MakeVersion) -> None:
     async with bench.flow() as flow:
-        outcome = await bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"))
+        outcome = await bench.swap_to(make_version(TWICE_AGAIN, "1.1.0"))
 
     assert (outcome.kept, outcome.reason) == (True, "")
     assert bench.steps == ["load", "golden", "switch", "probation"]
@@ -206,10 +206,10 @@ async def test_a_good_version_is_kept(bench: Bench, make_candidate: MakeCandidat
     assert (serving.model.version, serving.stage, serving.previous) == ("1.1.0", "kept", None)
 
 
-async def test_a_version_that_fails_its_golden_cases_never_serves(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_a_version_that_fails_its_golden_cases_never_serves(bench: Bench, make_version: MakeVersion) -> None:
     before = bench.engine
     async with bench.flow() as flow:
-        outcome = await bench.swap_to(make_candidate(THRICE, "1.1.0", golden_body=TWICE))
+        outcome = await bench.swap_to(make_version(THRICE, "1.1.0", golden_body=TWICE))
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "golden-failed", False)
     assert "case 1 of 1, y" in outcome.reason
@@ -219,12 +219,12 @@ async def test_a_version_that_fails_its_golden_cases_never_serves(bench: Bench, 
 
 
 async def test_a_version_that_gives_nan_only_for_live_frames_is_rolled_back(
-    bench: Bench, make_candidate: MakeCandidate
+    bench: Bench, make_version: MakeVersion
 ) -> None:
     """Its golden cases and the author's samples pass."""
     before = bench.engine
     async with bench.flow(1.5) as flow:
-        outcome = await bench.swap_to(make_candidate(NAN_ABOVE_ONE, "1.1.0"))
+        outcome = await bench.swap_to(make_version(NAN_ABOVE_ONE, "1.1.0"))
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "not-finite", True)
     assert bench.engine is before
@@ -234,12 +234,12 @@ async def test_a_version_that_gives_nan_only_for_live_frames_is_rolled_back(
 
 
 async def test_a_rollback_resets_the_hidden_state_that_the_version_changed(
-    onnx_file: OnnxFile, make_candidate: MakeCandidate, tmp_path: Path
+    onnx_file: OnnxFile, make_version: MakeVersion, tmp_path: Path
 ) -> None:
     """It took over the streams' state and wrote NaN into it, so the previous version starts with fresh state."""
     noise = np.random.default_rng(0).random
     samples = {"x": noise((16, 3), np.float32), "s": noise((16, 1), np.float32)}
-    poisons = make_candidate(POISONS, "1.1.0", samples=samples, state={"s": "t"}, parameters={"state": "carries-over"})
+    poisons = make_version(POISONS, "1.1.0", samples=samples, state={"s": "t"}, parameters={"state": "carries-over"})
     async with (
         bench_with({"path": str(onnx_file(KEEPS)), "state": {"s": "t"}}, tmp_path) as bench,
         bench.flow(1.5) as flow,
@@ -254,11 +254,11 @@ async def test_a_rollback_resets_the_hidden_state_that_the_version_changed(
 
 
 async def test_a_shadow_detects_a_version_that_is_wrong_only_for_live_frames(
-    bench: Bench, make_candidate: MakeCandidate
+    bench: Bench, make_version: MakeVersion
 ) -> None:
     async with bench.flow(1.5) as flow:
         policy = QUICK.model_copy(update={"shadow_s": 5})
-        outcome = await bench.swap_to(make_candidate(WRONG_ABOVE_ONE, "1.1.0"), policy)
+        outcome = await bench.swap_to(make_version(WRONG_ABOVE_ONE, "1.1.0"), policy)
 
     assert (outcome.kept, outcome.code, outcome.served) == (False, "disagrees", False)
     check_delivery(flow)
@@ -266,20 +266,20 @@ async def test_a_shadow_detects_a_version_that_is_wrong_only_for_live_frames(
 
 
 async def test_a_version_whose_outputs_differ_from_its_baseline_is_rolled_back(
-    bench: Bench, make_candidate: MakeCandidate
+    bench: Bench, make_version: MakeVersion
 ) -> None:
     async with bench.flow(1.5):
-        outcome = await bench.swap_to(make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
+        outcome = await bench.swap_to(make_version(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
 
     assert (outcome.kept, outcome.code) == (False, "shifted")
 
 
 async def test_a_split_serves_some_streams_first_and_each_stream_changes_once(
-    bench: Bench, make_candidate: MakeCandidate
+    bench: Bench, make_version: MakeVersion
 ) -> None:
     policy = QUICK.model_copy(update={"split_percent": 50, "split_s": 0.3})
     async with bench.flow() as flow:
-        outcome = await bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"), policy)
+        outcome = await bench.swap_to(make_version(TWICE_AGAIN, "1.1.0"), policy)
 
     assert outcome.kept
     assert bench.steps == ["load", "golden", "split", "switch", "probation"]
@@ -291,11 +291,11 @@ async def test_a_split_serves_some_streams_first_and_each_stream_changes_once(
 
 
 async def test_a_stream_keeps_its_order_if_a_split_ends_while_a_list_is_divided(
-    bench: Bench, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, make_version: MakeVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise its later frame would run with the old version's, which may run first."""
     (slot,) = bench.pool.slots()
-    slot.split(bench.pool.open("door", slot.config, slot.base_dir, make_candidate(TWICE_AGAIN, "1.1.0")), 50)
+    slot.split(bench.pool.open("door", slot.config, slot.base_dir, make_version(TWICE_AGAIN, "1.1.0")), 50)
     split = slot.on_trial
     assert split is not None
     new = next(name for name in map(str, range(100)) if split.takes(name))
@@ -323,8 +323,8 @@ async def test_a_stream_keeps_its_order_if_a_split_ends_while_a_list_is_divided(
     assert sequences == [1, 2]
 
 
-async def test_an_incompatible_version_is_refused(bench: Bench, make_candidate: MakeCandidate) -> None:
-    other = make_candidate(
+async def test_an_incompatible_version_is_refused(bench: Bench, make_version: MakeVersion) -> None:
+    other = make_version(
         "(float[N,4] x) => (float[N,4] y) { y = Add(x, x) }",
         "2.0.0",
         samples={"x": np.zeros((2, 4), np.float32)},
@@ -336,11 +336,11 @@ async def test_an_incompatible_version_is_refused(bench: Bench, make_candidate: 
     assert "pipelines:" in outcome.remedy
 
 
-async def test_cancelling_a_swap_restores_the_previous_version(bench: Bench, make_candidate: MakeCandidate) -> None:
+async def test_cancelling_a_swap_restores_the_previous_version(bench: Bench, make_version: MakeVersion) -> None:
     before = bench.engine
     async with bench.flow() as flow:
         policy = QUICK.model_copy(update={"probation_s": 100})
-        swapping = asyncio.create_task(bench.swap_to(make_candidate(TWICE_AGAIN, "1.1.0"), policy))
+        swapping = asyncio.create_task(bench.swap_to(make_version(TWICE_AGAIN, "1.1.0"), policy))
         await until(lambda: "probation" in bench.steps)
         assert bench.engine is not before
         swapping.cancel()
@@ -373,11 +373,11 @@ def cancelled_at(turn: int, work: Coroutine[Any, Any, Any]) -> Generator[Any, An
 
 
 async def test_wherever_a_swap_is_cancelled_one_version_serves_and_the_next_swap_succeeds(
-    bench: Bench, make_candidate: MakeCandidate, tmp_path: Path
+    bench: Bench, make_version: MakeVersion, tmp_path: Path
 ) -> None:
     """The previous version, or the new one once it is kept; never both, and no swap remains open on disk."""
     policy = SwapPolicy(shadow_s=0.01, split_percent=50, split_s=0.01, probation_s=0.01, min_frames=0, max_slowdown=1e6)
-    one, other = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(TWICE, "1.2.0")
+    one, other = make_version(TWICE_AGAIN, "1.1.0"), make_version(TWICE, "1.2.0")
     cancelled_in: set[str] = set()
     async with bench.flow() as flow:
         for turn in itertools.count(1):
@@ -417,9 +417,9 @@ async def _run(work: Any) -> Any:
 
 
 async def test_a_version_that_does_not_fit_into_memory_is_refused_or_costs_a_gap(
-    bench: Bench, make_candidate: MakeCandidate
+    bench: Bench, make_version: MakeVersion
 ) -> None:
-    huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
+    huge = make_version(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
     async with bench.flow() as flow:
         refused = await bench.swap_to(huge)
         gapped = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
@@ -434,7 +434,7 @@ async def test_a_version_that_does_not_fit_into_memory_is_refused_or_costs_a_gap
 
 
 async def test_there_is_no_gap_if_the_event_loop_itself_would_wait(
-    bench: Bench, make_candidate: MakeCandidate, tmp_path: Path
+    bench: Bench, make_version: MakeVersion, tmp_path: Path
 ) -> None:
     """It would wait forever, since it is what ends the gap."""
     pipelines = {
@@ -443,7 +443,7 @@ async def test_there_is_no_gap_if_the_event_loop_itself_would_wait(
     models = {"door": bench.engine.config.model_dump(exclude_unset=True)}
     config = NodeConfig.model_validate({"models": models, "pipelines": pipelines})
     built = LocalPipeline(config, "here", tmp_path, bench.pool, 1, lambda *_: None)
-    huge = make_candidate(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
+    huge = make_version(TWICE_AGAIN, "1.1.0", memory_bytes=1 << 60)
 
     outcome = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
@@ -452,8 +452,8 @@ async def test_there_is_no_gap_if_the_event_loop_itself_would_wait(
     built.close()
 
 
-async def test_a_version_that_fails_in_a_gap_is_rolled_back(bench: Bench, make_candidate: MakeCandidate) -> None:
-    huge = make_candidate(THRICE, "1.1.0", golden_body=TWICE, memory_bytes=1 << 60)
+async def test_a_version_that_fails_in_a_gap_is_rolled_back(bench: Bench, make_version: MakeVersion) -> None:
+    huge = make_version(THRICE, "1.1.0", golden_body=TWICE, memory_bytes=1 << 60)
     async with bench.flow() as flow:
         outcome = await bench.swap_to(huge, QUICK.model_copy(update={"memory": "brief-gap"}))
 
@@ -463,8 +463,8 @@ async def test_a_version_that_fails_in_a_gap_is_rolled_back(bench: Bench, make_c
     assert {one.y for one in flow.all} == {1.0}
 
 
-async def test_the_previous_version_is_known_and_can_be_restored(bench: Bench, make_candidate: MakeCandidate) -> None:
-    first, second = make_candidate(TWICE_AGAIN, "1.1.0"), make_candidate(THRICE, "1.2.0")
+async def test_the_previous_version_is_known_and_can_be_restored(bench: Bench, make_version: MakeVersion) -> None:
+    first, second = make_version(TWICE_AGAIN, "1.1.0"), make_version(THRICE, "1.2.0")
     async with bench.flow() as flow:
         for each in (first, second):
             assert (await bench.swap_to(each)).kept

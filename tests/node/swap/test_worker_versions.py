@@ -21,7 +21,7 @@ from hedgerow.node.swap.outcome import SwapOutcome
 from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 from hedgerow.wire.fleet import SwapPolicy
 
-MakeCandidate = Callable[..., ModelVersion]
+MakeVersion = Callable[..., ModelVersion]
 OnnxFile = Callable[..., Path]
 
 TWICE: Final = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
@@ -113,10 +113,10 @@ def pid(node: Node) -> int:
 
 
 async def test_workers_swap_versions_and_a_restarted_worker_runs_the_newest(
-    own_site: Site, make_candidate: MakeCandidate
+    own_site: Site, make_version: MakeVersion
 ) -> None:
     """The pipeline waits for its first version. Each result names the version it came from."""
-    first, second = make_candidate(TWICE, "1.0.0"), make_candidate(THRICE, "1.1.0")
+    first, second = make_version(TWICE, "1.0.0"), make_version(THRICE, "1.1.0")
     async with waiting_node(own_site) as node:
         assert (await swap_to(node, first)).kept
         await until(lambda: "p" in node.runners and not node._probes.why_unready())
@@ -158,10 +158,10 @@ async def waiting_node(site: Site) -> AsyncIterator[Node]:
 
 @pytest.mark.long
 async def test_a_version_that_workers_cannot_load_is_refused_and_one_that_gives_nan_is_rolled_back(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
+    site: Site, onnx_file: OnnxFile, make_version: MakeVersion
 ) -> None:
     """The first file is damaged after its golden cases passed; the second version passes with its author's samples."""
-    damaged, nan = make_candidate(THRICE, "1.1.0"), make_candidate(NAN_ABOVE_ONE, "1.2.0")
+    damaged, nan = make_version(THRICE, "1.1.0"), make_version(NAN_ABOVE_ONE, "1.2.0")
 
     def damage(step: str, _: float | None) -> None:
         if step == "switch":
@@ -184,9 +184,9 @@ async def test_a_version_that_workers_cannot_load_is_refused_and_one_that_gives_
 
 @pytest.mark.slow
 async def test_a_version_that_crashes_its_workers_is_rolled_back(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
+    site: Site, onnx_file: OnnxFile, make_version: MakeVersion
 ) -> None:
-    bad = make_candidate(NAN_ABOVE_ONE, "1.1.0")
+    bad = make_version(NAN_ABOVE_ONE, "1.1.0")
     async with serving_node(site, str(onnx_file(TWICE)), "brittle") as node, Sender(site, 1.5).sending() as sender:
         outcome = await swap_to(node, bad, LONG)
         await sender.wait_more(5)
@@ -201,21 +201,19 @@ async def test_a_version_that_crashes_its_workers_is_rolled_back(
 
 @pytest.mark.slow
 async def test_a_version_whose_outputs_shift_is_rolled_back_in_workers(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
+    site: Site, onnx_file: OnnxFile, make_version: MakeVersion
 ) -> None:
     async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 1.5).sending() as sender:
-        outcome = await swap_to(node, make_candidate(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
+        outcome = await swap_to(node, make_version(WRONG_ABOVE_ONE, "1.1.0", baseline=True))
         await sender.wait_more(1)
 
     assert (outcome.kept, outcome.code) == (False, "shifted")
 
 
 @pytest.mark.slow
-async def test_workers_return_to_the_nodes_own_file(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
-) -> None:
+async def test_workers_return_to_the_nodes_own_file(site: Site, onnx_file: OnnxFile, make_version: MakeVersion) -> None:
     async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
-        assert (await swap_to(node, make_candidate(THRICE, "1.1.0"))).kept
+        assert (await swap_to(node, make_version(THRICE, "1.1.0"))).kept
         assert (await node.swaps.swap_to_file("door", QUICK, lambda *_: None)).kept
         await sender.wait_more(1)
 
@@ -226,10 +224,10 @@ async def test_workers_return_to_the_nodes_own_file(
 
 @pytest.mark.slow
 async def test_cancelling_a_swap_restores_the_previous_version_in_workers(
-    site: Site, onnx_file: OnnxFile, make_candidate: MakeCandidate
+    site: Site, onnx_file: OnnxFile, make_version: MakeVersion
 ) -> None:
     """At the switch, the new version never serves; during probation, the previous version serves again."""
-    candidate = make_candidate(THRICE, "1.1.0")
+    candidate = make_version(THRICE, "1.1.0")
     async with serving_node(site, str(onnx_file(TWICE))) as node, Sender(site, 0.5).sending() as sender:
         before = pid(node)
         for last in ("switch", "probation"):

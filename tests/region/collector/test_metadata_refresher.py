@@ -38,13 +38,13 @@ def test_a_repository_stays_fresh_only_while_it_is_refreshed(world: World) -> No
     ref, refresher = world.publish(), refresher_of(world)
 
     for _ in range(10):
-        world.time.passes(DAY)
+        world.time.advance(DAY)
         refresher.check()
         assert world.node.manifest(ref, {})
     assert refresher.problems() == []
     assert expires(refresher).keys() == {"root", "targets", "snapshot", "timestamp", "doors"}
 
-    world.time.passes(8 * DAY)
+    world.time.advance(8 * DAY)
     with pytest.raises(errors.ExpiredMetadata):
         world.node.refresh()
 
@@ -64,13 +64,13 @@ def test_without_the_online_key_it_only_reports_expiry(world: World) -> None:
     online_key_of(world.repository.folder).unlink()
     before = (world.repository.metadata / "timestamp.json").read_bytes()
     refresher = refresher_of(world)
-    world.time.passes(2 * DAY)
+    world.time.advance(2 * DAY)
 
     refresher.check()
 
     assert (world.repository.metadata / "timestamp.json").read_bytes() == before
     assert refresher.problems() == []
-    world.time.passes(6 * DAY)
+    world.time.advance(6 * DAY)
     refresher.check()
     assert refresher.problems() == ["timestamp of the repository: it has expired; sign it again"]
 
@@ -103,10 +103,10 @@ def test_a_folder_without_a_repository_is_reported(tmp_path: Path) -> None:
 def test_a_role_that_expires_soon_is_warned_of_once_a_day(world: World) -> None:
     world.publish()
     refresher = refresher_of(world)
-    world.time.passes(340 * DAY)
+    world.time.advance(340 * DAY)
     with capture_logs() as log_lines:
         for _ in range(4):
-            world.time.passes(DAY / 2)
+            world.time.advance(DAY / 2)
             refresher.check()
 
     warned = [line["role"] for line in log_lines if line["event"] == "signature-ending"]

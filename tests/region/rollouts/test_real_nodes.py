@@ -132,7 +132,7 @@ async def frames(
 async def test_good_versions_reach_every_node_and_bad_ones_are_rolled_back_on_the_first(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
-    make_candidate: Callable[..., ModelVersion],
+    make_version: Callable[..., ModelVersion],
     tmp_path: Path,
 ) -> None:
     """Without an operator, whether golden cases show it or only live frames do."""
@@ -142,9 +142,7 @@ async def test_good_versions_reach_every_node_and_bad_ones_are_rolled_back_on_th
         "3.0.0": (THRICE, TWICE),
         "4.0.0": (NAN_FOR_ZERO, NAN_FOR_ZERO),
     }
-    root = publish(
-        tmp_path, [make_candidate(body, one, golden_body=golden) for one, (body, golden) in versions.items()]
-    )
+    root = publish(tmp_path, [make_version(body, one, golden_body=golden) for one, (body, golden) in versions.items()])
     collector.configure(models={"repository": str(tmp_path / "repository")})
     collector.start()
 
@@ -185,7 +183,7 @@ async def known(collector: CollectorProcess, count: int) -> None:
 async def test_a_version_that_drifts_after_it_was_kept_is_stopped(
     collector: CollectorProcess,
     mosquitto: Mosquitto,
-    make_candidate: Callable[..., ModelVersion],
+    make_version: Callable[..., ModelVersion],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -194,7 +192,7 @@ async def test_a_version_that_drifts_after_it_was_kept_is_stopped(
     monkeypatch.setattr("hedgerow.models.monitor.drift.MIN_FRAMES", 10)
     draw = np.random.default_rng(1)
     samples = {"x": draw.random((200, 3), np.float32)}
-    versions = [make_candidate(TWICE, one, samples=samples, baseline=True) for one in ("1.0.0", "2.0.0")]
+    versions = [make_version(TWICE, one, samples=samples, baseline=True) for one in ("1.0.0", "2.0.0")]
     root = publish(tmp_path, versions)
     collector.configure(models={"repository": str(tmp_path / "repository")})
     collector.start()
@@ -270,17 +268,17 @@ class SupervisedNode:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_every_kind_of_bad_version_is_rolled_back_on_the_first_real_node(
-    collector: CollectorProcess, mosquitto: Mosquitto, make_candidate: Callable[..., ModelVersion], tmp_path: Path
+    collector: CollectorProcess, mosquitto: Mosquitto, make_version: Callable[..., ModelVersion], tmp_path: Path
 ) -> None:
     """Wrong numbers, NaN, slowness, a crash, a leak: with node processes and default intervals of health."""
     bad: dict[str, tuple[ModelVersion, str, dict[str, Any]]] = {
-        "2.0.0": (make_candidate(THRICE, "2.0.0", golden_body=TWICE), "golden-failed", {}),
-        "3.0.0": (make_candidate(NAN_FOR_ZERO, "3.0.0"), "not-finite", {}),
-        "4.0.0": (make_candidate(SLOW, "4.0.0"), "slower", {"max_slowdown": 3.0}),
-        "5.0.0": (make_candidate(LEAKS, "5.0.0"), "memory-growth", {"max_growth_bytes": 60 << 20}),
-        "6.0.0": (make_candidate(CRASHES, "6.0.0", backend="openvino"), "crashed", {}),
+        "2.0.0": (make_version(THRICE, "2.0.0", golden_body=TWICE), "golden-failed", {}),
+        "3.0.0": (make_version(NAN_FOR_ZERO, "3.0.0"), "not-finite", {}),
+        "4.0.0": (make_version(SLOW, "4.0.0"), "slower", {"max_slowdown": 3.0}),
+        "5.0.0": (make_version(LEAKS, "5.0.0"), "memory-growth", {"max_growth_bytes": 60 << 20}),
+        "6.0.0": (make_version(CRASHES, "6.0.0", backend="openvino"), "crashed", {}),
     }
-    root = publish(tmp_path, [make_candidate(TWICE, "1.0.0"), *(candidate for candidate, _, _ in bad.values())])
+    root = publish(tmp_path, [make_version(TWICE, "1.0.0"), *(candidate for candidate, _, _ in bad.values())])
     collector.configure(models={"repository": str(tmp_path / "repository")})
     collector.start()
     async with contextlib.AsyncExitStack() as stack:

@@ -41,10 +41,10 @@ def alert(text: str) -> str:
 
 
 def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, spare: Sequence[str] = ()
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1, omit_first: Sequence[str] = ()
 ) -> None:
     """Print a table; see `table` for the arguments."""
-    for line in table(headings, rows, terminal_width(), names=names, spare=spare):
+    for line in table(headings, rows, terminal_width(), names=names, omit_first=omit_first):
         typer.echo(line)
 
 
@@ -65,7 +65,7 @@ def table(
     width: int | None,
     *,
     names: int = 1,
-    spare: Sequence[str] = (),
+    omit_first: Sequence[str] = (),
 ) -> list[str]:
     """Return a table as lines, none wider than `width`.
 
@@ -73,7 +73,7 @@ def table(
         headings: a leading `>` marks a column of numbers, which are right-aligned and never elided.
         width: columns of the terminal; None: unlimited.
         names: how many of the first columns are names, which are never omitted.
-        spare: headings of columns to omit first, in this order; then columns are omitted from the right.
+        omit_first: headings of columns to omit first, in this order; then columns are omitted from the right.
     """
     titles = [heading.removeprefix(">") for heading in headings]
     numbers = {column for column, heading in enumerate(headings) if heading.startswith(">")}
@@ -86,7 +86,7 @@ def table(
     shown = list(range(len(titles)))
     widths = dict(enumerate(natural))
     if width is not None:
-        shown = _columns_that_fit(natural, minimum, width, names, [titles.index(heading) for heading in spare])
+        shown = _columns_that_fit(natural, minimum, width, names, [titles.index(heading) for heading in omit_first])
         widths = _shrink({column: natural[column] for column in shown}, minimum, width, names, numbers)
 
     def line(row: Sequence[str]) -> str:
@@ -132,10 +132,10 @@ def ansi_text(lines: Iterable[str]) -> Text:
 
 
 def _columns_that_fit(
-    natural: Sequence[int], minimum: Sequence[int], width: int, names: int, spare: Sequence[int]
+    natural: Sequence[int], minimum: Sequence[int], width: int, names: int, omit_first: Sequence[int]
 ) -> list[int]:
     """Return the columns to show: all names, and the others that fit."""
-    shown, omittable = list(range(len(natural))), list(spare)
+    shown, omittable = list(range(len(natural))), list(omit_first)
 
     def needed(of: Callable[[int], int]) -> int:
         return sum(map(of, shown)) + len(_GAP) * (len(shown) - 1)

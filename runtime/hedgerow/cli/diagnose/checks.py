@@ -281,16 +281,16 @@ def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[
 
     tls, now = broker.tls, datetime.now(UTC)
     user = f"{config.node.site}/{config.node.name}" if config is not None and tls.cert_file is not None else None
-    grave = False
+    fatal = False
     for trouble in examine(now, tls.cert_file, tls.key_file, tls.ca_file, tls.crl_file, user):
-        grave |= trouble.grave
-        yield CheckResult("certificates", "failed" if trouble.grave else "warning", trouble.detail, trouble.remedy)
+        fatal |= trouble.fatal
+        yield CheckResult("certificates", "failed" if trouble.fatal else "warning", trouble.detail, trouble.remedy)
     if tls.cert_file is None:
         remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` creates them."
         yield CheckResult(
             "certificates", "warning", "this node has none: a password identifies it, or nothing does", remedy
         )
-    elif not grave:
+    elif not fatal:
         life = Life.of(tls.cert_file)
         yield CheckResult("certificates", "ok", f"{life.name}, valid until {life.ends:%Y-%m-%d %H:%M} UTC")
 

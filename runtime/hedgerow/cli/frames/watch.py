@@ -32,7 +32,7 @@ _HEADINGS: Final = (
     *(">RATE/S", ">LATENCY ms p50/p99", ">ARRIVAL ms p50/p99", ">COUNT", ">DEAD"),
     "LAST",
 )
-_SPARE: Final = ("ARRIVAL ms p50/p99", "DEAD", "COUNT", "LATENCY ms p50/p99")
+_OMIT_FIRST: Final = ("ARRIVAL ms p50/p99", "DEAD", "COUNT", "LATENCY ms p50/p99")
 
 
 def watch(
@@ -201,7 +201,9 @@ def board_lines(board: Board, width: int, height: int | None, now: float, outage
     shown = sorted(board.streams.items())[: min(most, _MAX_ROWS)]
     rows = [_row(*key, count, now) for key, count in shown]
     skipped = 1 if len(nodes) == 1 else 0  # a single node needs no column
-    lines = table(_HEADINGS[skipped:], [row[skipped:] for row in rows], width, names=3 - skipped, spare=_SPARE)
+    lines = table(
+        _HEADINGS[skipped:], [row[skipped:] for row in rows], width, names=3 - skipped, omit_first=_OMIT_FIRST
+    )
     if more := len(board.streams) - len(shown):
         lines.append(f"… and {more} more")
     return [*lines, *below]

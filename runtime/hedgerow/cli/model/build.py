@@ -236,7 +236,7 @@ def _print(built: Built) -> None:
     typer.echo(f"{manifest.name} {manifest.version}  {bundle.digest}")
     loss_heading = f"LOSS ON {'SAMPLES' if built.samples else 'NOISE'}"
     headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", loss_heading, "HOW")
-    print_table(headings, [variant_row(variant, built.made) for variant in manifest.variants], spare=("HOW",))
+    print_table(headings, [variant_row(variant, built.made) for variant in manifest.variants], omit_first=("HOW",))
     for variant_name, refused in built.refused.items():
         for backend, why in refused.items():
             typer.echo(f"\n{variant_name} does not run on {backend}: {why}")

@@ -98,7 +98,9 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
             )
             for each in found.moved
         ]
-        print_table(("TENSOR", ">MEAN", ">DEVIATION", ">RANGE", ">SHIFT"), moved, spare=("RANGE", "DEVIATION", "MEAN"))
+        print_table(
+            ("TENSOR", ">MEAN", ">DEVIATION", ">RANGE", ">SHIFT"), moved, omit_first=("RANGE", "DEVIATION", "MEAN")
+        )
     typer.echo("")
     fetched = [(each.variant or "whole bundle", size(each.bytes), size(each.of)) for each in found.fetch]
     print_table((f"TO FETCH FOR {new}", ">NEW", ">OF"), fetched)

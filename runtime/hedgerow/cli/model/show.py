@@ -124,7 +124,7 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         )
         for variant in manifest.variants
     ]
-    print_table(headings, rows, spare=("TOLERANCE",))
+    print_table(headings, rows, omit_first=("TOLERANCE",))
     typer.echo("")
     baseline = f"statistics of {plural(manifest.baseline.samples, 'sample')}" if manifest.baseline else "no statistics"
     typer.echo(f"{plural(len(manifest.golden), 'golden case')}, {baseline}, {size(total_size(manifest))}.")
@@ -194,7 +194,7 @@ def print_figures(machine: Machine) -> None:
         )
         for figure in machine.figures
     ]
-    print_table(headings, rows, names=2, spare=("THREADS", "STREAMS", "BATCH"))
+    print_table(headings, rows, names=2, omit_first=("THREADS", "STREAMS", "BATCH"))
     for figure in machine.figures:
         for backend, why in figure.not_run.items():
             print_facts([(f"{figure.variant} on {figure.device} with {backend}:", why)])

@@ -40,7 +40,7 @@ def list_(json: Json = False) -> None:
         )
         for item in listed
     ]
-    print_table(("STAGE", "PACKAGE", ""), rows, spare=("PACKAGE",))
+    print_table(("STAGE", "PACKAGE", ""), rows, omit_first=("PACKAGE",))
 
 
 def _listed(plugin: Any) -> dict[str, Any]:

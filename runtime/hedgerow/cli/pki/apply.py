@@ -75,7 +75,7 @@ def apply(
         _print(done, folder, dry_run=dry_run)
         if not dry_run and pki.root.key_file.exists():
             print_root_key_warning(pki.root.key_file)
-    if any(one.did == "failed" for one in done.certificates):
+    if any(one.action == "failed" for one in done.certificates):
         raise typer.Exit(1)
 
 
@@ -84,7 +84,7 @@ def _as_json(done: Certified, folder: Path, *, dry_run: bool) -> dict[str, Any]:
         {
             "name": str(one.who),
             "role": one.role,
-            "did": one.did,
+            "did": one.action,
             "why": one.why or None,
             "remedy": one.remedy or None,
             "certificate": None if one.entry is None else as_json(one.entry),
@@ -94,30 +94,32 @@ def _as_json(done: Certified, folder: Path, *, dry_run: bool) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "dry_run": dry_run,
-        "made": done.made,
+        "made": done.created,
         "certificates": certificates,
         "surplus": [as_json(entry) for entry in done.surplus],
-        "ending": [as_json(entry) for entry in done.ending],
+        "ending": [as_json(entry) for entry in done.expiring],
     }
 
 
 def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
-    if done.made:
-        typer.echo(f"{'Would create' if dry_run else 'Created'} {', '.join(done.made)} in {folder}.")
-    rows = [_row(one, dry_run=dry_run) for one in done.certificates if one.did not in ("kept", "elsewhere", "failed")]
+    if done.created:
+        typer.echo(f"{'Would create' if dry_run else 'Created'} {', '.join(done.created)} in {folder}.")
+    rows = [
+        _row(one, dry_run=dry_run) for one in done.certificates if one.action not in ("kept", "elsewhere", "failed")
+    ]
     if rows:
-        print_table(("WHO", "ROLE", "ACTION", "EXPIRES (UTC)", ""), rows, spare=("ROLE",))
+        print_table(("WHO", "ROLE", "ACTION", "EXPIRES (UTC)", ""), rows, omit_first=("ROLE",))
     counts: dict[str, int] = {}
     for one in done.certificates:
-        counts[one.did] = counts.get(one.did, 0) + 1
+        counts[one.action] = counts.get(one.action, 0) + 1
     words = _PLANNED if dry_run else {}
     parts = [f"{count} {words.get(did, did)}" for did, count in counts.items()]
     typer.echo(f"{plural(len(done.certificates), 'certificate')}: {', '.join(parts)}.")
-    if elsewhere := sorted({one.who.authority for one in done.certificates if one.did == "elsewhere"}):
+    if elsewhere := sorted({one.who.authority for one in done.certificates if one.action == "elsewhere"}):
         typer.echo(f"Skipped certificates by {', '.join(elsewhere)}: the authority's key is not on this machine.")
     for entry in done.surplus:
         _remark(f"{entry.name} is not in the topology", f"To withdraw it: `hedgerow pki revoke {entry.name}`.")
-    for entry in done.ending:
+    for entry in done.expiring:
         remedy = f"`hedgerow pki renew --authority {entry.name}`, where the root's key is."
         if entry.kind == "root":
             remedy = (
@@ -125,7 +127,7 @@ def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
             )
         _remark(f"{entry.name} expires on {entry.ends:%Y-%m-%d}", remedy)
     for one in done.certificates:
-        if one.did == "failed":
+        if one.action == "failed":
             typer.echo(f"{typer.style('error:', fg='red', bold=True)} {one.why}", err=True)
             typer.echo(f"  → {one.remedy}", err=True)
 
@@ -133,7 +135,7 @@ def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
 def _row(one: Provided, *, dry_run: bool) -> tuple[str, ...]:
     expires = "" if dry_run or one.entry is None else f"{one.entry.ends:%Y-%m-%d %H:%M}"
     hosts = ", ".join(one.entry.hosts) if one.entry is not None and not dry_run else ""
-    return str(one.who), one.role, _PLANNED[one.did] if dry_run else one.did, expires, one.why or hosts
+    return str(one.who), one.role, _PLANNED[one.action] if dry_run else one.action, expires, one.why or hosts
 
 
 def _remark(text: str, remedy: str) -> None:

@@ -317,7 +317,7 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
         rows = [
             (entry.name, entry.kind, entry.role, f"{entry.ends:%Y-%m-%d %H:%M}", _left(entry, now)) for entry in entries
         ]
-        print_table(("WHO", "KIND", "ROLE", "EXPIRES (UTC)", "LEFT"), rows, spare=("ROLE", "KIND"))
+        print_table(("WHO", "KIND", "ROLE", "EXPIRES (UTC)", "LEFT"), rows, omit_first=("ROLE", "KIND"))
     if any_expired:
         raise typer.Exit(1)
 

@@ -32,7 +32,7 @@ def nodes(
     selector: Annotated[
         str,
         typer.Option(
-            "--selector", "-l", metavar="SELECTOR", help="Only nodes with these labels: site=shop-12, !spare."
+            "--selector", "-l", metavar="SELECTOR", help="Only nodes with these labels: site=shop-12, !omit_first."
         ),
     ] = "",
     model: Annotated[
@@ -76,7 +76,7 @@ def nodes(
         shown = ", ".join(f"{key}={value}" for key, value in labels.items())
         status = node["status"] if node["status"] == "ok" else AlertCell(node["status"])
         rows.append((node["node"], status, _generation(node), _state(node), _models(node), shown))
-    print_table(headings, rows, names=2, spare=("LABELS", "GENERATION", "STATE"))
+    print_table(headings, rows, names=2, omit_first=("LABELS", "GENERATION", "STATE"))
     typer.echo(f"{plural(len(found), 'node')}.")
 
 
@@ -233,7 +233,7 @@ def audit(
             print_json_line(line)
         return
     rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _why(line)) for line in lines]
-    print_table(("AT", "WHO", "ACTION", "ROLLOUT", "WHY"), rows, names=3, spare=("ROLLOUT",))
+    print_table(("AT", "WHO", "ACTION", "ROLLOUT", "WHY"), rows, names=3, omit_first=("ROLLOUT",))
 
 
 def _why(line: dict[str, Any]) -> str:

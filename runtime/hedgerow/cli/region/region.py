@@ -144,7 +144,9 @@ def _print(current: dict[str, Any]) -> None:
         )
         for site in current["sites"]
     ]
-    print_table(("SITE", ">NODES", ">OK", *_COUNTS, ">LAST SEEN", ">BYTES IN", ">BYTES OUT"), sites, spare=("MISSING",))
+    print_table(
+        ("SITE", ">NODES", ">OK", *_COUNTS, ">LAST SEEN", ">BYTES IN", ">BYTES OUT"), sites, omit_first=("MISSING",)
+    )
     typer.echo()
     nodes = []
     for node in current["nodes"]:
@@ -153,7 +155,7 @@ def _print(current: dict[str, Any]) -> None:
         times = (_duration(node["heard_s"]), _duration(node["lag_s"]), rtt, _duration(node["answered_s"]))
         nodes.append((node["node"], status, *_counts(node), *times))
     headings = ("NODE", "STATUS", *_COUNTS, ">LAST SEEN", ">LAG", ">RTT", ">LAST REPLY")
-    print_table(headings, nodes, names=2, spare=("LAST REPLY", "RTT", "LAG", "MISSING"))
+    print_table(headings, nodes, names=2, omit_first=("LAST REPLY", "RTT", "LAG", "MISSING"))
 
 
 def _counts(row: dict[str, Any]) -> list[str]:

@@ -102,7 +102,7 @@ def _print(found: Iterator[StoredResult], limit: int) -> None:
         rows.append((iso(result.captured_at), f"{result.site}/{result.node}", result.pipeline, number, text))
     if rows:
         headings = ("CAPTURED", "NODE", "PIPELINE", ">NUMBER", "RESULT")
-        print_table(headings, rows, names=3, spare=("NUMBER",))
+        print_table(headings, rows, names=3, omit_first=("NUMBER",))
     typer.echo(f"{plural(len(rows), 'result')}.")
 
 

@@ -209,7 +209,7 @@ def history(
         started = one["started_at"][:16] + "Z"
         rows.append((one["rollout"], one["phase"], started, models, one["who"], one["why"], one["because"]))
     headings = ("ROLLOUT", "STATUS", "STARTED", "MODELS", "WHO", "WHY", "REASON")
-    print_table(headings, rows, names=2, spare=("WHO", "STARTED", "WHY"))
+    print_table(headings, rows, names=2, omit_first=("WHO", "STARTED", "WHY"))
 
 
 def _print_reply(reply: Any, json: bool, text: str) -> None:

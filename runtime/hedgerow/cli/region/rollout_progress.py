@@ -85,7 +85,7 @@ def render(progress: dict[str, Any], width: int | None) -> list[str]:
         ("WAVE", ">", ">GOOD", ">NODES", ">FAILED", ">LATE", ">ROLLED BACK"),
         [_wave(number, wave) for number, wave in enumerate(progress["waves"], 1)],
         width,
-        spare=("",),
+        omit_first=("",),
     )
     if reason := progress["waits_for"] or progress["because"]:
         lines += hanging_indent("", printable(f"{reason[:1].upper()}{reason[1:]}."), width)

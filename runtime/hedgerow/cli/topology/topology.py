@@ -82,16 +82,21 @@ def render(
     files.copy_models(loaded.models, out)
     if json:
         print_json(
-            {name: [str(path) for path in getattr(written, name)] for name in ("made", "changed", "same", "left")}
+            {
+                "made": [str(path) for path in written.created],
+                "changed": [str(path) for path in written.changed],
+                "same": [str(path) for path in written.unchanged],
+                "left": [str(path) for path in written.obsolete],
+            }
         )
         return
-    for word, paths in (("created", written.made), ("changed", written.changed)):
+    for word, paths in (("created", written.created), ("changed", written.changed)):
         for path in paths:
             typer.echo(f"{word:<8} {path}")
-    for path in written.left:
+    for path in written.obsolete:
         typer.echo(f"obsolete {path}: no longer in the topology; delete it once its machine is gone")
     typer.echo(
-        f"{plural(len(written.made) + len(written.changed), 'file')} written, {len(written.same)} unchanged in {out}."
+        f"{plural(len(written.created) + len(written.changed), 'file')} written, {len(written.unchanged)} unchanged in {out}."
     )
 
 

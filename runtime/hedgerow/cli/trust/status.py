@@ -94,7 +94,7 @@ def _print_status(current: RepositoryStatus, now: float) -> None:
     ]
     if models:
         typer.echo()
-        print_table(("MODEL", "VERSION", "OWNER", "FOR", "DIGEST"), models, names=2, spare=("DIGEST",))
+        print_table(("MODEL", "VERSION", "OWNER", "FOR", "DIGEST"), models, names=2, omit_first=("DIGEST",))
     for change in current.staged:
         typer.echo(
             f"\n{change.role} {change.version} waits for {plural(change.missing, 'signature')} "
