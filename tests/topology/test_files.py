@@ -74,7 +74,7 @@ def test_obsolete_files_are_reported_and_kept(tmp_path: Path) -> None:
     files.write(TEXTS | {PurePosixPath("gone/acl"): "x\n"}, "t.yaml", tmp_path)
     (tmp_path / "gone" / "notes").write_text("not rendered\n")
 
-    assert files.write(TEXTS, "t.yaml", tmp_path).left == (tmp_path / "gone" / "acl",)
+    assert files.write(TEXTS, "t.yaml", tmp_path).obsolete == (tmp_path / "gone" / "acl",)
     assert (tmp_path / "gone" / "acl").exists()
 
 

@@ -65,8 +65,8 @@ pipelines:
     assert result.err == (
         f"{path}:2: error: models.door.path: Model file not found: {path.parent}/door.onnx\n"
         "  → Correct `path:`, or add the file.\n"
-        f"{path}:7: error: pipelines.doors.stages.0.prase: No installed package offers a stage 'prase'\n"
-        "  → Did you mean 'parse'? `hedgerow plugin list` shows what is installed; `pip install` the package that ships it.\n"
+        f"{path}:7: error: pipelines.doors.stages.0.prase: No installed package provides a stage 'prase'\n"
+        "  → Did you mean 'parse'? `hedgerow plugin list` shows installed stages; `pip install` the package that provides it.\n"
         f"{path}:8: error: pipelines.doors.stages.1.parse.fromat: unknown key, did you mean 'format'?\n"
         "  → `hedgerow plugin show parse` lists its settings.\n"
         f"{path}:9: error: pipelines.doors.stages.2.parse.max_bytes: must be at least 1; got 0\n"
