@@ -82,6 +82,8 @@ class Testbed:
         wan: between the two brokers; it counts bytes.
     """
 
+    __test__ = False  # not a class of tests
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.repository = Repository(folder / "repository")

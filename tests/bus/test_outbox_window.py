@@ -103,6 +103,45 @@ def test_a_probe_is_sent_after_silence_at_growing_intervals() -> None:
     assert send_window.probe(31.0 + 61.0)
 
 
+def test_probes_follow_a_reconnect_quickly_until_the_region_replies() -> None:
+    """A region that reconnects after the node misses what the node sent in between, and cannot know of it."""
+    send_window = window(max_entries=20)
+    send_window.link_up(0.0)
+    send_window.appended([entry(1), entry(2)], next_keys(2), up=True)
+    send_window.next(0.0)
+
+    assert [send_window.wants_ack(key_of(0, sequence)) for sequence in (1, 2)] == [True, False]
+    probes = []
+    for tenths in range(160):
+        if send_window.probe(now := tenths / 10):
+            probes.append(now)
+            _, request = send_window.next(now)
+            assert request is not None
+            (resent,) = send_window.offer(request, [entry(1), entry(2)], now)
+            assert send_window.wants_ack(resent.key)
+    assert probes == [1.0, 3.0, 7.0, 15.0]
+
+    send_window.acked(Ack("e", {0: 2}, {0: [(2, 2)]}), 16.0)
+    send_window.appended([entry(3)], next_keys(3), up=True)
+    send_window.next(16.0)
+
+    assert not send_window.probe(45.9)
+    assert send_window.probe(46.0)
+
+
+def test_a_reconnect_with_records_in_flight_sends_one_of_them_as_a_probe() -> None:
+    send_window = window()
+    send_window.appended([entry(1), entry(2)], next_keys(2), up=True)
+    send_window.next(0.0)
+    send_window.link_up(10.0)
+    _, request = send_window.next(10.0)
+
+    assert request is not None
+    assert send_window.offer(request, [entry(1), entry(2)], 10.0) == [entry(1)]
+    assert not send_window.probe(10.9)
+    assert send_window.probe(11.0)
+
+
 def test_a_read_requested_before_a_rewind_does_not_move_the_cursor_past_it() -> None:
     send_window = window(stored=10)
     _, request = send_window.next(0.0)

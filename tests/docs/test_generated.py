@@ -16,6 +16,7 @@ from hedgerow.telemetry.tally import DropReason
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+RUNTIME = ROOT / "runtime" / "hedgerow"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,16 @@ def test_every_table_is_used_and_every_placeholder_has_a_table(generate: ModuleT
     text = "".join(path.read_text("utf-8") for path in DOCS.rglob("*.md"))
 
     assert set(re.findall(r"^<!-- generated: ([\w-]+) -->$", text, re.MULTILINE)) == set(generate.tables())
+
+
+@pytest.mark.parametrize("module", sorted(RUNTIME.rglob("*.py")), ids=lambda path: str(path.relative_to(RUNTIME)))
+def test_a_module_has_a_summary_that_says_what_it_is_or_does(generate: ModuleType, module: Path) -> None:
+    """In one sentence: the architecture page lists it, for those who look for a file."""
+    summary = generate.summary(module)
+
+    assert summary.endswith(".")
+    assert len(summary) <= 150
+    assert summary.split()[0] not in {"How", "What", "When", "Where", "Whether", "Which", "Who"}
 
 
 def test_alerts_use_existing_metrics(generate: ModuleType) -> None:

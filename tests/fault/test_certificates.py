@@ -135,7 +135,7 @@ def test_invalid_certificate_files_leave_the_links_alone(site: SecuredSite) -> N
     site.wait_for_event("certificate-unusable", 3)
     errors = [event["error"] for event in site.events("certificate-unusable")]
     assert "KEY_VALUES_MISMATCH" in errors[0].upper().replace(" ", "_")
-    assert "is now the certificate of 'site/other'" in errors[1]
+    assert "is the certificate of 'site/other', but this node is 'site/node'" in errors[1]
     assert node.probe("readyz")[0] == 200
     assert node.metric("hedgerow_reconnects") == 0
 

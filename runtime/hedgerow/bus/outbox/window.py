@@ -7,7 +7,8 @@ Rules:
   and none has to be configured.
 - The path preserves order. If a record sent later is acknowledged, the earlier ones are lost and are resent (as in RFC 9002
   §6.1, with a packet threshold of 1). After a long time without acknowledgement, one record is resent as a probe; the
-  reply reveals the state of all others (§6.2).
+  reply reveals the state of all others (§6.2). After a reconnect that time is short until the region replies: its own
+  subscriptions may have come back later than this link, so the first records may have reached nobody.
 - Local subscribers do not wait for the region. If the window stays full, new records go out past it, once, and join the
   backlog for the region.
 - The region acknowledges on its own schedule unless a record requests it. One does for each half of the new records' and of
@@ -24,6 +25,7 @@ from typing import Final, NamedTuple
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, priority_of
 
 _PROBE_TIMEOUT_S: Final = 30.0
+_RECONNECT_PROBE_TIMEOUT_S: Final = 1.0
 _MAX_PROBE_TIMEOUT_S: Final = 960.0
 _MAX_WAITING_WINDOWS: Final = 16
 """New records waiting for a place in the window: at most this many windows of entries, and one window of bytes."""
@@ -150,7 +152,9 @@ class SendWindow:
             self._to_backlog()
 
     def link_up(self, now: float) -> None:
-        """Probe: the broker may have lost the records in flight."""
+        """Probe: the broker may have lost the records in flight. The next record requests an acknowledgement."""
+        self._probe_timeout_s = _RECONNECT_PROBE_TIMEOUT_S
+        self._since_ack_request = list(self._ack_thresholds)
         if self._in_flight:
             self._send_probe(now)
 

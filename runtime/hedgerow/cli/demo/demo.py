@@ -175,7 +175,8 @@ async def _run(
         feeding.cancel()
         with suppress(asyncio.CancelledError):
             await feeding
-        health = await _health_when_idle(broker)
+        sent = sum(feed.sent for feed in feeds)
+        health = await _health_when_idle(broker, sent)
         await asyncio.sleep(0.2)  # until the last results have been received
     finally:
         watching.cancel()
@@ -183,7 +184,7 @@ async def _run(
             drawing.cancel()
         if table is not None:
             table.close()
-    report = _report(health, totals, sum(feed.sent for feed in feeds), duration, out, failed=failed)
+    report = _report(health, totals, sent, duration, out, failed=failed)
     return report | {"skipped": reasons(skipped)}
 
 
@@ -248,13 +249,14 @@ async def _health(broker: BrokerSection, timeout_s: float) -> dict[str, Any]:
     return dict(replies[0].value or {}) if replies else {}
 
 
-async def _health_when_idle(broker: BrokerSection) -> dict[str, Any]:
-    """Return the node's health once no frames are in flight."""
+async def _health_when_idle(broker: BrokerSection, sent: int) -> dict[str, Any]:
+    """Return the node's health once it has received what was sent and no frames are in flight, or after a timeout."""
     deadline = time.monotonic() + _SETTLE_S
     health: dict[str, Any] = {}
     while time.monotonic() < deadline:
         health = await _health(broker, timeout_s=5.0) or health
-        if health and not any(each["in_flight"] for each in health["pipelines"].values()):
+        pipelines = health.get("pipelines", {}).values()
+        if sum(each["received"] for each in pipelines) >= sent and not any(each["in_flight"] for each in pipelines):
             break
         await asyncio.sleep(0.1)
     return health

@@ -1,4 +1,4 @@
-"""`hedgerow rollout`: start, follow, pause, resume and abort rollouts."""
+"""`hedgerow rollout`: check, start, pause, resume and abort rollouts, and show their status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels that a node sets itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` …
+"""Labels that a node sets itself, for selectors: `arch`, `cores`, `memory-gib`, `backend/openvino` and others.
 
 They load no further library: installed backends are looked up in package metadata, and devices are those of backends in
 use, which are loaded anyway.

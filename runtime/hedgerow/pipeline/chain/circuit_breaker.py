@@ -1,4 +1,4 @@
-"""Circuit breaker (M. Nygard, Release It!): skips a stage that keeps failing, retries after a pause. No clock."""
+"""Circuit breaker (after Nygard, "Release It!"): skips a stage that keeps failing, retries after a pause. No clock."""
 
 from __future__ import annotations
 

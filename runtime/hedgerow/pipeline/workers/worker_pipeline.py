@@ -1,4 +1,4 @@
-"""Pipeline whose stages run in worker processes, for pipelines bound by Python: `workers: N`.
+"""Pipeline whose stages run in worker processes (`workers: N`), for pipelines bound by Python; restarts crashed workers.
 
 Delivery stays in the node: links, queue, counters, acknowledgements, order. A worker receives lists of frames over a
 pipe and returns encoded results. If a worker crashes, it is restarted and its list runs again one frame at a time; a
