@@ -58,7 +58,7 @@ POISONS = """(float[N,3] x, float[N,1] s) => (float[N,3] y, float[N,1] t)
     z = Sub(s, s) w = Add(x, x) y = Add(w, z) }"""
 """Its hidden state is NaN where x is above 1."""
 
-QUICK = SwapPolicy(probation_s=0.2, min_frames=20, max_slowdown=1000)
+QUICK = SwapPolicy(probation_s=0.3, min_frames=5, max_slowdown=1000)  # 5 frames within ten periods, 3 s
 
 
 @dataclass

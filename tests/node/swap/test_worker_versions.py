@@ -32,7 +32,7 @@ NAN_ABOVE_ONE: Final = """(float[N,3] x) => (float[N,3] y)
 WRONG_ABOVE_ONE: Final = """(float[N,3] x) => (float[N,3] y)
     <float one = {1.0}, float zero = {0.0}> { d = Sub(x, one) e = Relu(d) f = Mul(e, x) w = Add(x, x) y = Add(w, f) }"""
 
-QUICK: Final = SwapPolicy(probation_s=0.1, min_frames=20, max_slowdown=1000)
+QUICK: Final = SwapPolicy(probation_s=0.3, min_frames=5, max_slowdown=1000)  # 5 frames within ten periods, 3 s
 LONG: Final = QUICK.model_copy(update={"probation_s": 3600})
 
 
