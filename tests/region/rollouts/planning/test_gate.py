@@ -310,8 +310,8 @@ def test_a_rollback_is_complete_when_the_node_serves_the_previous_version() -> N
 @pytest.mark.parametrize(
     ("known", "missing"),
     [
-        (ObservedNode(True, NOW - 5), "it has not rolled back yet"),
-        (rolled_back_node(generation=7), "it has not rolled back yet"),
+        (ObservedNode(True, NOW - 5), "its report does not show the rollback yet"),
+        (rolled_back_node(generation=7), "its report does not show the rollback yet"),
         (rolled_back_node(state="in-progress", step="load faces"), "in-progress: load faces"),
         (rolled_back_node(state="queued"), "queued"),
         (rolled_back_node(serving={"model": NEW}), "faces is faces 2.0.0"),

@@ -121,7 +121,7 @@ def test_a_rollback_timeout_counts_from_when_the_rollout_started_rolling_back() 
     missing = "faces is faces 2.0.0"
 
     assert finding(rollback, rolled_back) == GOOD
-    assert finding(rollback, observed()) == unknown(UNPROVED, "it has not rolled back yet")
+    assert finding(rollback, observed()) == unknown(UNPROVED, "its report does not show the rollback yet")
     assert finding(rollback, not_yet, plan=gate) == unknown(UNPROVED, missing), "the rollout is not rolling back"
     assert finding(rollback, not_yet, plan=gate, rolling_back_since=NOW - 50) == unknown(UNPROVED, missing)
     assert finding(rollback, not_yet, plan=gate, rolling_back_since=NOW - 51) == bad(

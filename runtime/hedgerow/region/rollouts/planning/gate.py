@@ -188,7 +188,7 @@ def evaluate_rollback(
     reported = observed.reported
     missing = ""
     if reported is None or reported.generation < generation:
-        missing = "it has not rolled back yet"
+        missing = "its report does not show the rollback yet"
     elif reported.generation == generation and reported.state in ("queued", "in-progress"):
         missing = f"{reported.state}: {reported.step}".removesuffix(": ")
     else:
