@@ -76,7 +76,7 @@ def test_one_of_three_stages_a_change_and_a_second_completes_it(world: World) ->
     assert world.node.refresh().root == 1
     (change,) = read_status(world.repository, world.time.wall).staged
     assert (change.role, change.version, change.missing) == ("root", 2, 1)
-    with pytest.raises(errors.NotAllowed, match="No change waits for a signature of these keys"):
+    with pytest.raises(errors.NotAllowed, match="No change waits for a signature by these keys"):
         sign_staged(world.repository, [new_key(), world.root_keys[0]])
 
     (completed,) = sign_staged(world.repository, [world.root_keys[1]])

@@ -147,9 +147,9 @@ def choice(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:
         return next(iter(known))
     names = ", ".join(sorted(known)) or "none"
     if value is None:
-        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"One of: {names}.")
+        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"Use one of: {names}.")
     if value not in known:
-        raise CommandError(f"Unknown {name} {value!r}", code=f"unknown-{name}", remedy=f"One of: {names}.")
+        raise CommandError(f"Unknown {name} {value!r}", code=f"unknown-{name}", remedy=f"Use one of: {names}.")
     return str(value)
 
 

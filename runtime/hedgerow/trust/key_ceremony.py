@@ -243,8 +243,8 @@ def _require_signed(delegator: Root | Targets, role: str, metadata: Metadata[Any
     found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     if not found.verified:
         raise NotAllowed(
-            f"{role} needs {found.threshold} signatures, and the given keys make {len(found.signed)}",
-            remedy="Give more of its keys.",
+            f"{role} needs {found.threshold} signatures, but the given keys provide only {len(found.signed)}",
+            remedy="Give more of the role's keys with --key.",
         )
 
 
@@ -262,7 +262,12 @@ def _owners(targets: Targets) -> dict[str, DelegatedRole]:
 def _owner(targets: Targets, owner: str) -> DelegatedRole:
     roles = _owners(targets)
     if owner not in roles:
-        raise BadRepository(f"There is no owner {owner!r}", remedy=f"There are: {', '.join(sorted(roles)) or 'none'}.")
+        raise BadRepository(
+            f"There is no owner {owner!r}",
+            remedy=f"Use one of the owners: {', '.join(sorted(roles))}."
+            if roles
+            else "Add one with `hedgerow trust add`.",
+        )
     return roles[owner]
 
 
@@ -273,7 +278,7 @@ def _found(wanted: Sequence[str], keys: Sequence[Key]) -> list[str]:
         if len(matching) != 1:
             raise BadRepository(
                 f"{one!r} matches {'no key' if not matching else 'more than one key'} of that role",
-                remedy=f"Its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
+                remedy=f"Name one of its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
             )
         found += matching
     return found

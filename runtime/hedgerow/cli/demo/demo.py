@@ -43,7 +43,7 @@ def demo(
         ),
     ] = "node",
     seconds: Annotated[
-        float | None, typer.Option(min=5, help="Stop after so many seconds; by default at Ctrl-C.")
+        float | None, typer.Option(min=5, help="Stop after this many seconds; by default on Ctrl-C.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, and no table.")] = False,
     out: Annotated[

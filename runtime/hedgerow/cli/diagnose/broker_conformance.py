@@ -210,7 +210,7 @@ def _tls(client: Connection, broker: BrokerSection) -> CheckResult:
         remedy = "Between machines, use TLS: `broker: {url: mqtts://…, tls: {…}}`."
         return CheckResult("TLS", "warning", f"{broker.url} is plain text", remedy)
     if version != "TLSv1.3":
-        return CheckResult("TLS", "failed", f"{version}", "Enable TLS 1.3: bridges speak nothing older.")
+        return CheckResult("TLS", "failed", f"{version}", "Enable TLS 1.3: bridges require it.")
     if broker.tls.cert_file is None:
         remedy = "Let the broker require client certificates, and set `broker: {tls: {cert_file, key_file}}`."
         return CheckResult("TLS", "warning", f"{version}, without a client certificate", remedy)
@@ -241,7 +241,7 @@ def _limits(limits: Any, packet_bytes: int) -> Iterator[CheckResult]:
                 "limits",
                 "failed",
                 f"the broker reports that it has no {missing}",
-                "Enable them: Hedgerow cannot work without.",
+                "Enable them: Hedgerow requires them.",
             )
 
 
