@@ -291,10 +291,10 @@ def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
 @pytest.mark.parametrize(
     ("owner", "models", "message"),
     [
-        ("root", ["meter"], "cannot be an owner's name"),
-        ("online", ["meter"], "cannot be an owner's name"),
-        ("../up", ["meter"], "cannot be an owner's name"),
-        ("gates", ["a/b"], "cannot be a model's name"),
+        ("root", ["meter"], "is not a valid owner name"),
+        ("online", ["meter"], "is not a valid owner name"),
+        ("../up", ["meter"], "is not a valid owner name"),
+        ("gates", ["a/b"], "is not a valid model name or pattern"),
         ("gates", [], "is new and has no models"),
         ("gates", ["door"], "door belongs to doors"),
         ("gates", ["gate-7"], "gate-7 belongs to doors"),

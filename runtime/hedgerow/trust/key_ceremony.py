@@ -86,7 +86,10 @@ def add_owner(
     Raises: BadRepository: the name or the threshold is invalid, or a model is another owner's.
     """
     if not is_name(owner) or owner in TOP or owner == "online":
-        raise BadRepository(f"{owner!r} cannot be an owner's name", remedy="Use letters, digits, `-`, `_` and `.`.")
+        raise BadRepository(
+            f"{owner!r} is not a valid owner name",
+            remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit, but no role's name, such as `root`.",
+        )
 
     def change(targets: Targets) -> None:
         roles = _owners(targets)

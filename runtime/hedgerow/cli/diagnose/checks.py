@@ -261,8 +261,8 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
 def _hung(url: str) -> tuple[str, str]:
     detail = f"{url} accepts connections but did not answer for {HUNG_AFTER_S:g} s: the broker is likely hung"
     remedy = (
-        "Restart it; nodes and outboxes wait and lose nothing durable. If it hangs again and uses a whole core (`top`): Mosquitto "
-        "2.0.11 does so when the far side of a bridge with TLS closes the connection during the handshake; see delivery.md."
+        "Restart it; durable results wait in the nodes' outboxes. If it hangs again and uses a whole core (`top`): Mosquitto "
+        "2.0.11 does so when the far side of a bridge with TLS closes the connection during the handshake; see docs/operator/delivery.md."
     )
     return detail, remedy
 
