@@ -157,7 +157,7 @@ class MqttSession:
                 self._failed(error)
             except Exception as error:  # whatever happens, reconnect
                 log.exception("bus-failed")
-                self._failed(BusError(f"Unexpected error: {error!r}", remedy="Report this with the log around it."))
+                self._failed(BusError(f"Unexpected error: {error!r}", remedy="Report this with the log."))
             else:
                 if again:
                     continue

@@ -258,7 +258,10 @@ def _of(keys: Sequence[Key], signers: Sequence[Signer]) -> list[Signer]:
 
 def _owners(targets: Targets) -> dict[str, DelegatedRole]:
     if targets.delegations is None or targets.delegations.roles is None:
-        raise BadRepository("targets.json has delegations that `hedgerow trust` did not write")
+        raise BadRepository(
+            "targets.json has delegations that `hedgerow trust` did not write",
+            remedy="Restore it from a copy: only `hedgerow trust` may change it.",
+        )
     return targets.delegations.roles
 
 

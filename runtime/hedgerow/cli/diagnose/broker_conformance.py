@@ -71,7 +71,10 @@ async def check_conformance(broker: BrokerSection, region: str, packet_bytes: in
     try:
         yield CheckResult("sessions", "ok", await probe.session())
     except HedgerowError as error:
-        remedy = "Results that are not durable are lost while the service restarts; durable ones are sent again."
+        remedy = (
+            "Let the broker keep sessions of absent clients: otherwise results that are not durable are lost while the "
+            "service restarts. Durable ones are sent again."
+        )
         yield CheckResult("sessions", "warning", str(error), remedy)
 
 
