@@ -137,12 +137,12 @@ def test_yes_and_on_are_strings() -> None:
         pytest.param(
             "node:\n  name: a\n  name: b\n",
             'node.yaml:3: not YAML: while constructing a mapping found duplicate key "name" with value "b" (original value: "a")\n'
-            "    → Check indentation and quotes there.",
+            "    → Check the indentation and quotes there.",
             id="twice",
         ),
         pytest.param(
             "- a\n- b\n",
-            "node.yaml:1: expected `key: value` lines at the top\n    → Begin with `node:` and `pipelines:`, a topology with `region:` and `sites:`.",
+            "node.yaml:1: expected `key: value` lines at the top\n    → Begin with `node:` and `pipelines:`; in a topology, with `region:` and `sites:`.",
             id="list",
         ),
     ],

@@ -173,7 +173,9 @@ class ModelConfig(Section):
     if_device_missing: Literal["fail", "degrade"] = Field(
         "fail", description="`degrade` runs on the CPU instead and reports that in every health report."
     )
-    max_batch: int | None = Field(None, ge=1, description="Most frames in one inference; by default as tuned, else 16.")
+    max_batch: int | None = Field(
+        None, ge=1, description="Maximum number of frames in one inference; by default as tuned, else 16."
+    )
     streams: int | None = Field(None, ge=1, description="Inferences that run in parallel; by default as tuned, else 1.")
     threads: int | None = Field(
         None, ge=1, description="Threads an inference may use; by default the node's cores ÷ streams."
@@ -216,20 +218,18 @@ class QueueSection(Section):
     deadline_s: float | None = Field(
         None,
         gt=0,
-        description="A result is useless later than this after its frame arrived. A frame that will miss it is dropped "
-        "before it is processed, so under overload the node works only on frames it can finish in time.",
+        description="How long after its frame's arrival a result is still of use. A frame that would miss this deadline is "
+        "dropped before it is processed, so under overload the node works only on frames it can finish in time.",
     )
     max_rate_per_stream: float | None = Field(
         None,
         gt=0,
-        description="Most frames a second from one stream. Frames above it are dropped on arrival, QoS 1 too, and those are "
+        description="Maximum number of frames per second from one stream. Frames above it are dropped on arrival; dropped QoS 1 frames are "
         "then acknowledged. Default: no limit.",
     )
-    max_frames_per_stream: int = Field(8, ge=1, description="Most frames of one stream that may wait.")
-    max_frames: int = Field(4096, ge=1, description="Most frames of all streams together that may wait.")
-    max_bytes: int = Field(
-        256 * 2**20, ge=1024, description="Most payload bytes of all streams together that may wait."
-    )
+    max_frames_per_stream: int = Field(8, ge=1, description="Maximum number of waiting frames of one stream.")
+    max_frames: int = Field(4096, ge=1, description="Maximum number of waiting frames of all streams together.")
+    max_bytes: int = Field(256 * 2**20, ge=1024, description="Maximum size of all waiting payloads together, in bytes.")
 
 
 class StreamSection(Section):
@@ -244,7 +244,9 @@ class StreamSection(Section):
         None, min_length=1, description="For `field`: the name of a top-level field of the payload."
     )
     max_streams: int = Field(
-        10_000, ge=1, description="Streams whose state is kept; that of the stream silent for longest is dropped first."
+        10_000,
+        ge=1,
+        description="Maximum number of streams whose state is kept; that of the stream silent for longest is dropped first.",
     )
 
     @model_validator(mode="after")
@@ -290,7 +292,9 @@ class PublishSection(Section):
         0, ge=0, le=9, description="For durable results: higher priorities are sent first and given up last."
     )
     ttl_s: float | None = Field(
-        None, gt=0, description="A durable result is useless after this time; a gap takes its place."
+        None,
+        gt=0,
+        description="A durable result not acknowledged by the region within this time is given up; a gap takes its place.",
     )
     fields: FieldsSection = Field(
         FieldsSection(),
@@ -360,12 +364,12 @@ class PipelineConfig(Section):
         256,
         ge=1,
         le=65_535,
-        description="Most unacknowledged QoS 1 frames in this pipeline; the broker holds back the rest.",
+        description="Maximum number of unacknowledged QoS 1 frames in this pipeline; the broker holds back the rest.",
     )
     max_payload_bytes: int = Field(
         32 * 2**20, ge=1, description="A larger payload is discarded, and its frame is dead-lettered."
     )
-    batch: int = Field(64, ge=1, description="Most frames that run through the stages together.")
+    batch: int = Field(64, ge=1, description="Maximum number of frames that run through the stages together.")
     lanes: int | None = Field(
         None,
         ge=0,
@@ -396,15 +400,17 @@ class OutboxSection(Section):
     max_bytes: int = Field(
         2**30,
         ge=2**20,
-        description="Most bytes it may take on disk, plus 12 MB (its log, and a reserve for a full disk).",
+        description="Maximum size on disk in bytes, plus 12 MB (its log, and a reserve for a full disk).",
     )
     when_full: Literal["evict", "refuse"] = Field(
         "evict",
         description="`evict` gives up the oldest result of the lowest priority and leaves a gap. `refuse` accepts no new ones: "
         "QoS 1 frames then wait at the broker, QoS 0 frames are dropped.",
     )
-    window: int = Field(256, ge=2, le=65_535, description="Most results sent to the region and not yet acknowledged.")
-    window_bytes: int = Field(16 * 2**20, ge=1024, description="Most bytes of such results.")
+    window: int = Field(
+        256, ge=2, le=65_535, description="Maximum number of results sent to the region and not yet acknowledged."
+    )
+    window_bytes: int = Field(16 * 2**20, ge=1024, description="Maximum size of such results together, in bytes.")
     backlog_share: float = Field(
         0.5,
         gt=0,
@@ -454,12 +460,13 @@ class FleetSection(Section):
     store_max_bytes: int = Field(
         4 * 2**30,
         ge=2**20,
-        description="Most bytes that fetched models may take on disk; those unused for longest are deleted first.",
+        description="Maximum size of fetched models on disk, in bytes; those unused for longest are deleted first.",
     )
     fetch_bytes_per_s: int | None = Field(
         None,
         ge=1024,
-        description="Most bytes a second for fetching; by default fetching gives way to results.",
+        description="Maximum rate of fetching, in bytes per second. By default there is no fixed limit; fetching gives way to "
+        "results.",
     )
     serve_neighbours: bool = Field(True, description="Whether to serve this node's models to other nodes of the site.")
     origins: tuple[Origin, ...] = Field(
@@ -472,8 +479,8 @@ class FleetSection(Section):
     max_crashes: int = Field(
         1,
         ge=1,
-        description="Crashes of the process during a version's swap before the version is quarantined. Three ends without a "
-        "trace (a kill, a power cut, out of memory) count as one crash.",
+        description="Number of crashes of the process during the swap to a version after which the version is quarantined. "
+        "Three unexplained ends (a kill, a power cut, out of memory) count as one crash.",
     )
 
     _renamed_keys: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -512,7 +519,7 @@ class MetricsSection(Section):
 class LogSection(Section):
     """The node's log."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level shown.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="`auto`: readable on a terminal, JSON otherwise."
     )

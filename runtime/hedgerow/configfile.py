@@ -244,7 +244,9 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
 
 def _read_yaml(text: str, path: Path) -> CommentedMap:
     if (line := _too_deep(text)) is not None:  # the YAML parser would take minutes to fail
-        raise BadConfigFile(path, [Problem(line, "", f"nests deeper than {_DEEPEST} levels", "Check brackets there.")])
+        raise BadConfigFile(
+            path, [Problem(line, "", f"nests deeper than {_DEEPEST} levels", "Check the brackets there.")]
+        )
     try:
         document = YAML(typ="rt").load(text)
         if not _small(document):
@@ -254,7 +256,7 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
         line = mark.line + 1 if mark else None
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise BadConfigFile(
-            path, [Problem(line, "", f"not YAML: {what}", "Check indentation and quotes there.")]
+            path, [Problem(line, "", f"not YAML: {what}", "Check the indentation and quotes there.")]
         ) from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise BadConfigFile(path, [Problem(None, "", f"not YAML: {error}", "Check the file's syntax.")]) from error
@@ -265,7 +267,7 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
             1,
             "",
             "expected `key: value` lines at the top",
-            "Begin with `node:` and `pipelines:`, a topology with `region:` and `sites:`.",
+            "Begin with `node:` and `pipelines:`; in a topology, with `region:` and `sites:`.",
         )
         raise BadConfigFile(path, [problem])
     return document

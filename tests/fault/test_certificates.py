@@ -151,7 +151,7 @@ def test_a_node_whose_clock_is_behind_reports_it_and_waits(tmp_path: Path) -> No
     try:
         site.node.start(wait=False)
         until(lambda: "so the clock is probably wrong" in site.node.log, lambda: site.node.log, TIMEOUT_S)
-        until(lambda: "times are doubtful" in site.node.log, lambda: site.node.log, TIMEOUT_S)
+        until(lambda: "the clock may be wrong" in site.node.log, lambda: site.node.log, TIMEOUT_S)
         until(lambda: site.node.probe("healthz")[0] == 200, lambda: site.node.log, TIMEOUT_S)
         assert site.node.metric("hedgerow_connected", link="node") == 0
 

@@ -76,7 +76,7 @@ def test_one_of_three_stages_a_change_and_a_second_completes_it(world: World) ->
     assert world.node.refresh().root == 1
     (change,) = read_status(world.repository, world.time.wall).staged
     assert (change.role, change.version, change.missing) == ("root", 2, 1)
-    with pytest.raises(errors.NotAllowed, match="No change waits for a signature of these keys"):
+    with pytest.raises(errors.NotAllowed, match="No change waits for a signature by these keys"):
         sign_staged(world.repository, [new_key(), world.root_keys[0]])
 
     (completed,) = sign_staged(world.repository, [world.root_keys[1]])
@@ -291,10 +291,10 @@ def test_nothing_signed_by_a_removed_owner_is_valid(world: World) -> None:
 @pytest.mark.parametrize(
     ("owner", "models", "message"),
     [
-        ("root", ["meter"], "cannot be an owner's name"),
-        ("online", ["meter"], "cannot be an owner's name"),
-        ("../up", ["meter"], "cannot be an owner's name"),
-        ("gates", ["a/b"], "cannot be a model's name"),
+        ("root", ["meter"], "is not a valid owner name"),
+        ("online", ["meter"], "is not a valid owner name"),
+        ("../up", ["meter"], "is not a valid owner name"),
+        ("gates", ["a/b"], "is not a valid model name or pattern"),
         ("gates", [], "is new and has no models"),
         ("gates", ["door"], "door belongs to doors"),
         ("gates", ["gate-7"], "gate-7 belongs to doors"),

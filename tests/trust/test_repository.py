@@ -256,7 +256,7 @@ def test_a_clock_set_back_signs_nothing_that_nodes_would_refuse(world: World) ->
     world.publish()
     world.time.wall -= 2 * DAY
 
-    with pytest.raises(errors.BadRepository, match="earlier than the last timestamp's signing time") as refused:
+    with pytest.raises(errors.BadRepository, match="behind the time at which the last timestamp was signed") as refused:
         world.repository.refresh_timestamp()
     assert "clock" in refused.value.remedy
 

@@ -297,6 +297,7 @@ class Client:
             self._session.finish(
                 publish,
                 BusError(
-                    "The client was closed before the broker acknowledged it", remedy="Publish it again when connected."
+                    "The client was closed before the broker acknowledged the message",
+                    remedy="Publish it again when connected.",
                 ),
             )

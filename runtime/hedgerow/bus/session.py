@@ -157,7 +157,7 @@ class MqttSession:
                 self._failed(error)
             except Exception as error:  # whatever happens, reconnect
                 log.exception("bus-failed")
-                self._failed(BusError(f"Unexpected error: {error!r}", remedy="Report this with the log around it."))
+                self._failed(BusError(f"Unexpected error: {error!r}", remedy="Report this with the log."))
             else:
                 if again:
                     continue
@@ -304,7 +304,9 @@ class MqttSession:
         for publish in self.outbound.link_lost():
             self.finish(
                 publish,
-                BusError("The link was lost before it was written", remedy="Wait until connected, or use QoS 1."),
+                BusError(
+                    "The link was lost before the message was written", remedy="Wait until connected, or use QoS 1."
+                ),
             )
 
     def _accept(self, link: Link, connack: Connack) -> None:

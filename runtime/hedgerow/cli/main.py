@@ -31,8 +31,8 @@ _NODE = Group(
         "run": Verb("hedgerow.cli.node.node:run", "Run a node until it is stopped."),
         "show": Verb("hedgerow.cli.region.nodes:show", "Show everything the region knows about a node."),
         "label": Verb("hedgerow.cli.region.nodes:label", "Set a node's labels, from the region."),
-        "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model, against all rollouts."),
-        "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Let rollouts decide again what a node serves."),
+        "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model; rollouts leave it alone."),
+        "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Remove a pin, so that rollouts apply to the node again."),
     },
     "Run a node; show and label nodes from the region.",
     """Run a node: the process that takes frames from the broker through its pipelines. Or, from the region,
@@ -49,7 +49,7 @@ _PLUGIN = Group(
     {
         "list": Verb("hedgerow.cli.node.plugin:list_", "List the installed stages."),
         "show": Verb("hedgerow.cli.node.plugin:show", "Show what a stage does, and its settings."),
-        "test": Verb("hedgerow.cli.node.plugin:try_", "Test a stage against the contract of stages."),
+        "test": Verb("hedgerow.cli.node.plugin:try_", "Test a stage against the stage contract."),
         "new": Verb("hedgerow.cli.node.plugin:new", "Create a plugin: a package with one stage and its test."),
     },
     "List, show, create and test stages.",
@@ -130,7 +130,7 @@ _ROLLOUT = Group(
         "schema": Verb("hedgerow.cli.region.rollout:schema", "Print the JSON Schema of rollouts."),
     },
     "Roll out a version of a model through the fleet, in waves.",
-    """Roll out a version of a model through the fleet: in waves, checked by gates, rolled back where it does harm. The
+    """Roll out a version of a model through the fleet: in waves, checked by gates, rolled back if too many nodes fail. The
     region's service carries it out.
 
     Examples:
@@ -235,7 +235,9 @@ _HEDGEROW = Group(
         "broker": _BROKER,
         "region": _REGION,
         "results": _RESULTS,
-        "nodes": Verb("hedgerow.cli.region.nodes:nodes", "List the nodes of a region, and what they provably run."),
+        "nodes": Verb(
+            "hedgerow.cli.region.nodes:nodes", "List a region's nodes, their status, and the models they run."
+        ),
         "rollout": _ROLLOUT,
         "audit": Verb("hedgerow.cli.region.nodes:audit", "Show who changed what in the fleet, when and why."),
         "pki": _PKI,
@@ -244,7 +246,7 @@ _HEDGEROW = Group(
         "publish": Verb("hedgerow.cli.frames.publish:publish", "Send pictures, sound, video or tables as frames."),
         "watch": Verb("hedgerow.cli.frames.watch:watch", "Watch results arrive: rate, latency, content."),
         "explain": Verb(
-            "hedgerow.cli.frames.explain:explain", "Explain where a result came from, or why a frame died."
+            "hedgerow.cli.frames.explain:explain", "Explain where a result came from, or why a frame was dead-lettered."
         ),
         "command": Verb("hedgerow.cli.frames.command:command", "Send a command to a node, or to all nodes of a site."),
         "tune": Verb("hedgerow.cli.model.tune:tune", "Measure the fastest way to run a model on this machine."),

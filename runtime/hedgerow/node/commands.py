@@ -68,7 +68,9 @@ class CommandServer:
             log.warning("command-refused", command=name, code=error.code, error=str(error))
         except Exception as error:
             log.exception("command-failed", command=name)
-            body = ErrorBody(code="internal", message=f"{type(error).__name__}: {error}", remedy="See the node's log.")
+            body = ErrorBody(
+                code="internal", message=f"{type(error).__name__}: {error}", remedy="Report this with the node's log."
+            )
             reply = Reply(command=name, node=str(self._address), ok=False, error=body)
             self.counts["refused"] += 1
         self._reply(message, name, reply)
@@ -124,7 +126,9 @@ class CommandServer:
         except TypeError as error:
             log.error("reply-unserialisable", command=name, error=str(error))
             body = ErrorBody(
-                code="internal", message=f"The reply cannot be encoded: {error}", remedy="See the node's log."
+                code="internal",
+                message=f"The reply cannot be encoded: {error}",
+                remedy="Report this with the node's log.",
             )
             payload = Reply(command=name, node=str(self._address), ok=False, error=body).encode()
         encoded = encode_properties(pairs)
@@ -147,9 +151,9 @@ def choice(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:
         return next(iter(known))
     names = ", ".join(sorted(known)) or "none"
     if value is None:
-        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"One of: {names}.")
+        raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"Use one of: {names}.")
     if value not in known:
-        raise CommandError(f"Unknown {name} {value!r}", code=f"unknown-{name}", remedy=f"One of: {names}.")
+        raise CommandError(f"Unknown {name} {value!r}", code=f"unknown-{name}", remedy=f"Use one of: {names}.")
     return str(value)
 
 

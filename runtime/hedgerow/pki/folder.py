@@ -57,7 +57,10 @@ class Pki:
     def check_region(self, region: str) -> None:
         """Raises: PkiError: the name is invalid, or the folder belongs to another region."""
         if not is_name(region):
-            raise PkiError(f"{region!r} cannot be a region", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
+            raise PkiError(
+                f"{region!r} is not a valid region name",
+                remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit.",
+            )
         if self.root.exists and (there := certificates.region_of(self.root.certificate())) != region:
             raise PkiError(
                 f"{self.folder} belongs to the region {there}, not {region}",
@@ -123,7 +126,10 @@ class Pki:
                 else "Leave --host out.",
             )
         if role is not None and not is_name(role):
-            raise PkiError(f"{role!r} cannot be a role", remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`.")
+            raise PkiError(
+                f"{role!r} is not a valid role name",
+                remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit.",
+            )
         with files.locked(self.folder):
             entry = self.find(who)
             if entry is not None and entry.revoked is None:

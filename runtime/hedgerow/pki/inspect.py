@@ -70,9 +70,9 @@ class Life:
         if state == "early":
             return Trouble(
                 True,
-                f"times are doubtful: the clock says {now:%Y-%m-%d %H:%M} UTC, but the certificate of {self.name} is valid from "
+                f"the clock may be wrong: it says {now:%Y-%m-%d %H:%M} UTC, but the certificate of {self.name} is valid from "
                 f"{self.begins:%Y-%m-%d %H:%M}",
-                "Set the clock of this machine, or of the issuing one; `timedatectl` shows it.",
+                "Set the clock of this machine, or of the machine that issued the certificate; `timedatectl` shows the time.",
             )
         if state == "ended":
             return Trouble(

@@ -91,7 +91,7 @@ def parse(text: str) -> Identity:
         else:
             found = Identity(IdentityKind.NODE, left, right)
     if not (is_name(found.authority) and is_name(found.name)):
-        raise PkiError(f"{text!r} cannot be the name of a certificate", remedy=_FORMS)
+        raise PkiError(f"{text!r} is not a valid certificate name", remedy=_FORMS)
     if found.authority == REGION and (
         found.kind is IdentityKind.NODE or found == (IdentityKind.BRIDGE, REGION, REGION)
     ):
@@ -120,7 +120,7 @@ def check_site(name: str) -> str:
     """Check a site's name and return it. Raises: PkiError: it is invalid."""
     if not is_name(name) or name == REGION:
         raise PkiError(
-            f"{name!r} cannot be a site",
+            f"{name!r} is not a valid site name",
             remedy=f"Use 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit, and not `{REGION}`.",
         )
     return name

@@ -35,7 +35,7 @@ class RetentionSection(Section):
     max_bytes: int | None = Field(
         None,
         ge=1 << 20,
-        description="Most bytes that results may use, each counted with about 200 bytes besides its payload.",
+        description="Maximum size of all results in bytes; each counts as its payload plus about 200 bytes.",
     )
     health_days: float = Field(3, gt=0, description="Days to keep health reports. A node's last state stays known.")
 
@@ -46,7 +46,7 @@ class PingSection(Section):
     every_s: float | None = Field(
         60, gt=0, description="Average interval between two pings to a node; empty: no pings."
     )
-    timeout_s: float = Field(15, gt=0, description="A ping without a reply by then counts as unanswered.")
+    timeout_s: float = Field(15, gt=0, description="A ping without a reply within this time counts as unanswered.")
 
 
 class ModelsSection(Section):
@@ -73,7 +73,10 @@ class CollectorSection(Section):
         description="A node from which nothing arrives for this long is silent. Health reports arrive every 10 s.",
     )
     receive_maximum: int = Field(
-        1000, ge=1, le=65_535, description="Most QoS 1 messages in flight from the broker to the collector."
+        1000,
+        ge=1,
+        le=65_535,
+        description="Maximum number of QoS 1 messages in flight from the broker to the collector.",
     )
     max_payload_bytes: int = Field(16 * 2**20, ge=1024, description="Larger payloads are rejected and counted.")
     stop_s: float = Field(10, gt=0, description="Longest time to store received messages when stopping.")

@@ -61,7 +61,7 @@ class TallyCollector(Collector):
         in_flight = GaugeMetricFamily("hedgerow_frames_in_flight", "Frames not settled yet.", labels=by_pipeline)
         latency = HistogramMetricFamily(
             "hedgerow_latency_seconds",
-            "From reception until the result is accepted by the broker or stored in the outbox.",
+            "Time from reception until the result is accepted by the broker or stored in the outbox.",
             labels=by_pipeline,
         )
         stage_s = CounterMetricFamily("hedgerow_stage_seconds", "Time spent in a stage.", labels=["pipeline", "stage"])

@@ -84,7 +84,7 @@ def write(texts: Mapping[PurePosixPath, str], source: str, folder: Path, *, forc
     except OSError as error:
         raise ConfigError(
             f"{error.filename or folder} cannot be written: {error.strerror}",
-            remedy="Choose a folder of yours with --out.",
+            remedy="Choose a folder that you may write to, with --out.",
         ) from error
     return Written(
         created=tuple(path for path in wanted if path not in there),
@@ -108,7 +108,7 @@ def copy_models(models: Mapping[str, Mapping[Path, Path]], folder: Path) -> None
             except OSError as error:
                 raise ConfigError(
                     f"{source} cannot be copied to {target}: {error.strerror}",
-                    remedy="Choose a folder of yours with --out.",
+                    remedy="Choose a folder that you may write to, with --out.",
                 ) from error
 
 

@@ -49,7 +49,7 @@ def _sensor_topics(filters: tuple[str, ...]) -> tuple[str, ...]:
     for one in filters:
         if one.split("/")[0] in ("hedgerow", "+", "#") or one.startswith("$"):
             raise ValueError(
-                f"a sensor may not write {one!r}: its topics must start with a fixed word other than `hedgerow`"
+                f"a sensor may not write {one!r}: the first level of its topics must be a fixed name other than `hedgerow`"
             )
     return filters
 
@@ -100,7 +100,7 @@ class SiteSection(Section):
         None,
         ge=1,
         le=65_535,
-        description="Port of a second listener, without TLS or names, for programs on the broker's own machine: they may "
+        description="Port of a second listener, without TLS or user names, for programs on the broker's own machine: they may "
         "send what sensors send and read results. Default: no such listener.",
     )
 
@@ -228,7 +228,7 @@ class Topology(Section):
     )
     log_refusals: bool = Field(
         True,
-        description="Whether brokers log every refused request, for which `broker.sh` starts them. It costs some 20 µs of a core per "
+        description="Whether brokers log every refused request; `broker.sh` then filters their verbose log. It costs some 20 µs of a core per "
         "message in or out; false: only refused connections are logged.",
     )
     sites: dict[Name, SiteSection] = Field(min_length=1, description="The sites by name.")

@@ -192,7 +192,7 @@ class TrustClient:
             raise errors.NotForThisNode(f"Refused {ref}: it is for nodes with {why}; the old version keeps serving")
         if target.length > LARGEST_MANIFEST:
             raise errors.EndlessData(
-                f"Refused {ref}: a manifest of {target.length:,} bytes; the old version keeps serving"
+                f"Refused {ref}: its manifest of {target.length:,} bytes is larger than {LARGEST_MANIFEST:,}; the old version keeps serving"
             )
         content = _guarded(updater, lambda: self._content(updater, target))
         _check_says(content, ref)

@@ -63,7 +63,7 @@ class MixAndMatch(TrustError):
     """Parts that are each signed, but do not belong together."""
 
     code = "mix-and-match"
-    advice = "Was the repository copied while it changed? Copy it again, metadata/timestamp.json last."
+    advice = "The repository was probably copied while it changed: copy it again, metadata/timestamp.json last."
 
 
 class EndlessData(TrustError):
@@ -84,7 +84,7 @@ class SlowData(TrustError):
     """Bytes arrive too slowly."""
 
     code = "slow-data"
-    advice = "The node retries. If the link is fine, the sender is broken or hostile."
+    advice = "The node retries. If the link is fine, check the sender: it is broken or hostile."
 
 
 class WrongContent(TrustError):

@@ -86,7 +86,10 @@ def add_owner(
     Raises: BadRepository: the name or the threshold is invalid, or a model is another owner's.
     """
     if not is_name(owner) or owner in TOP or owner == "online":
-        raise BadRepository(f"{owner!r} cannot be an owner's name", remedy="Use letters, digits, `-`, `_` and `.`.")
+        raise BadRepository(
+            f"{owner!r} is not a valid owner name",
+            remedy="Use 1 to 64 of `A-Z a-z 0-9 . _ -`, starting with a letter or digit, but no role's name, such as `root`.",
+        )
 
     def change(targets: Targets) -> None:
         roles = _owners(targets)
@@ -243,8 +246,8 @@ def _require_signed(delegator: Root | Targets, role: str, metadata: Metadata[Any
     found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     if not found.verified:
         raise NotAllowed(
-            f"{role} needs {found.threshold} signatures, and the given keys make {len(found.signed)}",
-            remedy="Give more of its keys.",
+            f"{role} needs {found.threshold} signatures, but the given keys provide only {len(found.signed)}",
+            remedy="Give more of the role's keys with --key.",
         )
 
 
@@ -255,14 +258,22 @@ def _of(keys: Sequence[Key], signers: Sequence[Signer]) -> list[Signer]:
 
 def _owners(targets: Targets) -> dict[str, DelegatedRole]:
     if targets.delegations is None or targets.delegations.roles is None:
-        raise BadRepository("targets.json has delegations that `hedgerow trust` did not write")
+        raise BadRepository(
+            "targets.json has delegations that `hedgerow trust` did not write",
+            remedy="Restore it from a copy: only `hedgerow trust` may change it.",
+        )
     return targets.delegations.roles
 
 
 def _owner(targets: Targets, owner: str) -> DelegatedRole:
     roles = _owners(targets)
     if owner not in roles:
-        raise BadRepository(f"There is no owner {owner!r}", remedy=f"There are: {', '.join(sorted(roles)) or 'none'}.")
+        raise BadRepository(
+            f"There is no owner {owner!r}",
+            remedy=f"Use one of the owners: {', '.join(sorted(roles))}."
+            if roles
+            else "Add one with `hedgerow trust add`.",
+        )
     return roles[owner]
 
 
@@ -273,7 +284,7 @@ def _found(wanted: Sequence[str], keys: Sequence[Key]) -> list[str]:
         if len(matching) != 1:
             raise BadRepository(
                 f"{one!r} matches {'no key' if not matching else 'more than one key'} of that role",
-                remedy=f"Its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
+                remedy=f"Name one of its keys: {', '.join(f'{name_of(key)} ({key.keyid[:8]})' for key in keys)}.",
             )
         found += matching
     return found

@@ -206,7 +206,7 @@ class Repository(SignedFolder):
         Raises:
             NotAllowed: the online key is missing, or is not the one the root names.
             KeyUnusable: it cannot be read.
-            BadRepository: the clock is earlier than the last timestamp's signing time: nodes would refuse the new one.
+            BadRepository: the clock is behind the time at which the last timestamp was signed: nodes would refuse the new one.
         """
         with self.changing():
             return self.include_signed(now)
@@ -223,7 +223,7 @@ class Repository(SignedFolder):
         )
         if last is not None and now < last - 60:
             raise BadRepository(
-                f"The clock is {last - now:,.0f} s earlier than the last timestamp's signing time",
+                f"The clock is {last - now:,.0f} s behind the time at which the last timestamp was signed",
                 remedy="Set this machine's clock. If it was ahead then, rotate the online key: see docs/operator/trust.md.",
             )
         meta = dict(seen_snapshot.signed.meta) if seen_snapshot else {}  # nodes refuse a snapshot that omits a role

@@ -84,7 +84,8 @@ def patterns(models: Iterable[str]) -> list[str]:
     for model in models:
         if not is_name(model.replace("*", "x")):
             raise BadRepository(
-                f"{model!r} cannot be a model's name", remedy="Use a name, or a pattern with `*`, such as `vision-*`."
+                f"{model!r} is not a valid model name or pattern",
+                remedy="Use a name, or a pattern with `*`, such as `vision-*`.",
             )
     return sorted(f"{model}/*/manifest.json" for model in set(models))
 

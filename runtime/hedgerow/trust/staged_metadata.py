@@ -67,7 +67,7 @@ def sign_staged(repository: Repository, signers: Sequence[Signer]) -> list[Stage
                 steps.append(settle(repository, metadata))
     if not steps:
         raise NotAllowed(
-            "No change waits for a signature of these keys",
+            "No change waits for a signature by these keys",
             remedy="`hedgerow trust status` shows staged changes and the keys they wait for.",
         )
     return steps

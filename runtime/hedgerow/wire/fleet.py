@@ -89,7 +89,7 @@ class SwapPolicy(WireMessage):
     max_shift: float = Field(
         0.5,
         gt=0,
-        description="Distance of its outputs from the manifest's baseline, as population stability index.",
+        description="Distance that its outputs may have from the manifest's baseline, as population stability index.",
     )
     memory: Literal["refuse", "brief-gap"] = Field(
         "refuse",

@@ -316,7 +316,7 @@ def test_the_password_is_taken_from_file_or_environment(
         from_environment = hedgerow("publish", photos, "-t", "x")
 
     assert (refused.code, from_file.code, from_environment.code) == (3, 0, 0)
-    assert f"error: The broker at {broker.url} refuses the connection: Not authorized\n" in refused.err
+    assert f"error: The broker at {broker.url} refused the connection: Not authorized\n" in refused.err
 
 
 def test_tls_needs_the_ca_that_signed_the_brokers_certificate(

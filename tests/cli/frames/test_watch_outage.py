@@ -127,4 +127,4 @@ async def test_a_broker_that_refuses_the_connection_after_an_outage_ends_the_wat
             assert await asyncio.to_thread(process.wait, 60) == 3
 
     await until(lambda: len(err) > 2)
-    assert err[1].startswith(f"error: The broker at {mosquitto.url} refuses the connection: ")
+    assert err[1].startswith(f"error: The broker at {mosquitto.url} refused the connection: ")

@@ -107,7 +107,7 @@ def test_root_key_may_have_a_passphrase_and_be_offline(hedgerow: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("issue", "no/such/form"), 1, "cannot be the name of a certificate"),
+        (("issue", "no/such/form"), 1, "is not a valid certificate name"),
         (("issue", "yard/gateway"), 1, "There is no authority yard"),
         (("issue", "hall/broker"), 1, "a broker needs host names"),
         (("issue", "hall/gateway", "--host", "localhost"), 1, "only a broker has host names"),

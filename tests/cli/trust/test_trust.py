@@ -306,7 +306,7 @@ def test_a_dry_run_explains_each_key_and_creates_nothing(hedgerow: Hedgerow, her
         (("sign",), 2, "--key"),
         (("sign", "--key", "keys/root-1.pem"), 1, "hedgerow trust status"),
         (("add", "vision", "--model", "door", "--key", "keys/targets.pem"), 1, "Give more keys"),
-        (("add", "root", "--model", "door", "--key", "keys/targets.pem"), 1, "cannot be an owner's name"),
+        (("add", "root", "--model", "door", "--key", "keys/targets.pem"), 1, "is not a valid owner name"),
         (("add", "vision", "--key", "keys/root-1.pem"), 1, "--model NAME"),
         (("remove", "nobody", "--key", "keys/targets.pem"), 1, "There is no owner 'nobody'"),
         (("rotate", "root", "--old-key", "root-9", "--key", "keys/root-1.pem"), 1, "root-1"),

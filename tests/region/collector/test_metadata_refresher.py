@@ -83,7 +83,7 @@ def test_a_problem_and_its_end_are_logged_once(world: World) -> None:
         for _ in range(3):
             world.time.wall = good - 2 * DAY
             refresher.check()
-        assert "earlier than the last timestamp's signing time" in refresher.problems()[0]
+        assert "behind the time at which the last timestamp was signed" in refresher.problems()[0]
         world.time.wall = good
         refresher.check()
 

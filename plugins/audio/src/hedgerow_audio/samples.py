@@ -35,7 +35,7 @@ def mono(frame: Frame) -> Samples:
             remedy="Put `pcm16` before this stage; it mixes channels and scales to -1..1.",
         )
     if not is_finite(array):
-        raise FrameError("The sound holds NaN or infinity", code="not-finite")
+        raise FrameError("The sound contains NaN or infinity", code="not-finite")
     return array
 
 

@@ -29,7 +29,9 @@ class VadWindowConfig(StageConfig):
         "lost frames, if the sensor timestamps them.",
     )
     max_windows: int = Field(
-        4096, ge=1, description="Most windows of 32 ms that one frame may complete; a longer frame is refused."
+        4096,
+        ge=1,
+        description="Maximum number of windows of 32 ms that one frame may complete; a longer frame is refused.",
     )
     input: str = Field("input", description="Name of the model's input for sound.")
 

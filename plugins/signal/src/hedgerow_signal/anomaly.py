@@ -18,7 +18,7 @@ class AnomalyConfig(StageConfig):
     threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; overrides the model's.")
     only_anomalous: bool = Field(False, description="Drop normal windows as `normal`.")
     label: str | None = Field(
-        None, description="Meta with the known label, added to the result as `label`; for labelled data."
+        None, description="Meta key of the known label, added to the result as `label`; for labelled data."
     )
     score: str = Field("score", description="Name of the model's output with the score.")
     deviations: str = Field(

@@ -75,7 +75,7 @@ class FftBands(Stage[FftBandsConfig]):
                 f"Expected (n,) or (n, channels), got {array.dtype}{list(array.shape)}", code="wrong-shape"
             )
         if not np.isfinite(array).all():
-            raise FrameError("The samples hold NaN or infinity", code="not-finite")
+            raise FrameError("The samples contain NaN or infinity", code="not-finite")
         if spec.window is not None and len(array) != spec.window:
             raise FrameError(
                 f"The window has {len(array)} samples, but the model was trained on {spec.window}",

@@ -34,7 +34,9 @@ class WindowConfig(StageConfig):
     )
 
     max_windows: int = Field(
-        1024, ge=1, description="Most windows that one frame may complete; a frame that would complete more is refused."
+        1024,
+        ge=1,
+        description="Maximum number of windows that one frame may complete; a frame that would complete more is refused.",
     )
 
     @model_validator(mode="after")
@@ -121,7 +123,7 @@ class Window(Stage[WindowConfig]):
         with np.errstate(over="ignore"):
             samples = array.astype(np.float32, copy=False)
         if not np.isfinite(samples).all():
-            raise FrameError("The samples hold NaN or infinity", code="not-finite")
+            raise FrameError("The samples contain NaN or infinity", code="not-finite")
         return samples
 
     def _rate(self, frame: Frame) -> float | None:

@@ -123,7 +123,7 @@ class BlobStore:
                 with self._lock:
                     self.damaged += 1
                     part.forget(index)
-        raise ContentMissing(f"The model store does not have chunk {digest}", remedy="Fetch it.")
+        raise ContentMissing(f"The model store does not have chunk {digest}", remedy="Fetch the model again.")
 
     # Writing
 
@@ -162,7 +162,8 @@ class BlobStore:
                 return False
             if not matches(positions[0].chunk, data):
                 raise ContentDamaged(
-                    f"{len(data):,} bytes do not match {digest}", remedy="It is requested again, from another source."
+                    f"{len(data):,} bytes do not match {digest}",
+                    remedy="Nothing to do: it is requested again, from another source.",
                 )
             for part, index in positions:
                 part.write(index, data)

@@ -167,7 +167,7 @@ def _lost(url: str, error: aiomqtt.MqttError) -> BusError:
         )
     return BusError(
         f"The broker at {url} closed the connection: {_reason(cause)}",
-        remedy="Read its log. Usual causes: a message that is too large, a second client with the same client id.",
+        remedy="Read the broker's log. Usual causes: the message is too large, or another client has the same client id.",
     )
 
 
@@ -180,11 +180,11 @@ def _not_reached(url: str, error: aiomqtt.MqttError) -> BusError:
     if (reason := _transient_reason(error)) is not None:
         return BrokerUnavailable(
             f"The broker at {url} cannot be reached: {reason}",
-            remedy="Check that it is running, or name another with --broker mqtt://HOST:PORT. For details: `hedgerow doctor`.",
+            remedy="Check that it is running, or name another with --broker mqtt://HOST:PORT. `hedgerow doctor` shows details.",
         )
     return BusError(
-        f"The broker at {url} refuses the connection: {_reason(error)}",
-        remedy="Give user name and password in the file of --config, or as HEDGEROW_BROKER__USERNAME and "
+        f"The broker at {url} refused the connection: {_reason(error)}",
+        remedy="Set the user name and password in the --config file, or in HEDGEROW_BROKER__USERNAME and "
         "HEDGEROW_BROKER__PASSWORD. For details: the broker's log.",
     )
 

@@ -18,7 +18,7 @@ EXIT_CODES: Final = {
     0: "success",
     1: "the request or a check failed",
     2: "invalid command line or configuration file",
-    3: "the broker is unreachable, or refuses",
+    3: "the broker is unreachable, or refuses the client",
     130: "interrupted with Ctrl-C",
 }
 

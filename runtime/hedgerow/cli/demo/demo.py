@@ -43,7 +43,7 @@ def demo(
         ),
     ] = "node",
     seconds: Annotated[
-        float | None, typer.Option(min=5, help="Stop after so many seconds; by default at Ctrl-C.")
+        float | None, typer.Option(min=5, help="Stop after this many seconds; by default on Ctrl-C.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, and no table.")] = False,
     out: Annotated[
@@ -69,8 +69,8 @@ def demo(
     all from one topology. One site is cut off for a quarter of the time (60 s without --seconds). At the end it compares
     what the sites produced with what the region stored.
 
-    `hedgerow demo rollout` rolls out four versions of a model to three sites while sound flows. After the first come one that
-    is better, one that fails on live frames only, and one that was tampered with. It ends by itself, after about two minutes.
+    `hedgerow demo rollout` rolls out four versions of a model to three sites while sound flows. The first is
+    followed by a better one, one that fails only on live frames, and one that was tampered with. It ends by itself, after about two minutes.
     """
     from hedgerow.cli.demo.processes import silent
     from hedgerow.config import BrokerSection

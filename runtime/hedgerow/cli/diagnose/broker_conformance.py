@@ -71,7 +71,10 @@ async def check_conformance(broker: BrokerSection, region: str, packet_bytes: in
     try:
         yield CheckResult("sessions", "ok", await probe.session())
     except HedgerowError as error:
-        remedy = "Results that are not durable are lost while the service restarts; durable ones are sent again."
+        remedy = (
+            "Let the broker keep sessions of absent clients: otherwise results that are not durable are lost while the "
+            "service restarts. Durable ones are sent again."
+        )
         yield CheckResult("sessions", "warning", str(error), remedy)
 
 
@@ -210,7 +213,7 @@ def _tls(client: Connection, broker: BrokerSection) -> CheckResult:
         remedy = "Between machines, use TLS: `broker: {url: mqtts://…, tls: {…}}`."
         return CheckResult("TLS", "warning", f"{broker.url} is plain text", remedy)
     if version != "TLSv1.3":
-        return CheckResult("TLS", "failed", f"{version}", "Enable TLS 1.3: bridges speak nothing older.")
+        return CheckResult("TLS", "failed", f"{version}", "Enable TLS 1.3: bridges require it.")
     if broker.tls.cert_file is None:
         remedy = "Let the broker require client certificates, and set `broker: {tls: {cert_file, key_file}}`."
         return CheckResult("TLS", "warning", f"{version}, without a client certificate", remedy)
@@ -241,7 +244,7 @@ def _limits(limits: Any, packet_bytes: int) -> Iterator[CheckResult]:
                 "limits",
                 "failed",
                 f"the broker reports that it has no {missing}",
-                "Enable them: Hedgerow cannot work without.",
+                "Enable them: Hedgerow requires them.",
             )
 
 

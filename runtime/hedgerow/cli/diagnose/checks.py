@@ -242,7 +242,7 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
             yield CheckResult("broker", "failed", f"{error} (address from {address_source})", error.remedy)
         else:
             detail = f"none at {broker.url}, the default, and no other address is set"
-            remedy = "Start one, or set the address of yours: --broker, `broker: {url: …}` or HEDGEROW_BROKER__URL. `hedgerow demo` starts its own."
+            remedy = "Start one, or set the address of your broker: --broker, `broker: {url: …}` or HEDGEROW_BROKER__URL. `hedgerow demo` starts its own."
             yield CheckResult("broker", "warning", detail, remedy)
         return
     yield CheckResult("broker", "ok", f"{broker.url}, MQTT 5; {_limits_text(limits)}")
@@ -261,8 +261,8 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
 def _hung(url: str) -> tuple[str, str]:
     detail = f"{url} accepts connections but did not answer for {HUNG_AFTER_S:g} s: the broker is likely hung"
     remedy = (
-        "Restart it; nodes and outboxes wait and lose nothing durable. If it hangs again and uses a whole core (`top`): Mosquitto "
-        "2.0.11 does so when the far side of a bridge with TLS closes the connection during the handshake; see delivery.md."
+        "Restart it; durable results wait in the nodes' outboxes. If it hangs again and uses a whole core (`top`): Mosquitto "
+        "2.0.11 does so when the far side of a bridge with TLS closes the connection during the handshake; see docs/operator/delivery.md."
     )
     return detail, remedy
 
@@ -288,7 +288,10 @@ def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[
     if tls.cert_file is None:
         remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` creates them."
         yield CheckResult(
-            "certificates", "warning", "this node has none: a password identifies it, or nothing does", remedy
+            "certificates",
+            "warning",
+            "this node has no certificate: the broker can identify it only by a password, if at all",
+            remedy,
         )
     elif not fatal:
         life = Life.of(tls.cert_file)

@@ -80,7 +80,7 @@ def publish(
             help="Send sound and video at the pace they were recorded, or as fast as possible.",
         ),
     ] = True,
-    loop: Annotated[str, typer.Option(metavar="N|forever", help="How often to send everything.")] = "1",
+    loop: Annotated[str, typer.Option(metavar="N|forever", help="How many times to send everything.")] = "1",
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     qos: Annotated[int, typer.Option(min=0, max=1, help="1 waits for the broker's acknowledgement.")] = 1,
     chunk_ms: Annotated[float, typer.Option(min=1, help="WAV: length of a chunk.")] = 32,

@@ -98,11 +98,13 @@ def _find(reference: str, store: Path) -> _StoredBundle:
     if found:
         raise ModelNotFound(
             f"{store} has more than one {reference}: {', '.join(map(str, found))}",
-            remedy="Use more digits of the digest.",
+            remedy="Name one by its digest, with enough digits to tell it from the others.",
         )
     raise ModelNotFound(
         f"{store} has no {reference}",
-        remedy=f"It has {', '.join(map(str, entries))}." if entries else "It has no bundles.",
+        remedy=f"Name one that it has: {', '.join(map(str, entries))}."
+        if entries
+        else "It has no bundles: publish one there, or name another with --from.",
     )
 
 

@@ -45,7 +45,7 @@ def tune(
       hedgerow tune voice --config configs/demo.yaml
       hedgerow tune detector.onnx --shape x=1,3,320,320 --seconds 60
 
-    Every backend that can open the file runs on noise. Their outputs are compared, and a backend that disagrees is listed
+    Every backend that can open the file is run on random inputs. Their outputs are compared, and a backend that disagrees is listed
     but never chosen. The result is saved in the node's state folder for this file and processor, and used by a model with
     `backend: auto` from its next start. Tune on an otherwise idle machine. Exits with 1 if no backend can run the model.
     """

@@ -118,7 +118,7 @@ def try_(
     frames: Annotated[int, typer.Option(min=2, max=1000, help="Number of frames to read from the samples.")] = 8,
     json: Json = False,
 ) -> None:
-    """Test a stage against the contract of stages, on your frames and on broken ones. Needs no broker.
+    """Test a stage against the stage contract, on your frames and on broken ones. Needs no broker.
 
     Examples:
       hedgerow plugin test dim-light numbers.json --config pipeline.yaml

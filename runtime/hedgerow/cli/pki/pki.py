@@ -143,8 +143,8 @@ def issue(
     role: Annotated[
         str | None, typer.Option(metavar="ROLE", help="Role to state in the certificate, such as sensor or operator.")
     ] = None,
-    days: Annotated[float | None, typer.Option(help="Days it is valid; 30 by default.", min=0)] = None,
-    hours: Annotated[float | None, typer.Option(help="Hours it is valid, instead of --days.", min=0)] = None,
+    days: Annotated[float | None, typer.Option(help="Days that it is valid; 30 by default.", min=0)] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours that it is valid, instead of --days.", min=0)] = None,
     folder: Folder = Path("pki"),
     json: Json = False,
 ) -> None:
@@ -191,7 +191,8 @@ def renew(
     within_days: Annotated[
         float | None,
         typer.Option(
-            help="Renew what expires within so many days; default: with less than a third of its life left.", min=0
+            help="Renew what expires within this many days; default: what has less than a third of its life left.",
+            min=0,
         ),
     ] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Create new private keys too.")] = False,

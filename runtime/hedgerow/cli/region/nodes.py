@@ -50,7 +50,7 @@ def nodes(
         ),
     ] = None,
 ) -> None:
-    """List a region's nodes, their status, and the models they verifiably run.
+    """List a region's nodes, their status, and the models they run.
 
     Examples:
       hedgerow nodes

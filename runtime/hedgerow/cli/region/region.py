@@ -108,8 +108,8 @@ def status(options: StoreOptions) -> None:
       hedgerow region status --store /var/lib/hedgerow/region.db
       hedgerow region status --store postgresql://hedgerow@db.example/hedgerow --json
 
-    It reads the store, whether the service runs or not. LAG is the time from the capture of the newest result until it was
-    stored, RTT that of a ping through all bridges to the node and back. A node is `ok`, `degraded` (by its own health
+    It reads the store, whether the service runs or not. LAG is the time from capture to storage of the newest
+    result; RTT is the time that a ping takes through all bridges to the node and back. A node is `ok`, `degraded` (by its own health
     report), `one-way` (its reports arrive, but pings stay unanswered), `silent`, `offline` (it stopped, or its broker
     reports it gone) or `unknown`. MISSING counts sequence numbers not received although later ones were; LOST counts results
     that a node has declared lost.

@@ -54,7 +54,7 @@ def query(
       hedgerow results query --since 2026-11-01 --until 2026-12-01 --json > november.jsonl
       hedgerow results query --since 7d --parquet week.parquet
 
-    Times without a zone are UTC. It can read while the service runs, page by page. --json prints one line per result.
+    Times without a zone are UTC. Results can be read while the service runs. --json prints one line per result.
     Results that were not durable have no number.
     """
     from hedgerow.region.store import queries

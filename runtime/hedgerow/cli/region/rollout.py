@@ -29,7 +29,7 @@ def start(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which nodes it would reach.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it until it ends, as `rollout status` does.")] = False,
 ) -> None:
-    """Start a rollout: move nodes to another version of a model in waves, and roll back if it does harm.
+    """Start a rollout: move nodes to another version of a model in waves, and roll back if too many of them fail.
 
     Examples:
       hedgerow rollout start -f rollout.yaml --dry-run

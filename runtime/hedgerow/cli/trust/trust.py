@@ -47,7 +47,9 @@ def add(
 
 @on_repository
 def remove(
-    options: RepositoryOptions, owner: Annotated[str, typer.Argument(metavar="OWNER")], key: SigningKeys = None
+    options: RepositoryOptions,
+    owner: Annotated[str, typer.Argument(metavar="OWNER", help="The owner to remove.")],
+    key: SigningKeys = None,
 ) -> None:
     """Remove an owner and invalidate everything it has signed. Signed with the targets key.
 

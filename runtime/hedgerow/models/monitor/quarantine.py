@@ -130,7 +130,7 @@ class QuarantineLog:
                 times = str(trial.ends + trial.crashes)
                 code, reason = (
                     "interrupted",
-                    f"the process ended {times} times during its trial, the last time in step `{trial.step}`",
+                    f"the process ended {times} times during the swap to it, the last time in step `{trial.step}`",
                 )
             del self._state.trials[digest]
             self.newly_quarantined.append(self._quarantine(digest, trial, code, reason))

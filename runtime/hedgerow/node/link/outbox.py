@@ -128,7 +128,7 @@ class NodeOutbox:
         yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": "outbox"}, refused
         yield "hedgerow_outbox_entries", "Results and gaps that the region has not acknowledged.", {}, status.entries
         yield "hedgerow_outbox_bytes", "Bytes of the outbox on disk.", {}, status.used_bytes
-        yield "hedgerow_outbox_max_bytes", "Most bytes of the outbox on disk.", {}, self._limits.max_bytes
+        yield "hedgerow_outbox_max_bytes", "Maximum size of the outbox on disk, in bytes.", {}, self._limits.max_bytes
         yield "hedgerow_outbox_under_way", "Results sent and not yet acknowledged by the region.", {}, status.in_flight
         yield "hedgerow_outbox_failing", "Whether the outbox cannot store results.", {}, status.failure is not None
         yield "hedgerow_outbox_bad_acks", "Unreadable acknowledgements.", {}, self.bad_acks

@@ -103,11 +103,12 @@ class SwapSteps:
             remedy = "Free memory, choose a smaller variant, or set `memory: brief-gap` in the swap policy."
             raise SwapRefused("no-memory", short, remedy)
         if workers:
-            why = f"a gap does not help, since {workers} new workers load it while the old ones run"
+            why = f"`memory: brief-gap` does not help, since {workers} new workers load it while the old ones run"
             raise SwapRefused("no-memory", f"{short}; {why}", "Free memory, or use fewer workers.")
         if any(swap.slot.never_waits for swap in self._slot_swaps):
             why = (
-                "a gap is not possible, since a pipeline with `lanes: 0` uses it: the event loop would wait for itself"
+                "`memory: brief-gap` is not possible, since a pipeline with `lanes: 0` uses it: "
+                "the event loop would wait for itself"
             )
             raise SwapRefused("no-memory", f"{short}; {why}", "Free memory, or set `lanes: 1` for that pipeline.")
         self._gap = True
@@ -275,8 +276,8 @@ class SwapSteps:
             if not swap.slot.wait_until_idle(old, _DRAIN_S):
                 raise SwapRefused(
                     "busy",
-                    f"Frames still ran on the old version {_DRAIN_S:g} s after the gap started",
-                    "A stage hangs or is very slow: check the node's health.",
+                    f"Frames still ran on the old version {_DRAIN_S:g} s after new frames were held back",
+                    "Check the node's health: a stage hangs or is very slow.",
                 )
             old.close()
             swap.unloaded = True

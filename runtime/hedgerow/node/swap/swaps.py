@@ -175,7 +175,7 @@ class Swaps:
             raise SwapRefused(
                 "quarantined",
                 f"It is in quarantine: {record.reason}",
-                "Build another version, or release it with `hedgerow command`.",
+                f"Build another version, or release this one: `hedgerow command NODE release digest={candidate.ref.digest}`.",
             )
         steps.check_memory(self._workers.processes(name))
         self._workers.observe(name)
@@ -215,7 +215,11 @@ class Swaps:
             if verdict.action == "keep":
                 return
             if verdict.action == "roll-back":
-                raise SwapRefused(verdict.code, verdict.reason, "Check its measures in the event, and fix the model.")
+                raise SwapRefused(
+                    verdict.code,
+                    verdict.reason,
+                    "Compare the `measures` in the event with the swap policy, then fix the model or change the limit.",
+                )
             await asyncio.sleep(min(_JUDGE_EVERY_S, max(0.01, period_s - elapsed_s)))
 
     async def _run(self, candidate: ModelVersion | None, step: str, work: Callable[[], None]) -> None:

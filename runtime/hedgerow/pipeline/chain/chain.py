@@ -50,7 +50,7 @@ class CircuitOpen(HedgerowError):
     def __init__(self, stage: str, failures: int) -> None:
         super().__init__(
             f"Stage {stage} failed {failures} times in a row and is skipped for now",
-            remedy="Earlier dead letters have the cause; the stage is refirst automatically.",
+            remedy="Earlier dead letters have the cause; the stage is tried again automatically.",
         )
 
 

@@ -31,7 +31,7 @@ class Job:
             return self.built.run(self.deliveries, lane)
         except Exception as error:  # not expected; but a lane that ended would lose its frames
             log.exception("lane-failed", pipeline=self.built.name)
-            fault = FrameError(f"Internal error: {error!r}", code="internal", remedy="Report it, with the node's log.")
+            fault = FrameError(f"Internal error: {error!r}", code="internal", remedy="Report this with the node's log.")
             return Completed([self.built.dead_letter(delivery, fault) for delivery in self.deliveries], [])
 
 

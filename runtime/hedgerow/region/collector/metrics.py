@@ -76,7 +76,7 @@ class RegionMetrics(MetricsCollector):
     def collect(self) -> Iterator[Metric]:
         """Yield the current metrics."""
         counts = self._counts
-        yield _counter("results", "Results stored; durable ones have a number.", "durable", counts.results)
+        yield _counter("results", "Results stored, by whether they are durable.", "durable", counts.results)
         yield CounterMetricFamily(
             "hedgerow_region_repeats", "Results and gaps received again; not stored twice.", value=counts.duplicates
         )
@@ -96,7 +96,9 @@ class RegionMetrics(MetricsCollector):
             "hedgerow_region_stray_replies", "Replies to unknown or expired pings.", value=counts.stray_replies
         )
         nodes = GaugeMetricFamily(
-            "hedgerow_region_nodes", "Nodes by status. Deprecated: verdict; use status.", labels=["status", "verdict"]
+            "hedgerow_region_nodes",
+            "Nodes by status. The label `verdict` is deprecated; use `status`.",
+            labels=["status", "verdict"],
         )
         for liveness in Liveness:
             nodes.add_metric([liveness.value, liveness.old_name], counts.statuses[liveness])

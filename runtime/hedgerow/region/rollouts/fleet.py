@@ -199,7 +199,7 @@ def _audit_entry(
                 {"wave": wave, "given": given, "late": late},
             )
         case CatchUp():
-            return "nodes-caught-up", "they are back", {"given": given}
+            return "nodes-caught-up", "they are connected again", {"given": given}
         case Soak():
             return "soak-started", f"all nodes of wave {rollout.wave + 1} are good", {"wave": rollout.wave}
         case RollBack(_, reason):

@@ -82,7 +82,9 @@ def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
             with fleet.database.transaction():
                 if now > request.expires_at:
                     raise CommandError(
-                        "The request expired before the service handled it", code="expired", remedy="Repeat it."
+                        "The request expired before the service handled it",
+                        code="expired",
+                        remedy="Run the command again, while the region's service is running.",
                     )
                 action = _ACTIONS.get(request.verb)
                 if action is None:

@@ -95,7 +95,9 @@ class RegionStore:
         except Exception as error:  # a bug: reject the record that triggers it, and go on
             self._stale = True
             log.exception("store-failed")
-            raise StoreRefused(f"{type(error).__name__}: {error}", remedy="See the log.") from error
+            raise StoreRefused(
+                f"{type(error).__name__}: {error}", remedy="Report this with the service's log."
+            ) from error
         self.stored_bytes += batch.added_bytes
         for key, outbox in batch.outboxes.items():
             batch.outcome.acks[key] = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)

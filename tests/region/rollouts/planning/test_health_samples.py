@@ -161,9 +161,9 @@ def test_the_dead_share_is_limited_relative_to_the_baseline() -> None:
         return found(samples, NodeBaseline(dead_share=was), max_error_share=0.25)
 
     assert died(250) is None
-    assert died(251) == ("error-rate", "25.1% of 1,000 frames died; 25.0% allowed")
+    assert died(251) == ("error-rate", "25.1% of 1,000 frames were dead-lettered; 25.0% allowed")
     assert died(500, was=0.25) is None
-    assert died(501, was=0.25) == ("error-rate", "50.1% of 1,000 frames died; 50.0% allowed")
+    assert died(501, was=0.25) == ("error-rate", "50.1% of 1,000 frames were dead-lettered; 50.0% allowed")
 
 
 def test_the_dropped_share_is_limited() -> None:
@@ -219,7 +219,7 @@ def test_a_new_pipeline_counts_from_0_and_counts_never_go_negative() -> None:
 
     assert found([before, report(110, after)], max_error_share=0.39) == (
         "error-rate",
-        "40.0% of 100 frames died; 39.0% allowed",
+        "40.0% of 100 frames were dead-lettered; 39.0% allowed",
     )
     assert found([before, report(110, after)], max_dropped_share=0.07) == (
         "dropped",
@@ -230,7 +230,7 @@ def test_a_new_pipeline_counts_from_0_and_counts_never_go_negative() -> None:
     )
     assert found([before, restarted], max_error_share=0.09) == (
         "error-rate",
-        "10.0% of 30 frames died; 9.0% allowed",
+        "10.0% of 30 frames were dead-lettered; 9.0% allowed",
     )
 
 

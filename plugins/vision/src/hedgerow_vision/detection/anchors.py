@@ -16,7 +16,7 @@ class AnchorConfig(StageConfig):
     """Layout of a detector's anchors, as in its training."""
 
     size: int = Field(ge=1, description="Edge of the model's input, pixels.")
-    strides: tuple[int, ...] = Field(min_length=1, description="Pixels of the input per cell, one entry a layer.")
+    strides: tuple[int, ...] = Field(min_length=1, description="Pixels of the input per cell, one entry per layer.")
     aspect_ratios: tuple[float, ...] = Field((1.0,), min_length=1, description="Width ÷ height of a cell's anchors.")
     scales: tuple[float, float] = Field((0.2, 0.95), description="Size of the anchors in the first and the last layer.")
     between: bool = Field(

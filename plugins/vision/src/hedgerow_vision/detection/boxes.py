@@ -24,7 +24,9 @@ class BoxesConfig(DetectorConfig):
         "detection_classes", description="Name of the tensor with the classes, (1, N); null: all of class 0."
     )
     order: Literal["yxyx", "xyxy"] = Field("yxyx", description="Order of a box's corners.")
-    unit: Literal["fraction", "pixel"] = Field("fraction", description="Of the model's input.")
+    unit: Literal["fraction", "pixel"] = Field(
+        "fraction", description="Whether boxes are in fractions or in pixels of the model's input."
+    )
 
 
 class Boxes(Detector[BoxesConfig]):

@@ -30,12 +30,12 @@ class DetectorConfig(StageConfig):
     blend: bool = Field(
         False, description="Average the boxes of one object instead of taking the best, which is steadier."
     )
-    limit: int = Field(100, ge=1, description="Most detections in a result.")
+    limit: int = Field(100, ge=1, description="Maximum number of detections in a result.")
     labels: tuple[str, ...] = Field((), description="Names of the classes, in the model's order.")
     labels_file: Path | None = Field(
         None, description="File with one name per line, instead of `labels`; relative to the configuration file."
     )
-    only: tuple[str, ...] = Field((), description="Leave out all but these labels.")
+    only: tuple[str, ...] = Field((), description="Keep only detections with these labels.")
 
 
 class Candidates(NamedTuple):

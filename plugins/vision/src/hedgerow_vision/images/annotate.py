@@ -32,7 +32,9 @@ class AnnotateConfig(StageConfig):
 
     folder: Path = Field(description="Folder for the pictures, relative to the configuration file; created if missing.")
     every_s: float = Field(0, ge=0, description="Shortest time between two pictures of one stream, by capture time.")
-    keep: int = Field(200, ge=1, description="Most pictures of this pipeline in the folder; the oldest are deleted.")
+    keep: int = Field(
+        200, ge=1, description="Maximum number of pictures of this pipeline in the folder; the oldest are deleted."
+    )
     only_found: bool = Field(False, description="Write only pictures in which something was found.")
     quality: int = Field(85, ge=1, le=100, description="JPEG quality.")
 

@@ -39,7 +39,7 @@ class DetectTextConfig(StageConfig):
     grow: float = Field(
         1.6, ge=0, description="The model marks the core of a line; its box is grown by area × this ÷ perimeter."
     )
-    limit: int = Field(1000, ge=1, description="Most boxes in a picture.")
+    limit: int = Field(1000, ge=1, description="Maximum number of boxes in a picture.")
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="Subtracted, per colour, of 0..1.")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="Divided by, per colour.")
 

@@ -65,7 +65,10 @@ def resolve(source: str) -> Path:
     package, _, inside = source.removeprefix("package:").partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise CannotFree(f"Package {package} is not installed", remedy=f"Install the package that holds {package}.")
+        raise CannotFree(
+            f"Package {package} is not installed",
+            remedy=f"Install the distribution that provides {package}, or give the path of a model file.",
+        )
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 

@@ -134,7 +134,10 @@ def violated_limit(
     if shares is not None and shares.received >= limits.min_frames:
         allowed_share = limits.max_error_share + was.dead_share
         if shares.dead > allowed_share:
-            return "error-rate", f"{shares.dead:.1%} of {shares.received:,} frames died; {allowed_share:.1%} allowed"
+            return (
+                "error-rate",
+                f"{shares.dead:.1%} of {shares.received:,} frames were dead-lettered; {allowed_share:.1%} allowed",
+            )
         if limits.max_dropped_share is not None and shares.dropped > limits.max_dropped_share:
             share = limits.max_dropped_share
             return "dropped", f"{shares.dropped:.1%} of {shares.received:,} frames were dropped; {share:.1%} allowed"

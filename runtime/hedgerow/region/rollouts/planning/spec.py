@@ -140,7 +140,7 @@ class GateSection(Section):
 class WindowSection(Section):
     """A time in which changes may start. Changes in progress continue, and rollbacks are always allowed."""
 
-    days: tuple[Day, ...] = Field(DAYS, min_length=1, description="Days on which it opens.")
+    days: tuple[Day, ...] = Field(DAYS, min_length=1, description="Days on which the window opens.")
     begin: Clock = Field(description="Time of day at which it opens: 22:00.")
     end: Clock = Field(description="Time of day at which it closes; on the next day if not later than `begin`.")
     time_zone: Annotated[str, AfterValidator(_zone)] = Field(

@@ -108,7 +108,7 @@ class Postgres:
         except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, UnicodeError) as error:
             raise StoreRefused(
                 f"{self._shown} rejects the values: {str(error).strip()}",
-                remedy="See the log, and check the user's privileges.",
+                remedy="Check the privileges of the store's user; if they are right, report this with the service's log.",
             ) from error
         except psycopg.Error as error:
             raise StoreTrouble(

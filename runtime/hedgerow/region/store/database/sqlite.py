@@ -121,7 +121,9 @@ class Sqlite:
             OverflowError,
             UnicodeError,
         ) as error:
-            raise StoreRefused(f"{self._path} rejects the values: {error}", remedy="See the log.") from error
+            raise StoreRefused(
+                f"{self._path} rejects the values: {error}", remedy="Report this with the service's log."
+            ) from error
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             remedy = "Check the disk and the file's permissions; the collector retries automatically."
@@ -132,5 +134,7 @@ class Sqlite:
             if code == sqlite3.SQLITE_FULL:
                 remedy = "Free disk space; the collector retries automatically."
             elif code == sqlite3.SQLITE_TOOBIG:
-                raise StoreRefused(f"{self._path} rejects the values: {error}", remedy="See the log.") from error
+                raise StoreRefused(
+                    f"{self._path} rejects the values: {error}", remedy="Report this with the service's log."
+                ) from error
             raise StoreTrouble(f"{self._path}: {error}", remedy=remedy) from error
