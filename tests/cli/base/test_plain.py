@@ -136,24 +136,26 @@ def test_every_verb_is_covered() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_no_verb_writes_an_escape_sequence_on_a_dumb_terminal(broker: Mosquitto) -> None:
-    with terminal("-c", PROGRAM, commands(broker), columns=80, TERM="dumb") as shell:
-        code, output = shell.wait()
+    output = output_on_terminal(broker, TERM="dumb")
 
-    assert code == 0, output
-    assert_ran_all(output)
     assert [line for line in output.splitlines() if ESCAPE in line] == []
 
 
 @pytest.mark.usefixtures("folder")
 def test_with_no_color_no_verb_writes_color_and_only_live_views_move_the_cursor(broker: Mosquitto) -> None:
-    with terminal("-c", PROGRAM, commands(broker), columns=80, NO_COLOR="1") as shell:
-        code, output = shell.wait()
+    output = output_on_terminal(broker, NO_COLOR="1")
 
-    assert code == 0, output
-    assert_ran_all(output)
     assert COLOR.findall(output) == []
     escaping = {run.split()[0] for run in output.split("> ")[1:] if ESCAPE in run}
     assert {"watch"} <= escaping <= {"model", "node", "publish", "rollout", "tune", "watch"}, escaping
+
+
+def output_on_terminal(broker: Mosquitto, **environment: str) -> str:
+    with terminal("-c", PROGRAM, commands(broker), columns=80, **environment) as shell:
+        code, output = shell.wait()
+    assert code == 0, output
+    assert_ran_all(output)
+    return output
 
 
 def assert_ran_all(output: str) -> None:

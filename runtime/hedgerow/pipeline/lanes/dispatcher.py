@@ -100,7 +100,7 @@ class Dispatcher:
             self._run_on_loop()
             return
         for lane in tuple(self._idle):
-            if len(self._lanes) - len(self._idle) >= self._usable:
+            if self.busy >= self._usable:
                 return
             job = self._next_job(self._intake.queue_of(lane.index))
             if job is not None:
@@ -132,7 +132,7 @@ class Dispatcher:
                     delivery.dispatched_at = now
                 self._built.running += 1
                 return Job(self._built, taken, now)
-            if len(self._idle) == len(self._lanes) and any(reason is DropReason.LATE for _, reason in expired):
+            if not self.busy and any(reason is DropReason.LATE for _, reason in expired):
                 self._service_time.decay()  # nothing runs, and every frame was judged too late to start
         return None
 
