@@ -69,7 +69,7 @@ class Node:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         base_dir = path.parent if path is not None else Path.cwd()
-        state_dir = base_dir / config.node.state_dir
+        state_dir = config.node.state_dir
 
         options = link_options(
             config.broker,
@@ -82,7 +82,7 @@ class Node:
         self._announcer = Announcer(self.address, self.session, self._link)
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
-        self._pool = ModelPool(cores=self.cores, state_dir=config.node.state_dir)
+        self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
         builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
