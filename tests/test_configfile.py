@@ -16,6 +16,7 @@ from tests.examples import examples
 from hedgerow import configfile
 from hedgerow.config import NodeConfig, NodeSection
 from hedgerow.configfile import BadConfigFile, Problem
+from hedgerow.trust import keys
 
 COMPLETE = """\
 # A comment moves all lines down by one.
@@ -204,6 +205,57 @@ def test_for_an_invalid_environment_variable_the_remedy_names_the_environment(mo
     (problem,) = problems(COMPLETE)
 
     assert problem.remedy == "Check the HEDGEROW_* environment variables."
+
+
+@pytest.mark.parametrize(
+    ("variable", "remedy"),
+    [
+        ("HEDGEROW_BROKER_URL", "Did you mean HEDGEROW_BROKER__URL?"),
+        ("hedgerow_broker_url", "Did you mean HEDGEROW_BROKER__URL?"),
+        ("HEDGEROW_LOGLEVEL", "Did you mean HEDGEROW_LOG__LEVEL?"),
+        ("HEDGEROW_LOG_LEVEL", "Did you mean HEDGEROW_LOG__LEVEL?"),
+        ("HEDGEROW_BROKERS__URL", "Did you mean HEDGEROW_BROKER__URL?"),
+        ("HEDGEROW__BROKER__URL", "Did you mean HEDGEROW_BROKER__URL?"),
+        ("HEDGEROW_TLS_CA_FILE", "Did you mean HEDGEROW_BROKER__TLS__CA_FILE?"),
+        ("HEDGEROW_COLOUR", "Unset it, or write HEDGEROW_SECTION__KEY, with two underscores per level."),
+        ("HEDGEROW_SERVICE_HOSTS", "Unset it, or write HEDGEROW_SECTION__KEY, with two underscores per level."),
+    ],
+)
+def test_an_environment_variable_that_overrides_nothing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, variable: str, remedy: str
+) -> None:
+    monkeypatch.setenv(variable, "mqtt://broker:1883")
+
+    (problem,) = problems(COMPLETE)
+
+    assert (problem.field, problem.remedy) == (variable, remedy)
+
+
+@pytest.mark.parametrize("variable", ["HEDGEROW_BROKER__URLL", "HEDGEROW_NODE__NAM"])
+def test_an_environment_variable_with_an_unknown_key_in_a_section_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "mqtt://broker:1883")
+
+    assert len(problems(COMPLETE)) == 1
+
+
+def test_other_variables_with_our_prefix_are_not_taken_for_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of signing, and those that Kubernetes sets in a pod for services called `hedgerow` and `hedgerow-region`."""
+    for name in (keys.PASSPHRASE, keys.PIN):
+        monkeypatch.setenv(name, "secret")
+    for service in ("HEDGEROW", "HEDGEROW_REGION"):
+        for name in (
+            "SERVICE_HOST",
+            "SERVICE_PORT",
+            "SERVICE_PORT_MQTT",
+            "PORT",
+            "PORT_8883_TCP",
+            "PORT_8883_TCP_ADDR",
+        ):
+            monkeypatch.setenv(f"{service}_{name}", "tcp://10.0.0.7:8883")
+
+    assert configfile.parse(COMPLETE).node.name == "press"
 
 
 # Sections of COMPLETE that a key can be added to.

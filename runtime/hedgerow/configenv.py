@@ -5,6 +5,11 @@ Imported only if such variables are set, because pydantic-settings takes six meg
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from pydantic import BaseModel
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from hedgerow.config import NodeConfig
@@ -28,3 +33,37 @@ class OverriddenConfig(BaseSettings, NodeConfig):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the environment first, then the file, and nothing else."""
         return env_settings, init_settings
+
+
+PREFIX: Final = "HEDGEROW_"
+_OTHERS: Final = frozenset({"HEDGEROW_TRUST_PASSPHRASE", "HEDGEROW_TRUST_PIN"})
+"""Variables that override no setting: those of `trust.keys`."""
+
+
+def unknown_variables(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the variables that override nothing, which pydantic-settings would ignore, each with the one probably meant.
+
+    Variables that Kubernetes sets for a service called `hedgerow-…` (`…_SERVICE_HOST`, `…_PORT`) are not meant for us.
+
+    Args:
+        names: of all environment variables.
+    """
+    ours = {name: name.upper() for name in names if name.upper().startswith(PREFIX)}
+    services = tuple(name.removesuffix("SERVICE_HOST") for name in ours.values() if name.endswith("_SERVICE_HOST"))
+    beginnings = tuple(f"{service}{part}" for service in services for part in ("SERVICE_", "PORT"))
+    for name, upper in ours.items():
+        section = upper.removeprefix(PREFIX).partition("__")[0].lower()
+        if section in NodeConfig.model_fields or upper in _OTHERS or (beginnings and upper.startswith(beginnings)):
+            continue
+        near = difflib.get_close_matches(upper.removeprefix(PREFIX), _SETTINGS, n=1, cutoff=0.7)
+        yield name, f"{PREFIX}{near[0]}" if near else ""
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name.upper()}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _settings(field.annotation, f"{prefix}{name.upper()}__")
+
+
+_SETTINGS: Final = tuple(_settings(NodeConfig, ""))

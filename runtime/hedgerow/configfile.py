@@ -85,14 +85,6 @@ def parse(text: str, path: Path = Path("config.yaml")) -> NodeConfig:
     return Document(text, path).validated()
 
 
-def _config_type() -> type[NodeConfig]:
-    if not any(name.upper().startswith("HEDGEROW_") for name in os.environ):
-        return NodeConfig
-    from hedgerow.configenv import OverriddenConfig
-
-    return OverriddenConfig
-
-
 class Document:
     """A configuration file as written, valid or not.
 
@@ -127,8 +119,15 @@ class Document:
 
         Raises: BadConfigFile: the configuration is invalid; lists every problem with its line.
         """
+        config_type = NodeConfig
+        if any(name.upper().startswith("HEDGEROW_") for name in os.environ):
+            from hedgerow import configenv
+
+            config_type = configenv.OverriddenConfig
+            if unknown := list(configenv.unknown_variables(os.environ)):
+                raise BadConfigFile(self._path, [_unknown_variable(*each) for each in unknown])
         try:
-            return _anchored(_config_type()(**self.content), self._path.parent.absolute())
+            return _anchored(config_type(**self.content), self._path.parent.absolute())
         except ValidationError as error:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
         except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON
@@ -313,6 +312,13 @@ def _plain(node: Any) -> Any:
         if isinstance(node, kind):
             return kind(node)
     return node
+
+
+def _unknown_variable(name: str, near: str) -> Problem:
+    remedy = (
+        f"Did you mean {near}?" if near else "Unset it, or write HEDGEROW_SECTION__KEY, with two underscores per level."
+    )
+    return Problem(None, name, "this environment variable overrides no setting", remedy)
 
 
 def _problems(document: CommentedMap, error: ValidationError, root: type[BaseModel] = NodeConfig) -> Iterator[Problem]:

@@ -7,8 +7,10 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from hedgerow.errors import ConfigError
@@ -110,6 +112,27 @@ def test_a_port_in_use_is_a_configuration_error(probes: tuple[ProbeServer, list[
         ProbeServer("127.0.0.1", probes[0].port, TallyCollector(dict, list), list, list)
 
     assert "port" in caught.value.remedy
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::", "0.0.0.0", "localhost"])
+def test_probes_are_served_on_any_address_of_this_machine(host: str) -> None:
+    if ":" in host and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    server = ProbeServer(host, 0, CollectorRegistry(), list, list)
+    try:
+        url = server.url.replace("[::]", "[::1]").replace("0.0.0.0", "127.0.0.1")
+        with urllib.request.urlopen(f"{url}/healthz") as response:
+            assert response.status == 200
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "a..b", "::zz", "fe80::1%none0"])
+def test_an_address_that_is_not_of_this_machine_is_a_configuration_error(host: str) -> None:
+    with pytest.raises(ConfigError, match="Cannot serve metrics on") as caught:
+        ProbeServer(host, 0, CollectorRegistry(), list, list)
+
+    assert "metrics: {host: …}" in caught.value.remedy
 
 
 def test_starting_the_server_looks_up_no_host_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ class Probes:
             tallies = TallyCollector(self.tallies, self._all_gauges)
             self._server = ProbeServer(metrics.host, metrics.port, tallies, self._heartbeat.why_dead, self.why_unready)
             self.port = self._server.port
-            log.info("probes", url=f"http://{metrics.host}:{self.port}/metrics")
+            log.info("probes", url=f"{self._server.url}/metrics")
 
     def close(self) -> None:
         """Stop serving."""

@@ -6,7 +6,9 @@ topics or frame ids, so the configuration bounds the number of series.
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -118,6 +120,9 @@ class ProbeServer:
         alive: the check behind /healthz.
         ready: the check behind /readyz.
     Raises: ConfigError: it cannot listen there.
+    Attributes:
+        port: the port it listens on.
+        url: its address, without a path.
     """
 
     def __init__(self, host: str, port: int, collector: Collector, alive: Check, ready: Check) -> None:
@@ -126,13 +131,18 @@ class ProbeServer:
         self._checks = {"/healthz": alive, "/readyz": ready}
         try:
             self._server = _Server((host, port), _Handler)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters, or an empty one
+            in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             raise ConfigError(
-                f"Cannot serve metrics on {host}:{port}: {error.strerror or error}",
-                remedy="Set `metrics: {port: …}` to a free port, or to 0 to pick one.",
+                f"Cannot serve metrics on {host_port(host, port)}: {getattr(error, 'strerror', None) or error}",
+                remedy="Set `metrics: {port: …}` to a free port, or to 0 to pick one."
+                if in_use
+                else "Set `metrics: {host: …}` to an address of this machine: 127.0.0.1, ::1, or 0.0.0.0 for all; "
+                "and `port` to one that this user may listen on (1024 or above).",
             ) from error
         self._server.set_app(self._answer)
         self.port: int = self._server.server_port
+        self.url = f"http://{host_port(host, self.port)}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
         self._thread.start()
 
@@ -162,8 +172,18 @@ def _respond(start_response: Any, status: str, content_type: str, body: bytes) -
     return [body]
 
 
+def host_port(host: str, port: int) -> str:
+    """Return host and port as in an address; an IPv6 address is put in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         """Bind without the reverse DNS lookup of `HTTPServer`, which takes long if the DNS server is unreachable."""

@@ -123,7 +123,7 @@ class Collector:
                 self._liveness_problems,
                 self._readiness_problems,
             )
-            log.info("probes", url=f"http://{metrics.host}:{self._probes.port}/metrics")
+            log.info("probes", url=f"{self._probes.url}/metrics")
         self._writer.start()
         tasks = [self._loop.create_task(self._beat())]
         if self._refresher is not None:
