@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import pwd
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+_MOST_CHECKED: Final = 1000
+"""Limit on the files that `why_unwritable` looks at."""
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -38,3 +45,41 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def why_unwritable(folder: Path) -> tuple[str, str] | None:
+    """Return why this process cannot write files in a folder, and what to do; None if it can, or can create the folder.
+
+    Looks at the folder, or its nearest parent that exists, and at what the folder contains, down to two levels.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        return f"{existing} is not a folder", "Set another folder."
+    inside = _contents(folder, 2) if existing == folder else iter(())
+    for path in itertools.islice(itertools.chain([existing], inside), _MOST_CHECKED):
+        if os.access(path, os.W_OK | (os.X_OK if path.is_dir() else os.R_OK)) or path.is_symlink():
+            continue
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            return (
+                f"{path} is on a read-only file system",
+                "Set a folder on a disk that can be written, such as a volume.",
+            )
+        owner, user = _user_name(path.stat().st_uid), _user_name(os.geteuid())
+        give = f"chown -R {user} {path}" if path.is_relative_to(folder) else f"install -d -o {user} {folder}"
+        why = f"{path} belongs to user {owner} with mode {path.stat().st_mode & 0o777:o}, and this is user {user}"
+        return why, f"As root, `{give}`, or set another folder."
+    return None
+
+
+def _contents(folder: Path, levels: int) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        yield path
+        if levels > 1 and path.is_dir() and not path.is_symlink() and os.access(path, os.R_OK | os.X_OK):
+            yield from _contents(path, levels - 1)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

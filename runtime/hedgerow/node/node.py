@@ -25,6 +25,7 @@ from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.models.monitor.quarantine import QuarantineLog
 from hedgerow.models.serving.pool import ModelPool
+from hedgerow.node import state_folder
 from hedgerow.node.command_handlers import CommandHandlers
 from hedgerow.node.commands import LARGEST_COMMAND, CommandServer
 from hedgerow.node.health import HealthReporter
@@ -70,6 +71,7 @@ class Node:
         self._tasks: set[asyncio.Task[Any]] = set()
         base_dir = path.parent if path is not None else Path.cwd()
         state_dir = config.node.state_dir
+        state_folder.prepare(state_dir, base_dir)
 
         options = link_options(
             config.broker,

@@ -22,6 +22,7 @@ from hedgerow.cli.base.client import payload_of, publish_properties, user_proper
 from hedgerow.cli.base.connection import HUNG_AFTER_S, broker_section, connected, is_hung
 from hedgerow.cli.base.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
+from hedgerow.disk import why_unwritable
 from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.options import on_loopback
@@ -196,9 +197,11 @@ def _disk(config: NodeConfig | None = None) -> CheckResult:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     detail = f"{size(free)} free for {folder}"
-    if not os.access(existing, os.W_OK):
-        remedy = "Give the node's user write permission, or set `node.state_dir`."
-        return CheckResult("disk", "failed", f"{folder} is not writable: no write permission for {existing}", remedy)
+    if (problem := why_unwritable(folder)) is not None:
+        why, remedy = problem
+        return CheckResult(
+            "disk", "failed", f"{folder} is not writable: {why}", f"{remedy} The setting is `node.state_dir`."
+        )
     if free < _MIN_DISK:
         return CheckResult("disk", "failed", detail, "Free some space, or set `node.state_dir` to another disk.")
     if free < _LOW_DISK:

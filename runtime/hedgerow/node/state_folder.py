@@ -1,0 +1,88 @@
+"""The node's state folder: created and checked at start, and moved to from where earlier versions had it.
+
+Earlier builds joined a relative path of the configuration twice: `hedgerow node run configs/node.yaml` had its outbox in
+`configs/configs/.hedgerow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from hedgerow.bus.outbox import OutboxError
+from hedgerow.bus.outbox.store import OutboxStore
+from hedgerow.disk import why_unwritable
+from hedgerow.errors import ConfigError
+from hedgerow.node.link.outbox import FILE
+
+log = structlog.get_logger(__name__)
+
+_DEEPEST: Final = 8
+"""Most folders between the working directory of an earlier build and its configuration."""
+_SOME_BYTES: Final = 1 << 20
+
+
+def prepare(folder: Path, config_folder: Path) -> None:
+    """Create the state folder, and move there what an earlier build left elsewhere.
+
+    Args:
+        folder: the state folder, absolute.
+        config_folder: folder of the node's configuration file.
+    Raises: ConfigError: this process cannot write there.
+    """
+    problem = why_unwritable(folder)
+    if problem is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"{error.filename or folder}: {error.strerror}", "Set another folder."
+    if problem is not None:
+        why, remedy = problem
+        raise ConfigError(
+            f"Cannot write to the state folder {folder}: {why}",
+            remedy=f"{remedy} The setting is `node: {{state_dir: …}}`, or HEDGEROW_NODE__STATE_DIR.",
+        )
+    for stray in _earlier_folders(folder, config_folder.absolute()):
+        _adopt(stray, folder)
+
+
+def _earlier_folders(folder: Path, config_folder: Path) -> Iterator[Path]:
+    if not folder.is_relative_to(config_folder):
+        return
+    within, parts = folder.relative_to(config_folder), config_folder.parts[1:]
+    for count in range(1, min(len(parts), _DEEPEST) + 1):
+        stray = config_folder.joinpath(*parts[-count:], within)
+        if stray != folder and (stray / FILE).is_file():
+            yield stray
+
+
+def _adopt(stray: Path, folder: Path) -> None:
+    """Move all that the state folder lacks; two outboxes stay apart, since their records have numbers of their own."""
+    try:
+        records = _records_in(stray / FILE)
+        if (folder / FILE).exists():
+            if records:
+                remedy = f"To send them, stop this node and run it once with HEDGEROW_NODE__STATE_DIR={stray}."
+                log.warning("outbox-left-behind", path=str(stray / FILE), records=records, remedy=remedy)
+            return
+        for path in sorted(
+            stray.iterdir(), key=lambda path: path.name == FILE
+        ):  # last: until then, this can be resumed
+            if not (folder / path.name).exists():
+                path.rename(folder / path.name)
+        log.info("state-moved", source=str(stray), to=str(folder), records=records)
+    except (OSError, OutboxError) as error:
+        remedy = f"Stop the other node, or move the files of {stray} to {folder} yourself."
+        log.warning("state-not-moved", source=str(stray), to=str(folder), error=str(error), remedy=remedy)
+
+
+def _records_in(path: Path) -> int:
+    """Return the number of records and gaps in an outbox, and complete its file: a log beside it is written into it."""
+    store = OutboxStore(path, max_bytes=max(path.stat().st_size, _SOME_BYTES))
+    try:
+        return store.entries
+    finally:
+        store.close()
