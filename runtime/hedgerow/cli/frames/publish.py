@@ -105,12 +105,15 @@ def publish(
       hedgerow publish speech.wav --topic shop/mic/audio
       hedgerow publish bikes.mp4 --topic yard/camera/image
       hedgerow publish vibration.csv --topic plant/pump/accel --window 256 --rate 4
+      cat photos/*.jpg | hedgerow publish - --topic plant/door/image
 
     Pictures    are sent unchanged.
     WAV         is sent as chunks of 16-bit samples, at the pace of the recording.
     Video       is sent as JPEG frames, at the pace of the recording; needs `pip install 'hedgerow[video]'`.
     CSV, JSONL  are sent as a frame per row (JSON); with --window, CSV is sent as arrays (.npy).
     .npy        is sent unchanged; with --window, split along its first axis.
+    -           (stdin) is sent as a frame for each JPEG, PNG or .npy file, or for each line of JSON; WAV as chunks; anything
+                else as one frame.
 
     Every frame has a unique id and the time it was sent, as MQTT 5 user properties `id` and `time`. If the broker becomes
     unavailable, publishing waits for it: with QoS 1, frames it did not acknowledge are sent again with the same id, in

@@ -20,11 +20,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import orjson
 
+from hedgerow.cli.frames.stdin import Stdin, read_payloads
 from hedgerow.errors import ConfigError
 from hedgerow.frame import Array
 from hedgerow.wire.codec import NPY
 from hedgerow.wire.messages import JSON
 
+_STDIN: Final = Path("-")
 _VIDEO: Final = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg", ".mpg", ".ts"})
 _LINES: Final = frozenset({".jsonl", ".ndjson"})
 
@@ -87,6 +89,9 @@ def read_frames(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
 
     Raises: ConfigError: the file cannot be read, is not what its suffix says, or needs a package that is not installed.
     """
+    if path == _STDIN and options.content_type is None:
+        yield from _stdin(options)
+        return
     read, content_type = _reader(path, options)
     try:
         yield from read(path, options) if read else _whole(path, content_type)
@@ -114,8 +119,19 @@ def _reader(
 
 
 def _whole(path: Path, content_type: str) -> Iterator[FileFrame]:
-    payload = sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
-    yield FileFrame(payload, content_type, "stdin" if path == Path("-") else path.stem)
+    payload = sys.stdin.buffer.read() if path == _STDIN else path.read_bytes()
+    yield FileFrame(payload, content_type, "stdin" if path == _STDIN else path.stem)
+
+
+def _stdin(options: SplitOptions) -> Iterator[FileFrame]:
+    if options.window is not None:
+        raise ConfigError("--window cannot split stdin", remedy="Give the table or the array as a file.")
+    stdin = Stdin(sys.stdin.buffer)
+    if stdin.is_recording:
+        yield from _recording(stdin, Path("stdin"), options)
+    else:
+        for payload, content_type in read_payloads(stdin):
+            yield FileFrame(payload, content_type, "stdin")
 
 
 def _lines(path: Path, options: SplitOptions) -> Iterator[FileFrame]:  # noqa: ARG001 - the signature of all readers
@@ -127,8 +143,13 @@ def _lines(path: Path, options: SplitOptions) -> Iterator[FileFrame]:  # noqa: A
 
 def _sound(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
     """Yield chunks of little-endian 16-bit samples for the `pcm16` stage; the content type has rate and channels."""
+    with path.open("rb") as stream:
+        yield from _recording(stream, path, options)
+
+
+def _recording(stream: Any, path: Path, options: SplitOptions) -> Iterator[FileFrame]:
     try:
-        with wave.open(str(path)) as file:
+        with wave.open(stream) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             if width != 2:
                 raise ConfigError(
