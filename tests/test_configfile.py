@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import typing
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -73,6 +76,41 @@ def test_relative_paths_give_one_state_folder_whatever_the_working_directory(
 
     assert state_dir.resolve() == tmp_path / "here" / "configs" / ".hedgerow"
     assert Path(path).parent / state_dir == state_dir
+
+
+def _path_settings(section: type[BaseModel], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, field in section.model_fields.items():
+        kinds = typing.get_args(field.annotation) or (field.annotation,)
+        if Path in kinds:
+            yield (*keys, name), field.description or ""
+        for kind in kinds:
+            for inner in (kind, *typing.get_args(kind)):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    yield from _path_settings(inner, (*keys, name))
+
+
+PATHS = dict(_path_settings(NodeConfig))
+
+
+@pytest.mark.parametrize("keys", PATHS, ids=".".join)
+def test_every_path_in_a_file_is_relative_to_its_folder_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...]
+) -> None:
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    value: object = "here/file"
+    for key in reversed(keys):
+        value = (
+            [{key: value, "url": "https://models"}] if keys[-2:-1] == ("origins",) and key == keys[-1] else {key: value}
+        )
+    Path("configs/node.yaml").write_text(json.dumps(value))
+
+    found: object = configfile.load(Path("configs/node.yaml"))
+    for key in keys:
+        found = getattr(found[0] if isinstance(found, tuple) else found, key)
+
+    assert found == tmp_path / "configs" / "here" / "file"
+    assert "relative to this file" in PATHS[keys].lower()
 
 
 def test_an_empty_file_gives_the_defaults() -> None:

@@ -109,13 +109,13 @@ class TlsSection(Section):
     """Certificates for the broker."""
 
     ca_file: Path | None = Field(
-        None, description="CA that signed the broker's certificate; by default the system's CAs."
+        None, description="CA that signed the broker's certificate, relative to this file; by default the system's CAs."
     )
-    cert_file: Path | None = Field(None, description="This node's certificate, PEM.")
-    key_file: Path | None = Field(None, description="This node's private key, PEM.")
+    cert_file: Path | None = Field(None, description="This node's certificate, PEM, relative to this file.")
+    key_file: Path | None = Field(None, description="This node's private key, PEM, relative to this file.")
     crl_file: Path | None = Field(
         None,
-        description="Revocation lists of all CAs, PEM; a broker whose certificate is revoked is then refused.",
+        description="Revocation lists of all CAs, PEM, relative to this file; a broker whose certificate is revoked is then refused.",
     )
     min_version: Literal["1.2", "1.3"] = Field(
         "1.3", description="Oldest TLS version accepted. Use 1.2 only for brokers without 1.3."
@@ -135,7 +135,9 @@ class BrokerSection(Section):
     password: SecretStr | None = Field(
         None, description="Password. Prefer `password_file` or HEDGEROW_BROKER__PASSWORD."
     )
-    password_file: Path | None = Field(None, description="File with the password on its first line.")
+    password_file: Path | None = Field(
+        None, description="File with the password on its first line, relative to this file."
+    )
     tls: TlsSection = Field(TlsSection(), description="Certificates, for mqtts://.")
     keepalive_s: int = Field(30, ge=5, le=65535, description="Longest silence before the link is considered dead.")
     session_expiry_s: int = Field(

@@ -40,7 +40,7 @@ from hedgerow.testing.ports import held_port
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
 _BLOCK = re.compile(r"^```(\w+)(?: +([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_STARTS_A_BROKER = re.compile(r"^mosquitto -", re.MULTILINE)
+_STARTS_A_BROKER = re.compile(r"^(mosquitto -|broker/local.sh start)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
