@@ -29,6 +29,7 @@ from hedgerow.region.rollouts.planning.state import (
     resume,
 )
 from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
+from hedgerow.region.rollouts.progress import unknown_rollout
 from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
 from hedgerow.region.rollouts.store import Actor, StoredRollout
 from hedgerow.region.store.database.database import RegionStoreError
@@ -243,9 +244,7 @@ def _find_rollout(operation: Operation, *phases: Phase) -> StoredRollout:
     fleet, name = operation.fleet, str(operation.request.args["rollout"])
     found = [fleet.rollouts[name]] if name in fleet.rollouts else fleet.store.rollouts(names=[name], tasks=False)
     if not found:
-        raise CommandError(
-            f"There is no rollout {name}", code="unknown-rollout", remedy="List them with `hedgerow rollout history`."
-        )
+        raise unknown_rollout(name)
     if found[0].rollout.phase not in phases:
         raise CommandError(
             f"{name} is {found[0].rollout.phase}",
