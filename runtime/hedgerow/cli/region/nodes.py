@@ -47,7 +47,9 @@ def nodes(
     health: Annotated[
         str | None,
         typer.Option(
-            "--health", metavar="STATUS", help="Only nodes that are ok, degraded, one-way, silent, offline or unknown."
+            "--health",
+            metavar="STATUS",
+            help="Only nodes that are ok, degraded, one-way, silent, offline, stopped or unknown.",
         ),
     ] = None,
 ) -> None:
