@@ -419,6 +419,14 @@ class OutboxSection(Section):
         lt=1,
         description="Share of the window for results that waited during an outage; the rest is for new ones.",
     )
+    commit_every_s: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Longest time to collect results before they are written together, in seconds, to spare a card or flash disk; 0 "
+        "writes at once. Results reach the region later by that time. QoS 1 frames are acknowledged after the write, so none is "
+        "lost; a crash or power cut loses results of QoS 0 frames from this time.",
+    )
 
 
 class OriginSection(Section):

@@ -84,6 +84,7 @@ class Node:
             finishes), `dies` (it sends nothing any more).
         online: whether it is connected.
         seen: generations received, in order.
+        configured: models that its file names, as reported; None: not reported.
         reported_version, reported_at: the version it last reported, and when.
     """
 
@@ -95,6 +96,7 @@ class Node:
         self.reported_version: str | None = None
         self.reported_at = 0.0
         self.labels: dict[str, str] = {}
+        self.configured: dict[str, str] | None = None
         self.runs = 1
         self._desired: wire.Desired | None = None
         self._generation = 0
@@ -183,6 +185,7 @@ class Node:
             node=str(self.address), session=session, at=now, generation=self._generation, state=self._state,
             error=self._error, rolled_back=["faces"] if self._returned else [], models=models,
             labels=self.labels | (self._desired.labels if self._desired else {}),
+            configured=self.configured,
         ).encode()  # fmt: skip
         pipeline = PipelineHealth(
             state="running", received=self._received, dead={"bad": self._dead}, out=self._received - self._dead,
@@ -193,7 +196,7 @@ class Node:
             models=model_health, memory_bytes=self._memory,
         ).encode()  # fmt: skip
         return [
-            StatusRecord(self.address, 1, now, True, True, session, b"{}"),
+            StatusRecord(self.address, 1, now, True, True, False, session, b"{}"),
             ReportedRecord(self.address, len(reported), now, True, reported),
             HealthRecord(self.address, len(health), now, True, now, session, 0, "ok", "[]", health),
         ]

@@ -73,12 +73,25 @@ class HealthReporter:
         self._started_at = time.monotonic()
         self._period: dict[str, _PeriodStart] = {}
         self._lost: Counter[str] = Counter()
+        self._state = "starting"
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """(any thread) Yield the node's status as of its last report: name, help, labels, value."""
+        for state in ("starting", "ok", "degraded", "failing"):
+            labels = {"node": str(self._announcer.address), "status": state}
+            yield (
+                "hedgerow_node_status",
+                "1 for the node's status in its last health report.",
+                labels,
+                state == self._state,
+            )
 
     async def run(self) -> None:
         """Publish reports until cancelled."""
         await asyncio.sleep(FIRST_HEALTH_S)
         while True:
             health = self.report()
+            self._state = health.state
             if health.state != "ok":
                 log.warning("health", state=health.state, reasons=health.reasons)
             if self._announcer.connected:

@@ -97,7 +97,9 @@ class Node:
         self._health = HealthReporter(
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates
         )
-        gauges = [part.gauges for part in (self._outbox, self._fleet, self._certificates) if part is not None]
+        gauges = [
+            part.gauges for part in (self._health, self._outbox, self._fleet, self._certificates) if part is not None
+        ]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
         self._commands = CommandServer(self.address, self._link, CommandHandlers(self).handlers())
 
@@ -222,6 +224,7 @@ class Node:
             await self._pipelines.wait_connected(CONNECT_TIMEOUT_S)
 
     async def _drain(self) -> None:
+        self._outbox.hurry()
         await self._pipelines.drain()
         await self._outbox.close()
         self._announcer.status("offline", reason="stopped")

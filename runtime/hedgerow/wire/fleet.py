@@ -174,6 +174,8 @@ class Reported(WireMessage):
         progress: of that step, 0 to 1; None: unknown.
         error: why it failed, was rejected or rolled back.
         rolled_back: models that the node rolled back by itself in this generation.
+        configured: models in the node's file: name → the only bundle that it accepts, or "" for any. None: not known, from an
+            older version of Hedgerow.
         labels: all labels of the node: from its file, the machine and the region.
         store_bytes, store_max_bytes: size and quota of the model store.
     """
@@ -188,6 +190,7 @@ class Reported(WireMessage):
     progress: float | None = None
     error: ErrorBody | None = None
     rolled_back: list[Named] = Field(default_factory=list)
+    configured: dict[Named, str] | None = None
     models: dict[str, ReportedModel] = Field(default_factory=dict)
     pipelines: dict[str, str] = Field(default_factory=dict)
     quarantined: list[Quarantined] = Field(default_factory=list)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventual
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel
 
 
@@ -194,14 +195,20 @@ async def test_status_tells_silent_one_way_offline_and_ok_nodes_apart(
     """A node whose messages arrive but that answers no pings is one-way, although it is connected."""
     collector.configure(ping={"every_s": 0.4, "timeout_s": 0.5}, region={"silent_after_s": 3})
     collector.start()
-    async with gateway("well") as well, gateway("one-way", answers=False) as one_way, gateway("gone") as gone:
-        for node in (well, one_way, gone):
+    async with (
+        gateway("well") as well,
+        gateway("one-way", answers=False) as one_way,
+        gateway("gone") as gone,
+        gateway("lost") as lost,
+    ):
+        for node in (well, one_way, gone, lost):
             node.status()
             node.health()
         async with gateway("silent") as silent:
             silent.status()
             await silent.client.flush(PATIENCE_S)
         gone.status("offline")
+        lost.client.publish(lost.address.topic(Channel.STATUS), lost.will.encode(), qos=1, retain=True)
 
         def statuses() -> dict[str, tuple[str, str]]:
             for node in (well, one_way):
@@ -212,7 +219,8 @@ async def test_status_tells_silent_one_way_offline_and_ok_nodes_apart(
         expected = {
             "well": ("ok", "ok"),
             "one-way": ("one-way", "deaf"),
-            "gone": ("offline", "offline"),
+            "gone": ("stopped", "offline"),
+            "lost": ("offline", "offline"),
             "silent": ("silent", "silent"),
         }
         await eventually(lambda: statuses() == expected, statuses)
@@ -225,9 +233,75 @@ async def test_status_tells_silent_one_way_offline_and_ok_nodes_apart(
         assert "hedgerow_region_rollouts_up 1.0" in metrics
         assert "hedgerow_region_conducts 1.0" in metrics, "deprecated, but still exported"
     command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
-    shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    shown = await asyncio.to_thread(processes.run, command, capture_output=True, text=True)
+    assert shown.returncode == 1
+    assert f"{REGION}/s1/lost is offline: its broker lost the connection to it" in shown.stdout
+    assert f"{REGION}/s1/gone is " not in shown.stdout, "it needs no help"
     assert f"{REGION}/s1/silent is silent: nothing received for" in shown.stdout
     assert f"{REGION}/s1/one-way is " in shown.stdout
+
+
+@pytest.fixture
+def node_process(mosquitto: Mosquitto, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a real node without pipelines."""
+    config = {
+        "node": {"region": REGION, "site": "s1", "name": "real"},
+        "broker": {"url": mosquitto.url},
+        "metrics": {"enabled": False},
+    }
+    (tmp_path / "node.yaml").write_text(json.dumps(config))
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "hedgerow", "node", "run", tmp_path / "node.yaml"]
+        with (tmp_path / "node.log").open("a") as log:
+            started.append(processes.start(command, stderr=log, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        processes.end(process)
+
+
+async def test_a_crash_of_a_node_is_told_from_a_planned_stop(
+    collector: CollectorProcess, node_process: Callable[[], subprocess.Popen[str]]
+) -> None:
+    """In the status, its exit code, and the metrics that the documented alerts use."""
+    collector.start()
+
+    def status() -> tuple[str, int]:
+        node = node_of(collector.store, f"{REGION}/s1/real")
+        return node.get("status", ""), node.get("crashes", 0)
+
+    async def exit_code() -> int:
+        command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
+        ended = await asyncio.to_thread(processes.run, command, capture_output=True)
+        return int(ended.returncode)
+
+    def metric(name: str) -> str:
+        return "\n".join(line for line in collector.probe("metrics")[1].splitlines() if line.startswith(name))
+
+    node = node_process()
+    await eventually(lambda: status() == ("ok", 0), status)
+    assert await exit_code() == 0
+    node.terminate()
+    await eventually(lambda: status() == ("stopped", 0), status)
+    assert await exit_code() == 0
+    node = node_process()
+    await eventually(lambda: status() == ("ok", 0), status)
+    node.kill()
+    await eventually(lambda: status() == ("offline", 0), status)
+    assert await exit_code() == 1
+    needs_help = 'hedgerow_region_node_status{needs_help="yes",node="real",site="s1",status="offline"} 1.0'
+    await eventually(
+        lambda: metric("hedgerow_region_node_status") == needs_help, lambda: metric("hedgerow_region_node_status")
+    )
+    node_process()
+    await eventually(lambda: status() == ("ok", 1), status)
+    crashes = 'hedgerow_region_node_crashes_total{node="real",site="s1"} 1.0'
+    await eventually(
+        lambda: metric("hedgerow_region_node_crashes_total") == crashes, lambda: metric("hedgerow_region_node_crashes")
+    )
 
 
 async def test_a_bridge_that_forwards_nothing_down_is_found_though_it_is_connected(

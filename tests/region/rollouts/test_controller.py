@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.region.responders import ref
 from tests.region.world import TURN_S, World
 
 from hedgerow.errors import CommandError
@@ -67,6 +68,67 @@ def send(url: str, verb: str, **args: Any) -> Any:
         return send_request(database, verb, args, who="eve", why="a test")
     finally:
         database.close()
+
+
+def test_aborting_a_first_version_says_which_nodes_still_serve_it(tmp_path: Path) -> None:
+    """Their files name no other model, so there is nothing to go back to."""
+    with World(str(tmp_path / "region.db"), 3, version=None) as world:
+        name = world.start("2.0.0", waves=[2])
+        world.turn()
+        while not any(task.state == "succeeded" for task in world.rollout(name).tasks.values()):
+            world.turn()
+        world.ask("rollout-abort", rollout=name)
+
+        assert ended(world, name) is Phase.CANCELED
+        rollout = world.rollout(name)
+        serving = {address for address, node in world.nodes.items() if node.version == "2.0.0"}
+        assert {address for address, task in rollout.tasks.items() if task.rollback == "kept"} == serving != set()
+        assert {task.rollback for task in rollout.tasks.values()} == {"kept", "no"}
+        assert rollout.reason.endswith("had no earlier version and still serve it")
+
+
+def test_a_rollout_is_refused_or_skips_nodes_whose_files_do_not_name_the_model(world: World) -> None:
+    """Otherwise they would reject it, and everybody would be rolled back."""
+    lacking, other_bundle, *others = world.nodes.values()
+    lacking.configured, other_bundle.configured = {"cars": ""}, {"faces": "people"}
+    for node in others:
+        node.configured = {"faces": "faces"}
+    world.turn()
+
+    refused = world.start("2.0.0", waves=[1])
+    world.turn()
+    assert not world.known(refused)
+    skipping = world.start("2.0.0", rollout="skipping", waves=[1], without_model="skip")
+    assert ended(world, skipping) is Phase.SUCCEEDED
+    assert set(world.rollout(skipping).tasks) == {node.address for node in others}
+    assert {node.version for node in others} == {"2.0.0"}
+
+    lacking.configured = {"faces": ""}  # its file was changed
+    for _ in range(20):
+        world.turn()
+    assert (lacking.version, other_bundle.version) == ("2.0.0", "1.0.0")
+
+
+def test_a_dry_run_names_the_nodes_that_cannot_serve_it(store_url: str) -> None:
+    with World(store_url, 2, began=time.time() - 60) as world, ThreadPoolExecutor() as operators:
+        lacking, _ = world.nodes.values()
+        lacking.configured = {"cars": ""}
+        world.turn()
+        plan = {"rollout": "one", "models": {"faces": {"version": "2.0.0", "digest": ref("2.0.0").digest}}}
+        replies = []
+        for dry_run in (True, False):
+            sent = operators.submit(send, world.url, "rollout-start", rollout="one", plan=plan, dry_run=dry_run)
+            while not world.request_open():
+                time.sleep(0.01)
+            world.turn()
+            replies.append(sent)
+
+        reply = replies[0].result()
+        assert (reply["nodes"], reply["refused"]) == (1, True)
+        assert reply["unfit"] == {str(lacking.address): "its file has no model faces; it has cars"}
+        with pytest.raises(CommandError, match="1 of 2 nodes cannot serve it") as refused:
+            replies[1].result()
+        assert refused.value.code == "without-model"
 
 
 def test_a_node_offline_for_weeks_gets_only_the_last_version_it_missed(world: World) -> None:

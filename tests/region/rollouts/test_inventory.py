@@ -14,4 +14,4 @@ def test_a_filter_takes_statuses_and_their_deprecated_names() -> None:
         assert parse_status(liveness.value) is parse_status(liveness.old_name) is liveness
     with pytest.raises(ConfigError, match="There is no status 'ill'") as refused:
         parse_status("ill")
-    assert refused.value.remedy == "Use one of ok, degraded, one-way, silent, offline, unknown."
+    assert refused.value.remedy == "Use one of ok, degraded, one-way, silent, offline, stopped, unknown."

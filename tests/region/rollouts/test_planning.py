@@ -247,7 +247,7 @@ def test_a_node_is_in_one_rollout_at_a_time() -> None:
     assert conflict([A], [in_progress]) == "one is in-progress and includes r/s/a"
     assert conflict([Address("r", "s", "b"), Address("r", "s", "c")], [in_progress]) is None
     assert conflict([A], [replace(in_progress, phase=Phase.FAILED)]) is None
-    assert joins(A, {}, [], [rollout("two", {}), in_progress]) == []
+    assert joins(A, {}, [], None, [rollout("two", {}), in_progress]) == []
 
 
 def test_a_new_node_joins_the_newest_rollout_that_selects_it() -> None:
@@ -255,7 +255,7 @@ def test_a_new_node_joins_the_newest_rollout_that_selects_it() -> None:
     newer = rollout("newer", {}, Phase.SUCCEEDED, "ring=early")
     failed = rollout("failed", {}, Phase.FAILED)
 
-    assert joins(A, {"ring": "early"}, [], [failed, newer, older]) == [newer]
-    assert joins(A, {"ring": "late"}, [], [failed, newer, older]) == [older]
-    assert joins(A, {"ring": "late"}, ["faces"], [failed, newer, older]) == []
-    assert joins(A, {"ring": "early"}, [], [replace(newer, phase=Phase.ROLLING_BACK), older]) == []
+    assert joins(A, {"ring": "early"}, [], None, [failed, newer, older]) == [newer]
+    assert joins(A, {"ring": "late"}, [], None, [failed, newer, older]) == [older]
+    assert joins(A, {"ring": "late"}, ["faces"], None, [failed, newer, older]) == []
+    assert joins(A, {"ring": "early"}, [], None, [replace(newer, phase=Phase.ROLLING_BACK), older]) == []

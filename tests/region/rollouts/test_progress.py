@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from tests.region.examples import NEW, OLD, rollout
 
+from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.planning.state import Phase, Task
-from hedgerow.region.rollouts.progress import audit, history, progress
+from hedgerow.region.rollouts.progress import AuditFilter, audit, history, progress
 from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
@@ -180,7 +181,7 @@ def test_a_node_with_a_code_is_listed_even_if_it_has_not_failed(store: RolloutSt
 
 
 def actions(store: RolloutStore, newest: int = 99, **only: str) -> list[str]:
-    return [line["action"] for line in audit(store.database, newest=newest, **only)]
+    return [line["action"] for line in audit(store.database, newest=newest, which=AuditFilter(**only))]
 
 
 def test_the_newest_audit_entries_are_returned_oldest_first(store: RolloutStore) -> None:
@@ -191,7 +192,7 @@ def test_the_newest_audit_entries_are_returned_oldest_first(store: RolloutStore)
     assert actions(store) == ["first", "second", "third"]
     assert actions(store, 2) == ["second", "third"]
     assert actions(store, rollout="two") == ["second"]
-    assert audit(store.database, newest=1, rollout="one") == [
+    assert audit(store.database, newest=1, which=AuditFilter(rollout="one")) == [
         {
             "at": "2027-01-15T08:00:00.000Z",
             "who": "eve",
@@ -201,6 +202,41 @@ def test_the_newest_audit_entries_are_returned_oldest_first(store: RolloutStore)
             "detail": {"given": {"r/s/a": 1}},
         }
     ]
+
+
+def test_the_audit_log_is_filtered_by_time_person_and_action(any_store: RolloutStore) -> None:
+    for number, (who, action) in enumerate(
+        (("eve", "node-pinned"), ("service", "soak-started"), ("bob", "node-pinned"))
+    ):
+        any_store.fleet.audit(Actor(who, "a test"), action, AT + number, rollout="one")
+
+    def who(**only: Any) -> list[str]:
+        return [line["who"] for line in audit(any_store.database, newest=99, which=AuditFilter(**only))]
+
+    assert who(since=AT + 1) == ["service", "bob"]
+    assert who(until=AT + 1) == ["eve"]
+    assert who(since=AT + 1, until=AT + 2) == ["service"]
+    assert who(action="node-pinned") == ["eve", "bob"]
+    assert who(who="bob", action="node-pinned", rollout="one") == ["bob"]
+    assert who(who="service", action="node-pinned") == []
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"rollout": "onee"}, "There is no rollout onee"),
+        ({"who": "evee"}, "The audit log has no entry with who 'evee'"),
+        ({"action": "pinned"}, "The audit log has no entry with action 'pinned'"),
+    ],
+)
+def test_a_name_that_the_audit_log_does_not_know_is_an_error(
+    store: RolloutStore, only: dict[str, str], message: str
+) -> None:
+    """An empty answer would look like proof that nothing happened."""
+    store.fleet.audit(EVE, "node-pinned", AT, rollout="one")
+
+    with pytest.raises(CommandError, match=message):
+        audit(store.database, newest=99, which=AuditFilter(**only))
 
 
 def test_audit_entries_of_a_node_match_its_exact_address(any_store: RolloutStore) -> None:

@@ -16,8 +16,9 @@ def judged(
     reasons: str = "",
     last_reply: float | None = NOW,
     unanswered: int = 0,
+    stopped: bool = False,
 ) -> tuple[Liveness, str]:
-    return judge(Signs(online, last_seen, health, reasons, last_reply, unanswered), NOW, SILENT_AFTER_S)
+    return judge(Signs(online, stopped, last_seen, health, reasons, last_reply, unanswered), NOW, SILENT_AFTER_S)
 
 
 def test_a_node_is_silent_after_the_longest_normal_silence() -> None:
@@ -41,7 +42,8 @@ def test_a_node_is_degraded_if_its_health_report_says_so() -> None:
 def test_the_most_serious_status_wins() -> None:
     known = {"health": "failing", "unanswered": 2, "last_seen": None, "online": False}
 
-    assert judged(**known) == (Liveness.OFFLINE, "it went offline, or its broker lost the connection to it")  # type: ignore[arg-type]
+    lost = "its broker lost the connection to it: it crashed, lost power, or its network failed"
+    assert judged(**known) == (Liveness.OFFLINE, lost)  # type: ignore[arg-type]
     known["online"] = None
     assert judged(**known) == (Liveness.UNKNOWN, "nothing received from it since the collector started")  # type: ignore[arg-type]
     known["last_seen"] = 0.0
@@ -52,9 +54,31 @@ def test_the_most_serious_status_wins() -> None:
     assert judged(**known)[0] is Liveness.DEGRADED  # type: ignore[arg-type]
 
 
+def test_a_planned_stop_is_told_from_a_crash_and_needs_no_help() -> None:
+    assert judged(online=False, stopped=True) == (Liveness.STOPPED, "it was stopped")
+    assert judged(online=True, stopped=True) == (Liveness.OK, "")
+    assert [liveness for liveness in Liveness if not liveness.needs_help] == [Liveness.OK, Liveness.STOPPED]
+
+
 def test_deprecated_names_stay_as_they_were() -> None:
-    assert [liveness.value for liveness in Liveness] == ["ok", "degraded", "one-way", "silent", "offline", "unknown"]
-    assert [liveness.old_name for liveness in Liveness] == ["ok", "troubled", "deaf", "silent", "offline", "unknown"]
+    assert [liveness.value for liveness in Liveness] == [
+        "ok",
+        "degraded",
+        "one-way",
+        "silent",
+        "offline",
+        "stopped",
+        "unknown",
+    ]
+    assert [liveness.old_name for liveness in Liveness] == [
+        "ok",
+        "troubled",
+        "deaf",
+        "silent",
+        "offline",
+        "offline",
+        "unknown",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +107,7 @@ def signs(
     last_reply: float | None = None,
     unanswered: int = 0,
 ) -> Signs:
-    return Signs(online, last_seen, health, "", last_reply, unanswered)
+    return Signs(online, False, last_seen, health, "", last_reply, unanswered)
 
 
 @pytest.mark.parametrize(

@@ -209,12 +209,34 @@ def test_a_status_of_an_earlier_session_is_ignored(
     store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:
     def birth(online: bool, session: str) -> StoreRecord:
-        return StatusRecord(NODE, 2, time.time(), True, online, session, b"{}")
+        return StatusRecord(NODE, 2, time.time(), True, online, False, session, b"{}")
 
     store.apply([birth(True, "one"), birth(True, "two"), birth(False, "one")])
     assert reading(store_url).rows("SELECT online, session FROM node") == [(1, "two")]
     store.apply([birth(False, "two")])
     assert reading(store_url).rows("SELECT online FROM node") == [(0,)]
+
+
+def test_a_new_session_counts_as_a_crash_unless_the_one_before_said_that_it_stops(
+    store: RegionStore, store_url: str, reading: Callable[[str], Database]
+) -> None:
+    def status(session: str, online: bool = True, *, stopped: bool = False, fresh: bool = True) -> StoreRecord:
+        return StatusRecord(NODE, 2, time.time(), fresh, online, stopped, session, b"{}")
+
+    def crashes() -> int:
+        ((count,),) = reading(store_url).rows("SELECT crashes FROM node")
+        return int(count)
+
+    store.apply([status("one"), status("one", online=False), status("one")])  # its network failed
+    assert crashes() == 0
+    store.apply([status("one", online=False), status("two")])
+    assert crashes() == 1
+    store.apply([status("three")])  # its will was late, and is ignored
+    assert crashes() == 2
+    store.apply([status("three", online=False, stopped=True), status("four")])
+    assert crashes() == 2
+    store.apply([status("five", fresh=False)])  # retained: what came before it is not known
+    assert crashes() == 2
 
 
 def test_a_store_written_by_a_newer_version_is_refused(sqlite_url: str) -> None:

@@ -106,6 +106,7 @@ class Outbox:
         window: limit on records in flight: sent and not acknowledged by the region.
         window_bytes: limit on their bytes.
         backlog_share: part of the window for the backlog of an outage; the rest is reserved for new records.
+        commit_every_s: longest time that records wait for others before they are written together; 0: none.
         boot: returns the time since boot.
     Attributes:
         max_record_bytes: size limit of a record.
@@ -124,6 +125,7 @@ class Outbox:
         window: int = 256,
         window_bytes: int = 16 << 20,
         backlog_share: float = 0.5,
+        commit_every_s: float = 0.0,
         boot: Callable[[], Boot] = Boot.now,
     ) -> None:
         self._gap_topic = gap_topic
@@ -132,6 +134,7 @@ class Outbox:
         self._on_event = on_event
         self._window = SendWindow(window, window_bytes, backlog_share)
         self._open_store = partial(OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot)
+        self._commit_every_s = commit_every_s
         self._link_up = False
         self._closing = False
         self._latest = CommitOutcome()
@@ -151,7 +154,7 @@ class Outbox:
         """
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._writer = OutboxWriter(self._open_store, self._report)
+        self._writer = OutboxWriter(self._open_store, self._report, self._commit_every_s)
         self._writer.start()
         await self._opened
         self._timer = self._loop.call_later(_TICK_S, self._tick)
@@ -216,6 +219,10 @@ class Outbox:
             self._send_pending()
         else:
             self._window.link_down()
+
+    def hurry(self) -> None:
+        """Write what waits, and from now on everything at once: the node stops."""
+        self._writer.hurry()
 
     async def close(self) -> None:
         """Write everything appended so far, and close the store."""

@@ -1,7 +1,8 @@
 """Thread that owns the store and commits queued jobs in groups.
 
 Group commit without a timer: while one group is written, the next one accumulates. An idle outbox writes a record at once; a
-busy one shares each fsync among all records that arrived in the meantime.
+busy one shares each fsync among all records that arrived in the meantime. With `commit_every_s`, a group waits for others for that
+long: a card or a flash disk wears by the number of its writes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -90,10 +92,17 @@ class OutboxWriter(threading.Thread):
     Args:
         open_store: opens the store; called in this thread, and again after disk errors.
         report: called in this thread with the outcome of opening, then of every group.
+        commit_every_s: longest time that a group waits for others; 0: it is written at once.
     """
 
-    def __init__(self, open_store: Callable[[], OutboxStore], report: Callable[[CommitOutcome], None]) -> None:
+    def __init__(
+        self,
+        open_store: Callable[[], OutboxStore],
+        report: Callable[[CommitOutcome], None],
+        commit_every_s: float = 0.0,
+    ) -> None:
         super().__init__(name="outbox-writer", daemon=True)
+        self._commit_every_s = commit_every_s
         self._open_store = open_store
         self._report = report
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -103,6 +112,11 @@ class OutboxWriter(threading.Thread):
     def submit(self, job: Job) -> None:
         """Queue a job."""
         self._jobs.put(job)
+
+    def hurry(self) -> None:
+        """Write what waits, and from now on everything at once."""
+        self._commit_every_s = 0.0
+        self._jobs.put(Sweep())
 
     def run(self) -> None:
         """(threading) Run jobs until `Close`."""
@@ -125,6 +139,7 @@ class OutboxWriter(threading.Thread):
 
     def _take(self) -> list[Job]:
         jobs = [self._jobs.get()]
+        due = time.monotonic() + self._commit_every_s
         size = 0
         with contextlib.suppress(queue.Empty):
             while not isinstance(job := jobs[-1], Close) and len(jobs) < _GROUP_JOBS:
@@ -132,7 +147,10 @@ class OutboxWriter(threading.Thread):
                     size += sum(record.size for record in job.records)
                     if size >= _GROUP_BYTES:
                         break
-                jobs.append(self._jobs.get_nowait())
+                if isinstance(job, ReadRequest) or self._commit_every_s == 0:
+                    due = 0.0
+                wait_s = due - time.monotonic()
+                jobs.append(self._jobs.get(timeout=wait_s) if wait_s > 0 else self._jobs.get_nowait())
         return jobs
 
     def _ensure_open(self, outcome: CommitOutcome) -> OutboxStore | None:

@@ -16,6 +16,7 @@ from hedgerow.cli.region.options import (
     StoreOptions,
     on_service,
     on_store,
+    parse_time,
     short_digest,
     short_ref,
 )
@@ -46,7 +47,9 @@ def nodes(
     health: Annotated[
         str | None,
         typer.Option(
-            "--health", metavar="STATUS", help="Only nodes that are ok, degraded, one-way, silent, offline or unknown."
+            "--health",
+            metavar="STATUS",
+            help="Only nodes that are ok, degraded, one-way, silent, offline, stopped or unknown.",
         ),
     ] = None,
 ) -> None:
@@ -89,7 +92,7 @@ def show(options: StoreOptions, node: Node) -> None:
     """
     from hedgerow.region.rollouts.handlers import find_node
     from hedgerow.region.rollouts.inventory import inventory, newest_health
-    from hedgerow.region.rollouts.progress import audit
+    from hedgerow.region.rollouts.progress import AuditFilter, audit
     from hedgerow.topics import Address
 
     with options.open() as database:
@@ -97,7 +100,7 @@ def show(options: StoreOptions, node: Node) -> None:
         address = find_node(found, node)
         details = found[address] | {
             "health": newest_health(database, address),
-            "audit": audit(database, newest=10, node=str(address)),
+            "audit": audit(database, newest=10, which=AuditFilter(node=str(address))),
         }
     if options.json:
         print_json(details)
@@ -212,7 +215,22 @@ def audit(
         str | None, typer.Option("--rollout", metavar="NAME", help="Only entries about this rollout.")
     ] = None,
     node: Annotated[
-        str | None, typer.Option("--node", metavar="NODE", help="Only entries about REGION/SITE/NODE.")
+        str | None,
+        typer.Option("--node", metavar="NODE", help="Only entries about a node: REGION/SITE/NODE, SITE/NODE or NODE."),
+    ] = None,
+    who: Annotated[
+        str | None, typer.Option("--who", metavar="NAME", help="Only what this person, or `service`, did.")
+    ] = None,
+    action: Annotated[
+        str | None,
+        typer.Option("--action", metavar="ACTION", help="Only this action: rollout-started, node-pinned, refused …"),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Since then: 90s, 15m, 1h or 7d ago, or 2026-11-23T08:00Z."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="TIME", help="Before then; same form as --since.")
     ] = None,
     newest: Newest = 50,
 ) -> None:
@@ -220,19 +238,31 @@ def audit(
 
     Examples:
       hedgerow audit --rollout faces-2
+      hedgerow audit --since 7d --who eve@ops --action rollout-aborted
       hedgerow audit --newest 1000 --json > audit.jsonl
 
     Refused requests are included. --json prints one line per entry, with the nodes and their generations.
     """
+    from hedgerow.region.rollouts.handlers import find_node
+    from hedgerow.region.rollouts.inventory import inventory
+    from hedgerow.region.rollouts.progress import AuditFilter
     from hedgerow.region.rollouts.progress import audit as read
+    from hedgerow.topics import Address
 
+    now = time.time()
     with options.open() as database:
-        lines = read(database, newest=newest, rollout=rollout, node=node)
+        if node is not None:
+            node = str(find_node([Address(*one["node"].split("/")) for one in inventory(database, now)], node))
+        which = AuditFilter(rollout, node, who, action, parse_time(since, now), parse_time(until, now))
+        lines = read(database, newest=newest, which=which)
     if options.json:
         for line in lines:
             print_json_line(line)
         return
     rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _why(line)) for line in lines]
+    if not rows:
+        typer.echo("No entries.")
+        return
     print_table(("AT", "WHO", "ACTION", "ROLLOUT", "WHY"), rows, names=3, omit_first=("ROLLOUT",))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import re
 import socket
 import sys
 from contextlib import AbstractContextManager, closing, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from hedgerow.region.store.database.database import Database
 
 _CONFIG: Final = Path("region.yaml")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class StoreOptions(NamedTuple):
@@ -122,3 +125,18 @@ def short_ref(ref: dict[str, Any]) -> str:
 def short_digest(digest: str) -> str:
     """Shorten a digest to 12 hexadecimal digits."""
     return digest.removeprefix("sha256:")[:12]
+
+
+def parse_time(text: str | None, now: float) -> float | None:
+    """Parse a time, such as `15m` (ago) or 2026-11-23T08:00Z, into Unix seconds. Raises: ConfigError: it is invalid."""
+    if text is None:
+        return None
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip()):
+        return now - float(match[1]) * _UNITS[match[2]]
+    try:
+        at = datetime.fromisoformat(text.strip())
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{text!r} is not a time", remedy="Use 90s, 15m, 1h or 7d (ago), or 2026-11-23 or 2026-11-23T08:00Z."
+        ) from error

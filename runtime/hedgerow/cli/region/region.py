@@ -110,9 +110,11 @@ def status(options: StoreOptions) -> None:
 
     It reads the store, whether the service runs or not. LAG is the time from capture to storage of the newest
     result; RTT is the time that a ping takes through all bridges to the node and back. A node is `ok`, `degraded` (by its own health
-    report), `one-way` (its reports arrive, but pings stay unanswered), `silent`, `offline` (it stopped, or its broker
-    reports it gone) or `unknown`. MISSING counts sequence numbers not received although later ones were; LOST counts results
-    that a node has declared lost.
+    report), `one-way` (its reports arrive, but pings stay unanswered), `silent`, `offline` (its broker lost the connection to it: it
+    crashed, lost power, or its network failed), `stopped` (it said so) or `unknown`. MISSING counts sequence numbers not received
+    although later ones were; LOST counts results that a node has declared lost.
+
+    Exits with 1 if somebody should look: a node is neither ok nor stopped, or the service is not collecting.
     """
     from hedgerow.region.store.queries import status as status_of
 
@@ -122,6 +124,8 @@ def status(options: StoreOptions) -> None:
         print_json(current)
     else:
         _print(current)
+    if current["needs_help"]:
+        raise typer.Exit(1)
 
 
 def _print(current: dict[str, Any]) -> None:
@@ -150,7 +154,7 @@ def _print(current: dict[str, Any]) -> None:
     typer.echo()
     nodes = []
     for node in current["nodes"]:
-        status = node["status"] if node["status"] == "ok" else AlertCell(node["status"])
+        status = AlertCell(node["status"]) if node["needs_help"] else node["status"]
         rtt = "" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1e3:.1f} ms"
         times = (_duration(node["heard_s"]), _duration(node["lag_s"]), rtt, _duration(node["answered_s"]))
         nodes.append((node["node"], status, *_counts(node), *times))
@@ -175,9 +179,7 @@ def _summary(current: dict[str, Any]) -> str:
 
 def _problems(current: dict[str, Any]) -> list[str]:
     """Describe the problems that need an operator's attention."""
-    lines = [
-        f"{node['node']} is {node['status']}: {node['why']}" for node in current["nodes"] if node["status"] != "ok"
-    ]
+    lines = [f"{node['node']} is {node['status']}: {node['why']}" for node in current["nodes"] if node["needs_help"]]
     if current["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
         lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -13,7 +11,7 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json_line
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.region.options import StoreOptions, on_store
+from hedgerow.cli.region.options import StoreOptions, on_store, parse_time
 from hedgerow.errors import ConfigError
 from hedgerow.topics import is_name
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
     from hedgerow.region.store.queries import StoredResult
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _ROWS: Final = 50
 """Rows of a table without --newest."""
 _MOST_ROWS: Final = 10_000
@@ -74,7 +71,7 @@ def query(
         raise ConfigError(
             f"A table of {newest:,} results is too long", remedy=f"Ask for at most {_MOST_ROWS:,}, or use --json."
         )
-    selection = queries.ResultQuery(site, node, pipeline, _time(since, now), _time(until, now), newest)
+    selection = queries.ResultQuery(site, node, pipeline, parse_time(since, now), parse_time(until, now), newest)
     with options.open() as database:
         found = queries.results(database, selection)
         if parquet is not None:
@@ -104,18 +101,3 @@ def _print(found: Iterator[StoredResult], limit: int) -> None:
         headings = ("CAPTURED", "NODE", "PIPELINE", ">NUMBER", "RESULT")
         print_table(headings, rows, names=3, omit_first=("NUMBER",))
     typer.echo(f"{plural(len(rows), 'result')}.")
-
-
-def _time(text: str | None, now: float) -> float | None:
-    """Parse a time into Unix seconds. Raises: ConfigError: it is invalid."""
-    if text is None:
-        return None
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip()):
-        return now - float(match[1]) * _UNITS[match[2]]
-    try:
-        at = datetime.fromisoformat(text.strip())
-        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"{text!r} is not a time", remedy="Use 90s, 15m, 1h or 7d (ago), or 2026-11-23 or 2026-11-23T08:00Z."
-        ) from error

@@ -66,8 +66,17 @@ def _print_start(reply: dict[str, Any], *, dry_run: bool) -> None:
     print_table(("WAVE", ">NODES", ">NOT SEEN", "NAMES"), rows)
     if reply["pinned"]:
         typer.echo(f"Skipping pinned nodes: {', '.join(reply['pinned'])}")
+    for node, why in list(reply["unfit"].items())[:_MAX_NAMES]:
+        typer.echo(typer.style(f"{'Cannot serve it' if reply['refused'] else 'Skipping'}: {node}: {why}", fg="red"))
+    if (left := len(reply["unfit"]) - _MAX_NAMES) > 0:
+        typer.echo(f"… and {left} more; --json lists all.")
     rollout, count = reply["rollout"], plural(reply["nodes"], "node")
-    if dry_run:
+    if dry_run and reply["refused"]:
+        typer.echo(
+            f"{rollout} would be refused: {plural(len(reply['unfit']), 'node')} cannot serve it. Choose others with `target`, or "
+            "set `without_model: skip`. Nothing was changed."
+        )
+    elif dry_run:
         typer.echo(f"{rollout} would reach {count}. Nothing was changed.")
     else:
         typer.echo(f"Started {rollout} for {count}. To follow it: `hedgerow rollout status {rollout} --watch`")

@@ -92,7 +92,7 @@ def render(progress: dict[str, Any], width: int | None) -> list[str]:
     for task in progress["tasks"]:
         failure = f": {task['code']}: {task['reason']}" if task["code"] else ""
         late = ", late" if task["late"] and task["state"] in ("queued", "in-progress") else ""
-        back = {"asked": ", rolling back", "proved": ", rolled back"}.get(task["back"], "")
+        back = {"asked": ", rolling back", "proved": ", rolled back", "kept": ", still served"}.get(task["back"], "")
         lines += hanging_indent(f"{task['node']}: ", printable(f"{task['state']}{late}{back}{failure}"), width)
     if progress["tasks_left_out"]:
         lines.append(f"… and {progress['tasks_left_out']} more; --nodes lists all.")
@@ -104,7 +104,7 @@ def _wave(number: int, wave: dict[str, Any]) -> tuple[str, ...]:
     good, failed = states.get("succeeded", 0), sum(states.get(state, 0) for state in _FAILURES)
     full = _BAR_WIDTH * good // max(1, nodes)
     bar = "█" * full + "░" * (_BAR_WIDTH - full)
-    rest = (f"{wave['late'] or ''}", f"{sum(wave['back'].values()) or ''}")
+    rest = (f"{wave['late'] or ''}", f"{wave['back'].get('proved') or ''}")
     return f"{number} ({wave['wave']})", bar, f"{good}", f"{nodes}", AlertCell(failed) if failed else "", *rest
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import structlog
 
+from hedgerow.models.serving.pool import BUNDLE
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.model_provider import ModelProvider
 from hedgerow.node.swap.outcome import OnStep
@@ -68,6 +69,7 @@ class Reporter:
             return
         report = report.model_copy(
             update={
+                "configured": self._configured(),
                 "models": self._swaps.serving(),
                 "pipelines": self._host.pipelines.states(),
                 "quarantined": self._swaps.quarantined(),
@@ -81,6 +83,12 @@ class Reporter:
         self._published, self._published_at = content, now
         report = report.model_copy(update={"at": time.time()})
         self._host.announcer.publish(Channel.REPORTED, report.encode(), qos=1, retain=True)
+
+    def _configured(self) -> dict[str, str]:
+        models = self._host.pipelines.config.models.items()
+        return {
+            name: model.path.removeprefix(BUNDLE) if model.path.startswith(BUNDLE) else "" for name, model in models
+        }
 
 
 def _without_counts(report: Reported) -> dict[str, Any]:

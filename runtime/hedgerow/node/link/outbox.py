@@ -82,6 +82,7 @@ class NodeOutbox:
                     window=limits.window,
                     window_bytes=limits.window_bytes,
                     backlog_share=limits.backlog_share,
+                    commit_every_s=limits.commit_every_s,
                 )
                 await outbox.__aenter__()
                 self._outbox, self._client = outbox, client
@@ -94,6 +95,11 @@ class NodeOutbox:
         """Reconnect with the current certificate files."""
         if self._client is not None:
             await self._client.renew()
+
+    def hurry(self) -> None:
+        """Write what waits, and from now on everything at once: the node stops."""
+        if self._outbox is not None and not self._closed:
+            self._outbox.hurry()
 
     async def close(self) -> None:
         """Write pending results to disk. Results that the region has not acknowledged stay for the next run."""

@@ -260,7 +260,8 @@ def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> 
         session = clean(status.session)
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"not a status message: {error}") from error
-    return StatusRecord(*head, status.state == "online", session, message.payload)
+    stopped = status.state == "offline" and status.at is not None  # a will has no time
+    return StatusRecord(*head, status.state == "online", stopped, session, message.payload)
 
 
 def _time(value: Any) -> float | None:

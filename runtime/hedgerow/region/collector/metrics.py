@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -13,8 +13,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector as MetricsCollector
 
 from hedgerow.region.store.batch import BatchOutcome
-from hedgerow.region.store.liveness import Liveness
+from hedgerow.region.store.liveness import Liveness, NodeStatus
 from hedgerow.telemetry.metrics import gauge_families
+from hedgerow.topics import Address
 
 LAG_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0)
 """Bucket bounds of the lag histogram. Normal lag is seconds; after an outage it is hours."""
@@ -35,7 +36,7 @@ class CollectorCounts:
     write_s: float = 0.0
     acks: int = 0
     stray_replies: int = 0
-    statuses: Counter[Liveness] = field(default_factory=Counter)
+    statuses: Mapping[Address, NodeStatus] = field(default_factory=dict)
     stored_bytes: int = 0
     waiting: int = 0
     connected: bool = False
@@ -100,9 +101,11 @@ class RegionMetrics(MetricsCollector):
             "Nodes by status. The label `verdict` is deprecated; use `status`.",
             labels=["status", "verdict"],
         )
+        by_status = Counter(status.liveness for status in counts.statuses.values())
         for liveness in Liveness:
-            nodes.add_metric([liveness.value, liveness.old_name], counts.statuses[liveness])
+            nodes.add_metric([liveness.value, liveness.old_name], by_status[liveness])
         yield nodes
+        yield from _node_metrics(counts.statuses)
         yield GaugeMetricFamily(
             "hedgerow_region_stored_bytes", "Approximate size of the stored results.", value=counts.stored_bytes
         )
@@ -119,6 +122,23 @@ class RegionMetrics(MetricsCollector):
         lag.add_metric([], list(zip(edges, totals, strict=True)), counts.lag_total_s)
         yield lag
         yield from gauge_families(self._gauges())
+
+
+def _node_metrics(statuses: Mapping[Address, NodeStatus]) -> Iterator[Metric]:
+    status = GaugeMetricFamily(
+        "hedgerow_region_node_status",
+        "1 for the current status of each node. `needs_help` is `no` for ok and stopped.",
+        labels=["site", "node", "status", "needs_help"],
+    )
+    crashes = CounterMetricFamily(
+        "hedgerow_region_node_crashes",
+        "Times a node started again without having said before that it stops.",
+        labels=["site", "node"],
+    )
+    for address, (liveness, count) in statuses.items():
+        status.add_metric([address.site, address.node, liveness.value, "yes" if liveness.needs_help else "no"], 1)
+        crashes.add_metric([address.site, address.node], count)
+    yield from (status, crashes)
 
 
 def _counter(name: str, text: str, label: str, counts: Counter[str]) -> CounterMetricFamily:

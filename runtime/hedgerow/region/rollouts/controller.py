@@ -133,7 +133,9 @@ class RolloutController:
         joining: dict[str, list[Address]] = {}
         if newest_first:
             for node in sorted(nodes):
-                for rollout in joins(node, fleet.labels(node), fleet.pins(node), newest_first):
+                for rollout in joins(
+                    node, fleet.labels(node), fleet.pins(node), fleet.observed.nodes[node].reported, newest_first
+                ):
                     joining.setdefault(rollout.name, []).append(node)
         for name, new in joining.items():
             stored = fleet.rollouts[name]

@@ -14,7 +14,7 @@ from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
 from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
-from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded
+from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded, why_unfit
 from hedgerow.region.rollouts.planning.planner import roll_back
 from hedgerow.region.rollouts.planning.spec import ModelSection, RolloutPlan
 from hedgerow.region.rollouts.planning.state import (
@@ -29,6 +29,7 @@ from hedgerow.region.rollouts.planning.state import (
     resume,
 )
 from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
+from hedgerow.region.rollouts.progress import unknown_rollout
 from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
 from hedgerow.region.rollouts.store import Actor, StoredRollout
 from hedgerow.region.store.database.database import RegionStoreError
@@ -138,13 +139,28 @@ def _start(operation: Operation) -> Any:
     entries = {name: look_up(fleet.config.models.repository, name, desired) for name, desired in plan.models.items()}
     chosen = [node for node in sorted(fleet.observed.nodes) if plan.selector.matches(fleet.labels(node))]
     pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
-    members = [fleet.member(node, listening, now) for node in chosen if node not in pinned]
+    refs = {name: entry.ref for name, entry in entries.items()}
+    unfit = {
+        node: why
+        for node in chosen
+        if node not in pinned and (why := why_unfit(refs, fleet.observed.nodes[node].reported))
+    }
+    members = [fleet.member(node, listening, now) for node in chosen if node not in pinned and node not in unfit]
     if not members:
         known = f"{len(fleet.observed.nodes)} known nodes" + (f", {len(pinned)} of them pinned" if pinned else "")
+        known += f", {len(unfit)} without the model" if unfit else ""
         raise CommandError(
             f"No node matches {plan.target!r}: {known}" if plan.target else f"There are no nodes: {known}",
             code="no-nodes",
             remedy="See the labels with `hedgerow nodes`, or set some with `hedgerow node label`.",
+        )
+    if unfit and plan.without_model == "refuse" and not dry_run:
+        shown = "; ".join(f"{node.site}/{node.node}: {why}" for node, why in list(unfit.items())[:3])
+        more = f" and {len(unfit) - 3} more" if len(unfit) > 3 else ""
+        raise CommandError(
+            f"{len(unfit)} of {len(chosen)} nodes cannot serve it ({shown}{more})",
+            code="without-model",
+            remedy="Choose other nodes with `target`, add the model to their files, or set `without_model: skip`.",
         )
     others = [stored.rollout for stored in fleet.rollouts.values()]
     if why_not := conflict([member.address for member in members], others):
@@ -164,6 +180,8 @@ def _start(operation: Operation) -> Any:
         "nodes": len(members),
         "not_heard": len(absent),
         "pinned": [str(node) for node in pinned],
+        "unfit": {str(node): why for node, why in unfit.items()},
+        "refused": bool(unfit) and plan.without_model == "refuse",
         "waves": [
             {"wave": wave.title, "nodes": [*map(str, wave.nodes)], "not_heard": len(absent & set(wave.nodes))}
             for wave in waves
@@ -226,9 +244,7 @@ def _find_rollout(operation: Operation, *phases: Phase) -> StoredRollout:
     fleet, name = operation.fleet, str(operation.request.args["rollout"])
     found = [fleet.rollouts[name]] if name in fleet.rollouts else fleet.store.rollouts(names=[name], tasks=False)
     if not found:
-        raise CommandError(
-            f"There is no rollout {name}", code="unknown-rollout", remedy="List them with `hedgerow rollout history`."
-        )
+        raise unknown_rollout(name)
     if found[0].rollout.phase not in phases:
         raise CommandError(
             f"{name} is {found[0].rollout.phase}",

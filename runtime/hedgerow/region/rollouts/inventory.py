@@ -17,7 +17,7 @@ from hedgerow.region.store.queries import LATE_S, iso
 from hedgerow.topics import Address, Channel
 
 _NODES = """
-SELECT n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.health_state, n.health_reasons, n.answered_at,
+SELECT n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.stopped, n.health_state, n.health_reasons, n.answered_at,
        n.unanswered, s.received_at, s.payload, d.generation, d.published, d.document, d.pins
 FROM node n LEFT JOIN said s ON s.node = n.id AND s.channel = ? LEFT JOIN desired d ON d.node = n.id
 ORDER BY n.region, n.site, n.name
@@ -88,9 +88,11 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
-        region, site, name, first_heard_at, last_seen, online, state, reasons, last_reply, unanswered = row[:10]
-        reported_at, payload, generation, published, document, pins = row[10:]
-        signs = signs_from_row(online, last_seen, state, reasons, last_reply, unanswered)
+        region, site, name, first_heard_at, last_seen, online, stopped, state, reasons, last_reply, unanswered = row[
+            :11
+        ]
+        reported_at, payload, generation, published, document, pins = row[11:]
+        signs = signs_from_row(online, stopped, last_seen, state, reasons, last_reply, unanswered)
         liveness, why = judge(signs, as_of, silent_after_s)
         reported, desired = _read(payload), _read(document)
         labels = {

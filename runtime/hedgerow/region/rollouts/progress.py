@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
+from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.planning.state import Task
 from hedgerow.region.rollouts.store import FleetStore, StoredRollout
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 
+_MAX_NAMES_SHOWN: Final = 20
 _MAX_FAILED_SHOWN: Final = 20
 """Most failed nodes to list unless every node is requested."""
 
@@ -44,19 +47,45 @@ def history(database: Database, newest: int) -> list[dict[str, Any]]:
     return [_head(stored) for stored in FleetStore(database).rollouts(tasks=False)[:newest]]
 
 
-def audit(
-    database: Database, *, newest: int, rollout: str | None = None, node: str | None = None
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Filter for entries of the audit log; None: any.
+
+    Attributes:
+        rollout: the rollout they are about.
+        node: the node they are about, REGION/SITE/NODE.
+        who, action: exactly.
+        since, until: Unix seconds; `until` is exclusive.
+    """
+
+    rollout: str | None = None
+    node: str | None = None
+    who: str | None = None
+    action: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+def audit(database: Database, *, newest: int, which: AuditFilter | None = None) -> list[dict[str, Any]]:
     """Return the newest entries of the audit log, oldest first.
 
     Args:
         database: opened to read.
         newest: how many.
-        rollout: only entries about this rollout.
-        node: only entries about this node, REGION/SITE/NODE.
+        which: None: all.
+    Raises: CommandError: there is no such rollout, or nobody has ever done such an action.
     """
+    which = which or AuditFilter()
+    _require_known(database, which)
     # Not LIKE: it treats `_` as a wildcard, and SQLite's ignores case.
-    conditions = {"rollout = ?": rollout, "replace(detail, ?, '') <> detail": None if node is None else f'"{node}"'}
+    conditions = {
+        "rollout = ?": which.rollout,
+        "replace(detail, ?, '') <> detail": None if which.node is None else f'"{which.node}"',
+        "who = ?": which.who,
+        "action = ?": which.action,
+        "at >= ?": which.since,
+        "at < ?": which.until,
+    }
     used = {condition: value for condition, value in conditions.items() if value is not None}
     where = f" WHERE {' AND '.join(used)}" if used else ""
     rows = database.rows(
@@ -67,6 +96,33 @@ def audit(
         {"at": iso(at), "who": who, "why": why, "action": action, "rollout": name, "detail": orjson.loads(detail)}
         for at, who, why, action, name, detail in reversed(rows)
     ]
+
+
+def _require_known(database: Database, which: AuditFilter) -> None:
+    """Refuse names that occur nowhere: an empty answer would look like proof that nothing happened."""
+    if which.rollout is not None and not database.rows(
+        "SELECT 1 FROM audit WHERE rollout = ? LIMIT 1",
+        (which.rollout,),  # one that was refused is there too
+    ):
+        raise unknown_rollout(which.rollout)
+    for column, value in (("who", which.who), ("action", which.action)):
+        if value is None:
+            continue
+        known = [found for (found,) in database.rows(f"SELECT DISTINCT {column} FROM audit ORDER BY {column}")]  # noqa: S608
+        if value not in known:
+            shown = ", ".join(known[:_MAX_NAMES_SHOWN]) + (" …" if len(known) > _MAX_NAMES_SHOWN else "")
+            raise CommandError(
+                f"The audit log has no entry with {column} {value!r}",
+                code="no-such-entry",
+                remedy=f"It has {shown or 'none'}.",
+            )
+
+
+def unknown_rollout(name: str) -> CommandError:
+    """Return the error for a rollout that does not exist."""
+    return CommandError(
+        f"There is no rollout {name}", code="unknown-rollout", remedy="List them with `hedgerow rollout history`."
+    )
 
 
 def _head(stored: StoredRollout) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 _MAX_UNANSWERED: Final = 2
 """Consecutive unanswered pings that make a node one-way; a single one may be lost with a link."""
@@ -25,14 +25,29 @@ class Liveness(StrEnum):
     SILENT = "silent"
     """Nothing has arrived from it for too long, and it did not go offline."""
     OFFLINE = "offline"
-    """It went offline, or its broker published its will."""
+    """Its broker lost the connection to it and published its will: it crashed, lost power, or its network failed."""
+    STOPPED = "stopped"
+    """It said that it stops, and did."""
     UNKNOWN = "unknown"
     """Only messages that a broker retained are known of it."""
 
     @property
     def old_name(self) -> str:
         """The deprecated name, still used by the JSON key and the metric label `verdict`."""
-        return {Liveness.DEGRADED: "troubled", Liveness.ONE_WAY: "deaf"}.get(self, self.value)
+        old = {Liveness.DEGRADED: "troubled", Liveness.ONE_WAY: "deaf", Liveness.STOPPED: "offline"}
+        return old.get(self, self.value)
+
+    @property
+    def needs_help(self) -> bool:
+        """Whether an operator should look: in every status but ok and stopped."""
+        return self not in (Liveness.OK, Liveness.STOPPED)
+
+
+class NodeStatus(NamedTuple):
+    """Status of a node, and how often it ended without saying so."""
+
+    liveness: Liveness
+    crashes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,7 @@ class Signs:
 
     Attributes:
         online: from its last status message; None: none was received.
+        stopped: whether it said itself that it goes offline.
         last_seen: when anything last arrived from it.
         health_state, health_reasons: from its last health report.
         last_reply: when it last replied to a ping.
@@ -48,6 +64,7 @@ class Signs:
     """
 
     online: bool | None
+    stopped: bool
     last_seen: float | None
     health_state: str | None
     health_reasons: str
@@ -64,7 +81,9 @@ def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Liveness, st
         silent_after_s: longest normal silence.
     """
     if signs.online is False:
-        return Liveness.OFFLINE, "it went offline, or its broker lost the connection to it"
+        if signs.stopped:
+            return Liveness.STOPPED, "it was stopped"
+        return Liveness.OFFLINE, "its broker lost the connection to it: it crashed, lost power, or its network failed"
     if signs.last_seen is None:
         return Liveness.UNKNOWN, "nothing received from it since the collector started"
     if (silence_s := now - signs.last_seen) > silent_after_s:

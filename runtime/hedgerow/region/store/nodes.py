@@ -30,6 +30,8 @@ class KnownNode:
     heard_at: float | None = None
     session: str | None = None
     online: int | None = None
+    stopped: int | None = None
+    crashes: int = 0
     status_at: float | None = None
     health_at: float | None = None
     health_state: str | None = None
@@ -54,7 +56,13 @@ class KnownNode:
     def signs(self) -> Signs:
         """What its status is derived from."""
         return signs_from_row(
-            self.online, self.heard_at, self.health_state, self.health_reasons, self.answered_at, self.unanswered
+            self.online,
+            self.stopped,
+            self.heard_at,
+            self.health_state,
+            self.health_reasons,
+            self.answered_at,
+            self.unanswered,
         )
 
     def count_message(self, record: StoreRecord) -> None:
@@ -73,10 +81,17 @@ class KnownNode:
         self.bytes_in_now = record.bytes_in
 
     def update_status(self, record: StatusRecord) -> bool:
-        """Store its status. Returns: False for the will of an earlier session, which is ignored."""
+        """Store its status. Returns: False for the will of an earlier session, which is ignored.
+
+        A new session counts as a crash if the one before is known not to have said that it stops. A retained status proves
+        nothing: others may have come before it while the collector was away.
+        """
         if not record.online and self.session not in (None, record.session):
             return False
+        if record.fresh and self.stopped == 0 and record.session != self.session:
+            self.crashes += 1
         self.session, self.online, self.status_at = record.session, int(record.online), record.received_at
+        self.stopped = int(record.stopped)
         return True
 
     def record_ping(self, record: PingRecord) -> None:
@@ -92,6 +107,7 @@ class KnownNode:
 
 def signs_from_row(
     online: int | None,
+    stopped: int | None,
     heard_at: float | None,
     health_state: str | None,
     health_reasons: str | None,
@@ -100,7 +116,8 @@ def signs_from_row(
 ) -> Signs:
     """Return what a node's status is derived from, from columns of its row."""
     reasons = "; ".join(orjson.loads(health_reasons)) if health_reasons else ""
-    return Signs(None if online is None else bool(online), heard_at, health_state, reasons, answered_at, unanswered)
+    is_online = None if online is None else bool(online)
+    return Signs(is_online, bool(stopped), heard_at, health_state, reasons, answered_at, unanswered)
 
 
 _COLUMNS: Final = tuple(KnownNode.__dataclass_fields__)

@@ -164,7 +164,15 @@ def status(database: Database, now: float) -> dict[str, Any]:
         "SELECT region, started_at, beat_at, connected, version, silent_after_s, stored_bytes FROM collector"
     )
     if not collectors:
-        return {"region": None, "at": iso(now), "collector": None, "sites": [], "nodes": [], "rejected": {}}
+        return {
+            "region": None,
+            "at": iso(now),
+            "needs_help": True,
+            "collector": None,
+            "sites": [],
+            "nodes": [],
+            "rejected": {},
+        }
     ((region, started_at, beat_at, connected, version, silent_after_s, stored_bytes),) = collectors
     running = now - beat_at <= LATE_S
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
@@ -174,6 +182,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
     return {
         "region": region,
         "at": iso(now),
+        "needs_help": not (running and connected) or any(node["needs_help"] for node in nodes),
         "collector": {
             "running": running,
             "connected": bool(connected) and running,
@@ -200,16 +209,22 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
         missing[node] = missing.get(node, 0) + _holes(epoch, state)
     rows = database.rows(
-        "SELECT id, region, site, name, heard_at, online, health_state, health_reasons, messages_up, bytes_up, results, "
-        "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in FROM node "
+        "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
+        "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
         "ORDER BY region, site, name"
     )
     shown = []
     for row in rows:
-        row_id, region, site, name, last_seen, online, health_state, reasons, messages, size, results, durable, repeats = row[:13]  # fmt: skip
-        captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in = row[13:]
+        row_id, region, site, name, last_seen, online, stopped, health_state, reasons, messages, size, results = row[
+            :12
+        ]
+        durable, repeats, captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in, crashes = (
+            row[12:]
+        )
         liveness, why = judge(
-            signs_from_row(online, last_seen, health_state, reasons, last_reply, unanswered), as_of, silent_after_s
+            signs_from_row(online, stopped, last_seen, health_state, reasons, last_reply, unanswered),
+            as_of,
+            silent_after_s,
         )
         count, lost = gaps.get(row_id, (0, 0))
         shown.append(
@@ -219,6 +234,8 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
                 "status": liveness.value,
                 "verdict": liveness.old_name,
                 "why": why,
+                "needs_help": liveness.needs_help,
+                "crashes": crashes,
                 "heard_s": _ago(as_of, last_seen),
                 "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
                 "last_result_s": _ago(as_of, stored_at),

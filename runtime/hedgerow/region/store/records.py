@@ -83,9 +83,14 @@ class HealthRecord(StoreRecord):
 
 @dataclass(frozen=True, slots=True)
 class StatusRecord(StoreRecord):
-    """A node's status: online or offline, and the session it refers to."""
+    """A node's status, and the session it refers to.
+
+    Attributes:
+        stopped: whether an offline node said so itself, as it stopped; otherwise its broker published its will.
+    """
 
     online: bool
+    stopped: bool
     session: str
     payload: Buffer
 

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -24,7 +23,7 @@ from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
-from hedgerow.region.store.liveness import Liveness, judge
+from hedgerow.region.store.liveness import NodeStatus, judge
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune
 from hedgerow.topics import Address
@@ -43,7 +42,7 @@ class RegionStore:
     """Store of everything received from the sites.
 
     Args:
-        database: opened to write.
+        database: opened to write; closed with the store, and if this raises.
         config: the region and its retention.
     Raises: RegionStoreError: it cannot be read.
     """
@@ -52,8 +51,12 @@ class RegionStore:
         self._database = database
         self._config = config
         self._started_at = time.time()
-        self.beat(connected=False)
-        self._load()
+        try:
+            self.beat(connected=False)
+            self._load()
+        except BaseException:
+            database.close()  # it holds a lock that the next attempt needs
+            raise
 
     @property
     def nodes(self) -> list[Address]:
@@ -64,10 +67,13 @@ class RegionStore:
         """Return an acknowledgement for every outbox, to repeat at the start in case the last one was lost."""
         return newest_acks(self._database)
 
-    def statuses(self, now: float) -> Counter[Liveness]:
-        """Count nodes by status."""
+    def statuses(self, now: float) -> dict[Address, NodeStatus]:
+        """Return the status of every node."""
         after_s = self._config.region.silent_after_s
-        return Counter(judge(node.signs, now, after_s)[0] for node in self._ingest.nodes.values())
+        return {
+            address: NodeStatus(judge(node.signs, now, after_s)[0], node.crashes)
+            for address, node in self._ingest.nodes.items()
+        }
 
     def beat(self, *, connected: bool) -> None:
         """Write the collector's heartbeat.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,7 +21,7 @@ from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import RegionStoreError, StoreTrouble
 from hedgerow.region.store.ledgers import LedgerKey
-from hedgerow.region.store.liveness import Liveness
+from hedgerow.region.store.liveness import NodeStatus
 from hedgerow.region.store.records import StoreRecord
 from hedgerow.region.store.store import RegionStore, apply_each, is_refused
 from hedgerow.topics import Address
@@ -63,7 +62,7 @@ class WriteReport:
         acks: acknowledgements for every outbox at that time.
         failure: why the store does not work; None if it does.
         fatal: whether retrying is pointless.
-        statuses: number of nodes by status; None if not counted this time.
+        statuses: of all nodes; None if not determined this time.
         stored_bytes: size of the stored results.
     """
 
@@ -74,7 +73,7 @@ class WriteReport:
     acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
     failure: RegionStoreError | None = None
     fatal: bool = False
-    statuses: Counter[Liveness] | None = None
+    statuses: dict[Address, NodeStatus] | None = None
     stored_bytes: int = 0
 
 

@@ -290,7 +290,7 @@ BEFORE: dict[str, ModelRef | None] = {"faces": OLD}
 
 def rollback(known: ObservedNode, before: dict[str, ModelRef | None] = BEFORE, **changes: Any) -> GateFinding:
     listening = Listening(changes.get("since", NOW - 1000), SILENT_AFTER_S)
-    return evaluate_rollback(before, 8, changes.get("due", NOW + 60), known, listening, NOW)
+    return evaluate_rollback({"faces": NEW}, before, 8, changes.get("due", NOW + 60), known, listening, NOW)
 
 
 def rolled_back_node(**fields: Any) -> ObservedNode:
@@ -304,7 +304,19 @@ def test_a_rollback_is_complete_when_the_node_serves_the_previous_version() -> N
     assert rollback(rolled_back_node(state="failed", error=ERROR)) == GOOD, "other failures do not matter"
     assert rollback(rolled_back_node(generation=9, state="in-progress")) == GOOD, "a later document is in progress"
     assert rollback(rolled_back_node(models={}), before={"faces": None}) == GOOD, "its previous version is unknown"
+    assert rollback(rolled_back_node(), before={"faces": None}) == GOOD, "it serves another version"
     assert rollback(replace(rolled_back_node(), online=False)) == replace(GOOD, presence=Presence.ABSENT)
+
+
+def test_a_node_without_an_earlier_version_that_serves_the_new_one_on_is_not_called_rolled_back() -> None:
+    known = rolled_back_node(serving={"model": NEW})
+
+    assert rollback(known, before={"faces": None}) == GateFinding(
+        GateVerdict.GOOD,
+        "succeeded",
+        "no-earlier-version",
+        "faces is still faces 2.0.0: the node had no version before, and its file names none",
+    )
 
 
 @pytest.mark.parametrize(

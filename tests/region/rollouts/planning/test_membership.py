@@ -7,8 +7,17 @@ from dataclasses import replace
 import pytest
 from tests.region.examples import NEW, A, B, C, D, E, rollout
 
-from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, joins, relevant, superseded
+from hedgerow.region.rollouts.planning.membership import (
+    PINNED,
+    SUPERSEDED,
+    conflict,
+    joins,
+    relevant,
+    superseded,
+    why_unfit,
+)
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
+from hedgerow.wire.fleet import Reported
 
 ENDED = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELED)
 IN_PROGRESS = (Phase.RUNNING, Phase.PAUSED, Phase.ROLLING_BACK)
@@ -71,35 +80,56 @@ def test_a_node_joins_rollouts_in_progress_or_succeeded(phase: Phase) -> None:
     one = rollout("one", {}, phase)
 
     expected = phase in (Phase.RUNNING, Phase.PAUSED, Phase.SUCCEEDED)
-    assert joins(A, {}, [], [one]) == ([one] if expected else [])
+    assert joins(A, {}, [], None, [one]) == ([one] if expected else [])
 
 
 @pytest.mark.parametrize("phase", IN_PROGRESS)
 def test_a_node_in_a_rollout_in_progress_joins_no_other(phase: Phase) -> None:
     other = of_models(rollout("other", {}, Phase.SUCCEEDED), "cars")
 
-    assert joins(A, {}, [], [other, rollout("one", {"a": Task(0)}, phase)]) == []
-    assert joins(A, {}, [], [other, rollout("one", {"a": Task(0, state="removed")}, phase)]) == [other]
-    assert joins(A, {}, [], [other, rollout("one", {"b": Task(0)}, Phase.ROLLING_BACK)]) == [other]
+    assert joins(A, {}, [], None, [other, rollout("one", {"a": Task(0)}, phase)]) == []
+    assert joins(A, {}, [], None, [other, rollout("one", {"a": Task(0, state="removed")}, phase)]) == [other]
+    assert joins(A, {}, [], None, [other, rollout("one", {"b": Task(0)}, Phase.ROLLING_BACK)]) == [other]
 
 
 def test_a_node_joins_one_rollout_per_model_and_none_after_one_in_progress() -> None:
     cars, plates = (of_models(rollout(name, {}, Phase.SUCCEEDED), name) for name in ("cars", "plates"))
     in_progress = rollout("faces", {})
 
-    assert joins(A, {}, [], [cars, in_progress, plates]) == [cars, in_progress]
-    assert joins(A, {}, [], [cars, plates, in_progress]) == [cars, plates, in_progress]
-    assert joins(A, {}, ["cars"], [cars, plates]) == [plates]
+    assert joins(A, {}, [], None, [cars, in_progress, plates]) == [cars, in_progress]
+    assert joins(A, {}, [], None, [cars, plates, in_progress]) == [cars, plates, in_progress]
+    assert joins(A, {}, ["cars"], None, [cars, plates]) == [plates]
+
+
+@pytest.mark.parametrize(
+    ("configured", "why"),
+    [
+        (None, ""),
+        ({"faces": ""}, ""),
+        ({"faces": "faces", "cars": ""}, ""),
+        ({}, "its file has no model faces; it has none"),
+        ({"cars": "", "bikes": ""}, "its file has no model faces; it has bikes, cars"),
+        ({"faces": "people"}, "its model faces takes versions of people, not of faces"),
+    ],
+)
+def test_a_node_whose_file_does_not_take_the_model_joins_no_rollout_of_it(
+    configured: dict[str, str] | None, why: str
+) -> None:
+    one = rollout("one", {}, Phase.SUCCEEDED)
+    reported = Reported(node="r/s/a", session="s", at=0, configured=configured)
+
+    assert why_unfit(one.models, reported) == why
+    assert joins(A, {}, [], reported, [one]) == ([] if why else [one])
 
 
 def test_a_rollout_of_two_models_is_joined_only_when_both_are_free() -> None:
     both = of_models(rollout("both", {}, Phase.SUCCEEDED), "faces", "cars")
     cars = of_models(rollout("cars", {}, Phase.SUCCEEDED), "cars")
 
-    assert joins(A, {}, [], [both, cars]) == [both]
-    assert joins(A, {}, [], [cars, both]) == [cars]
-    assert joins(A, {}, ["faces"], [both]) == []
-    assert joins(A, {}, ["faces"], [both, cars]) == [], "an older rollout of cars does not replace it"
+    assert joins(A, {}, [], None, [both, cars]) == [both]
+    assert joins(A, {}, [], None, [cars, both]) == [cars]
+    assert joins(A, {}, ["faces"], None, [both]) == []
+    assert joins(A, {}, ["faces"], None, [both, cars]) == [], "an older rollout of cars does not replace it"
 
 
 @pytest.mark.parametrize(
@@ -117,18 +147,18 @@ def test_a_rollout_of_two_models_is_joined_only_when_both_are_free() -> None:
 def test_a_node_rejoins_after_its_task_was_superseded_or_pinned(task: Task, rejoins: bool) -> None:
     one = rollout("one", {"a": task}, Phase.SUCCEEDED)
 
-    assert joins(A, {}, [], [one]) == ([one] if rejoins else [])
+    assert joins(A, {}, [], None, [one]) == ([one] if rejoins else [])
     older = rollout("older", {}, Phase.SUCCEEDED)
-    assert joins(A, {}, [], [one, older]) == ([one] if rejoins else []), "an older one is not joined instead"
+    assert joins(A, {}, [], None, [one, older]) == ([one] if rejoins else []), "an older one is not joined instead"
 
 
 def test_an_older_rollout_is_not_joined_while_a_newer_one_rolls_back() -> None:
     older = rollout("older", {}, Phase.SUCCEEDED)
 
-    assert joins(A, {}, [], [rollout("bad", {}, Phase.FAILED), older]) == [older]
-    assert joins(A, {}, [], [rollout("bad", {}, Phase.CANCELED), older]) == [older]
-    assert joins(A, {}, [], [rollout("bad", {}, Phase.ROLLING_BACK), older]) == []
-    assert joins(A, {"ring": "late"}, [], [rollout("x", {}, Phase.ROLLING_BACK, "ring=early"), older]) == [older]
+    assert joins(A, {}, [], None, [rollout("bad", {}, Phase.FAILED), older]) == [older]
+    assert joins(A, {}, [], None, [rollout("bad", {}, Phase.CANCELED), older]) == [older]
+    assert joins(A, {}, [], None, [rollout("bad", {}, Phase.ROLLING_BACK), older]) == []
+    assert joins(A, {"ring": "late"}, [], None, [rollout("x", {}, Phase.ROLLING_BACK, "ring=early"), older]) == [older]
 
 
 # Superseded tasks

@@ -179,6 +179,26 @@ def test_a_proved_rollback_is_recorded() -> None:
     )
 
 
+def test_a_node_that_had_no_version_to_go_back_to_is_recorded_as_such() -> None:
+    one = in_progress(
+        {"a": failed(rollback="asked"), "b": reached("canceled", rollback="asked")}, phase=Phase.ROLLING_BACK
+    )
+    kept = replace(GOOD, code="no-earlier-version", reason="faces is still faces 2.0.0")
+
+    assert step(one, {A: kept, B: kept}) == UpdateTasks(
+        {
+            A: TaskUpdate("failed", "slow", "too slow; faces is still faces 2.0.0", rollback="kept"),
+            B: TaskUpdate("canceled", "no-earlier-version", "faces is still faces 2.0.0", rollback="kept"),
+        }
+    )
+    ended = in_progress(
+        {"a": failed(rollback="kept"), "b": reached("canceled", rollback="proved")},
+        phase=Phase.ROLLING_BACK,
+        reason="it was bad",
+    )
+    assert step(ended) == Finish(Phase.FAILED, "it was bad; s/a had no earlier version and still serves it")
+
+
 def test_a_node_that_was_never_reached_is_not_updated() -> None:
     one = in_progress({"a": Task(0, "in-progress"), "b": reached("removed")})
 

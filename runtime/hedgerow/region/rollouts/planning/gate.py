@@ -29,6 +29,8 @@ from hedgerow.wire.fleet import JobState, ModelRef, Reported, ReportedModel
 
 UNPROVED: Final = "unproved"
 """Code of a finding: the node is present, but its reports do not prove yet that it serves what it should."""
+NO_EARLIER_VERSION: Final = "no-earlier-version"
+"""Code of a finding: the node was to be rolled back, but had no version before, and serves this one on."""
 _ENDED_BADLY: Final = frozenset({"failed", "timed-out", "rejected", "removed", "canceled"})
 
 
@@ -167,6 +169,7 @@ def evaluate(
 
 
 def evaluate_rollback(
+    models: Mapping[str, ModelRef],
     before: Mapping[str, ModelRef | None],
     generation: int,
     due: float,
@@ -176,8 +179,12 @@ def evaluate_rollback(
 ) -> GateFinding:
     """Evaluate whether a node that was rolled back serves what it served before.
 
+    A node that had no version before, and whose file names none, goes on serving the one it got: this is good, with the code
+    `NO_EARLIER_VERSION`.
+
     Args:
-        before: the version to serve again, by model; None: unknown, so any is accepted.
+        models: the versions that it got.
+        before: the version to serve again, by model; None: there was none.
         generation: of the desired document that rolls it back.
         due: Unix seconds by which it must be done.
         observed: the node.
@@ -186,7 +193,7 @@ def evaluate_rollback(
     """
     presence = listening.presence(observed, now)
     reported = observed.reported
-    missing = ""
+    missing, kept = "", ""
     if reported is None or reported.generation < generation:
         missing = "its report does not show the rollback yet"
     elif reported.generation == generation and reported.state in ("queued", "in-progress"):
@@ -196,11 +203,13 @@ def evaluate_rollback(
             serving = reported.models.get(name)
             if ref is not None and not _serves(serving, ref):
                 missing = f"{name} is {_describe(serving)}"
+            elif ref is None and name in models and _serves(serving, models[name]):
+                kept = f"{name} is still {_describe(serving)}: the node had no version before, and its file names none"
     if missing and listening.since is not None and now > max(due, listening.since + listening.silent_after_s):
         return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", missing, presence)
     if missing:
         return GateFinding(GateVerdict.UNKNOWN, "in-progress", UNPROVED, missing, presence)
-    return GateFinding(GateVerdict.GOOD, "succeeded", presence=presence)
+    return GateFinding(GateVerdict.GOOD, "succeeded", NO_EARLIER_VERSION if kept else "", kept, presence)
 
 
 def _reported_failure(assignment: Assignment, observed: ObservedNode, presence: Presence) -> GateFinding | None:

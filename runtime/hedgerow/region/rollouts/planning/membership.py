@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from hedgerow.labels import Labels
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 from hedgerow.topics import Address
+from hedgerow.wire.fleet import ModelRef, Reported
 
 SUPERSEDED: Final = "superseded"
 """Code of a task that a later rollout has replaced."""
@@ -44,7 +45,22 @@ def conflict(nodes: Collection[Address], others: Iterable[Rollout]) -> str | Non
     return None
 
 
-def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequence[Rollout]) -> list[Rollout]:
+def why_unfit(models: Mapping[str, ModelRef], reported: Reported | None) -> str:
+    """Return why a node cannot serve these versions, by the models that its file names; "" if it can, or does not say."""
+    configured = None if reported is None else reported.configured
+    if configured is None:
+        return ""
+    for name, ref in sorted(models.items()):
+        if name not in configured:
+            return f"its file has no model {name}; it has {', '.join(sorted(configured)) or 'none'}"
+        if configured[name] not in ("", ref.name):
+            return f"its model {name} takes versions of {configured[name]}, not of {ref.name}"
+    return ""
+
+
+def joins(
+    node: Address, labels: Labels, pinned: Collection[str], reported: Reported | None, rollouts: Sequence[Rollout]
+) -> list[Rollout]:
     """Return the rollouts that a node joins, because it is new, has new labels, or its last rollout did not succeed.
 
     For each model, that is the newest rollout that selects the node and has not failed. A node joins only one in progress.
@@ -53,6 +69,7 @@ def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequ
         node: its address.
         labels: its labels.
         pinned: models that rollouts leave alone on this node.
+        reported: its report; a rollout of models that its file does not name passes it by.
         rollouts: newest first.
     """
     found: list[Rollout] = []
@@ -65,7 +82,7 @@ def joins(node: Address, labels: Labels, pinned: Collection[str], rollouts: Sequ
         task = rollout.tasks.get(node)
         free = not decided & rollout.models.keys()
         decided |= rollout.models.keys()
-        if not free or rollout.phase is Phase.ROLLING_BACK:
+        if not free or rollout.phase is Phase.ROLLING_BACK or why_unfit(rollout.models, reported):
             continue
         if task is None or (task.state == "removed" and task.code in (SUPERSEDED, PINNED)):
             found.append(rollout)

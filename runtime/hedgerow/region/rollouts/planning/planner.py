@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from hedgerow.region.rollouts.planning.gate import (
+    NO_EARLIER_VERSION,
     UNPROVED,
     Assignment,
     GateFinding,
@@ -80,7 +81,7 @@ def _evaluate(rollout: Rollout, task: Task, observed: ObservedNode, listening: L
         due = (
             math.inf if rollout.rolling_back_since is None else rollout.rolling_back_since + rollout.plan.gate.timeout_s
         )
-        return evaluate_rollback(task.before, task.rollback_generation, due, observed, listening, now)
+        return evaluate_rollback(rollout.models, task.before, task.rollback_generation, due, observed, listening, now)
     if task.reached and task.state in ("in-progress", "succeeded"):
         gate = rollout.plan.gate
         due = task.assigned_at + gate.timeout_s if task.state == "in-progress" else math.inf
@@ -96,7 +97,10 @@ def _task_updates(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> 
         if finding is None or not task.reached:
             continue
         if task.rollback == "asked":
-            if finding.verdict is GateVerdict.GOOD:
+            if finding.verdict is GateVerdict.GOOD and finding.code == NO_EARLIER_VERSION:
+                reason = "; ".join(filter(None, (task.reason, finding.reason)))
+                yield node, TaskUpdate(task.state, task.code or finding.code, reason, rollback="kept")
+            elif finding.verdict is GateVerdict.GOOD:
                 yield node, TaskUpdate(task.state, task.code, task.reason, rollback="proved")
         elif task.state == "in-progress" or (task.state == "succeeded" and not rollout.phase.ended):
             if finding.verdict is GateVerdict.BAD:
@@ -212,6 +216,8 @@ def _await_rollback(rollout: Rollout, findings: Mapping[Address, GateFinding]) -
     if pending:
         return Wait(f"{_list_nodes(pending)} not rolled back yet: {_why(findings, pending[0])}")
     reason = rollout.reason
+    if kept := [node for node, task in rollout.tasks.items() if task.rollback == "kept"]:
+        reason += f"; {_list_nodes(kept)} had no earlier version and still {'serve' if len(kept) > 1 else 'serves'} it"
     if rolling_back:
         reason += f"; rollback not confirmed on {_list_nodes(rolling_back)}"
     return Finish(rollout.ending or Phase.FAILED, reason)

@@ -197,6 +197,11 @@ class RolloutPlan(Section):
         "catch-up",
         description="Nodes not connected when their wave starts: they get the change when they return, or count as failed.",
     )
+    without_model: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="Nodes whose file does not name the model, or names another bundle for it: refuse the rollout, or leave them "
+        "out.",
+    )
     gate: GateSection = Field(GateSection(), description="Limits that decide whether a node is good or bad.")
     windows: tuple[WindowSection, ...] = Field((), description="When changes may start; empty: always.")
     swap: SwapSection = Field(SwapSection(), description="How a node swaps, and when it rolls back by itself.")

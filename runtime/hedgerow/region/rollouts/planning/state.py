@@ -45,7 +45,8 @@ class Task:
         assigned_at: when that was created, or when the node last had to prove itself again.
         before: desired version before the change, by model; None: unknown.
         baseline: its normal behaviour before the change.
-        rollback: whether it was rolled back, and whether its reports prove that.
+        rollback: whether it was rolled back, and whether its reports prove that; `kept`: it had no version to go back to, and
+            serves this one on.
         rollback_generation: of the desired document that rolls it back.
         code, reason: why it is not good.
     """
@@ -57,7 +58,7 @@ class Task:
     assigned_at: float = 0.0
     before: Mapping[str, ModelRef | None] = field(default_factory=dict)
     baseline: NodeBaseline = field(default_factory=NodeBaseline)
-    rollback: Literal["no", "asked", "proved"] = "no"
+    rollback: Literal["no", "asked", "proved", "kept"] = "no"
     rollback_generation: int = 0
     code: str = ""
     reason: str = ""
@@ -121,7 +122,7 @@ class TaskUpdate:
     state: JobState
     code: str = ""
     reason: str = ""
-    rollback: Literal["proved"] | None = None
+    rollback: Literal["proved", "kept"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from hedgerow.region.store.database.database import (
     store_in_use,
 )
 
+_BUSY_S: Final = 5.0
+"""Longest wait for a lock of another program."""
 _LOG_PAGES: Final = 4000
 """Pages of the write-ahead log that trigger a checkpoint: 16 MB."""
 
@@ -55,7 +57,7 @@ class Sqlite:
             with self._translating():
                 target = path.resolve().as_uri() + ("" if write else "?mode=rw" if alongside else "?mode=ro")
                 self._connection = sqlite3.connect(
-                    target, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
+                    target, uri=True, isolation_level=None, timeout=_BUSY_S, check_same_thread=False
                 )
                 if write:
                     self._connection.execute("PRAGMA journal_mode = WAL")
@@ -131,7 +133,12 @@ class Sqlite:
                 raise RegionStoreError(
                     f"{self._path} is not a region's store: {error}", remedy="Give the path of the store's file."
                 ) from error
-            if code == sqlite3.SQLITE_FULL:
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                remedy = (
+                    "Another program holds a lock on it, such as a backup or a `sqlite3` shell (`fuser` shows which); the "
+                    "collector retries automatically."
+                )
+            elif code == sqlite3.SQLITE_FULL:
                 remedy = "Free disk space; the collector retries automatically."
             elif code == sqlite3.SQLITE_TOOBIG:
                 raise StoreRefused(
