@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from hedgerow import plugins
 from hedgerow.config import ModelConfig, StageEntry
-from hedgerow.errors import ConfigError, HedgerowError, PluginError
+from hedgerow.errors import ConfigError, HedgerowError, PluginError, StageMismatch
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
-from hedgerow.stage import PerStream, Stage
+from hedgerow.stage import FrameSpec, PerStream, Stage
 
 S = TypeVar("S")
+
+UNKNOWN: Final = FrameSpec()
+"""Frames of which nothing is known, for example of a test."""
+
+RECEIVED: Final = FrameSpec(array=None, tensors={}, meta={"rate": None, "channels": None}, more_meta=False)
+"""Frames as they are received: a payload, and what the sender may state in its content type."""
 
 
 class PipelineContext:
@@ -78,35 +84,84 @@ def _ignore(kind: str, detail: dict[str, Any]) -> None:
 
 
 def build_chain(
-    stages: Sequence[StageEntry | tuple[str, Stage[Any]]], context: PipelineContext, on_event: EventSink = _ignore
+    stages: Sequence[StageEntry | tuple[str, Stage[Any]]],
+    context: PipelineContext,
+    on_event: EventSink = _ignore,
+    incoming: FrameSpec = UNKNOWN,
 ) -> Chain:
-    """Create the stages in order and set each up.
+    """Create the stages in order, set each up, and check that it takes what the stages before it give.
 
     Args:
         stages: configuration entries; or a name and a stage that exists already.
         context: what the stages see of the node.
         on_event: called with events for operators.
-    Raises: HedgerowError: a stage is missing, broken or misconfigured, or a model cannot be loaded. Stages that were
-        set up before are closed.
+        incoming: what is known of the frames for the first stage.
+    Raises:
+        StageMismatch: a stage cannot use what it would get.
+        HedgerowError: a stage is missing, broken or misconfigured, or a model cannot be loaded.
+        Stages that were set up before are closed.
     """
     steps: list[ChainStep] = []
     try:
         for entry in stages:
-            name, stage = (
-                (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
-            )
-            try:
-                stage.setup(context)
-            except HedgerowError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise PluginError(
-                    f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
-                    remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
-                ) from error
-            steps.append(ChainStep(name, stage, on_event))
+            steps.append(set_up(entry, context, on_event))
+            incoming = output_spec(steps[-1], incoming)
     except BaseException:
         Chain(steps).close()
         context.release()
         raise
     return Chain(steps)
+
+
+def set_up(
+    entry: StageEntry | tuple[str, Stage[Any]], context: PipelineContext, on_event: EventSink = _ignore
+) -> ChainStep:
+    """Create a stage and set it up.
+
+    Raises: HedgerowError: it is missing, broken or misconfigured, or a model cannot be loaded.
+    """
+    name, stage = (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
+    try:
+        stage.setup(context)
+    except HedgerowError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
+            remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
+        ) from error
+    return ChainStep(name, stage, on_event)
+
+
+def output_spec(step: ChainStep, incoming: FrameSpec) -> FrameSpec:
+    """Return what a stage declares to give; see `Stage.output_spec`.
+
+    Raises: HedgerowError: the stage does not take what it would get, or its declaration fails.
+    """
+    name = step.name
+    if not _declares(type(step.stage)):
+        return UNKNOWN
+    try:
+        outgoing: Any = step.stage.output_spec(incoming)
+        if not isinstance(outgoing, FrameSpec):
+            raise TypeError(f"it returned a {type(outgoing).__name__}, not a FrameSpec")
+    except StageMismatch as error:
+        raise StageMismatch(error.takes, error.gets, remedy=error.remedy, stage=name) from error
+    except HedgerowError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"Stage {name} cannot be checked: {type(error).__name__}: {error}",
+            remedy=f"Fix its output_spec(); `hedgerow plugin show {name}` names the package.",
+        ) from error
+    return outgoing
+
+
+def _declares(stage_type: type) -> bool:
+    """Return whether a declaration is that of the code that runs: a subclass may process frames in its own way."""
+    for base in stage_type.__mro__:
+        if "output_spec" in vars(base):
+            return True
+        if "process" in vars(base) or "process_many" in vars(base):
+            return False
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,12 @@ class BoxesConfig(DetectorConfig):
 
 class Boxes(Detector[BoxesConfig]):
     """Read final boxes, and remove remaining duplicates."""
+
+    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
+        """See `Detector.reads`."""
+        config = self.config
+        classes = {} if config.classes is None else {config.classes: (None,)}
+        return {config.boxes: (None, 4), config.scores: (None,), **classes}
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from pydantic import Field
 
@@ -25,6 +27,12 @@ class CenterFace(Detector[CenterFaceConfig]):
     Xu et al. 2019, "CenterFace: Joint Face Detection and Alignment Using Face as Point"; Zhou et al. 2019, "Objects as
     Points".
     """
+
+    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
+        """See `Detector.reads`."""
+        config, cells = self.config, (None, None)
+        channels = {config.heat: 1, config.sizes: 2, config.offsets: 2, config.points: None}
+        return {name: (count, *cells) for name, count in channels.items()}
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -30,6 +32,10 @@ class Yolo(Detector[YoloConfig]):
 
     Redmon et al. 2016, "You Only Look Once"; Ge et al. 2021, "YOLOX", §2.
     """
+
+    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
+        """See `Detector.reads`."""
+        return {self.config.output: (None, None)}
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
-from hedgerow import Array, Frame, Stage, StageConfig, StageContext
+from hedgerow import Array, ArraySpec, Frame, FrameSpec, Stage, StageConfig, StageContext
 from hedgerow_vision.images.fit import META, Fit
-from hedgerow_vision.images.pictures import Picture, picture, resample
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec, resample
 
 
 def _pair(value: Any) -> Any:
@@ -71,6 +71,13 @@ class _InputStage(Stage[R]):
 
     def setup(self, context: StageContext) -> None:
         self._fill = InputFiller(self.config, getattr(self.config, "pad", 0))
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture; give the input tensor. Raises: StageMismatch: there is no picture."""
+        config, (width, height) = self.config, self.config.size
+        shape = (1, 3, height, width) if config.layout == "nchw" else (1, height, width, 3)
+        tensors = {config.tensor: ArraySpec(config.dtype, shape)}
+        return picture_spec(incoming).with_tensors(tensors, **{META: None})
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: not-decoded, not-a-picture."""

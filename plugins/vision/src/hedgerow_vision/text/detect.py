@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Frame, Outcome, Stage, StageConfig, StageContext
+from hedgerow import ArraySpec, Frame, FrameSpec, Outcome, Stage, StageConfig, StageContext, StageMismatch, TensorSpec
 from hedgerow_vision.detection.detections import with_result_part
 from hedgerow_vision.images.fit import Fit
-from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.images.resize import InputFiller, ResizeConfig
 from hedgerow_vision.text.quads import clockwise, reading_order, require_opencv
 
@@ -66,6 +67,11 @@ class DetectText(Stage[DetectTextConfig]):
         norm = ResizeConfig(size=_GRID, channels="bgr", mean=self.config.mean, std=self.config.std)
         self._fill = InputFiller(norm)
 
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture. Raises: StageMismatch: there is none, or the model does not take one."""
+        check_model(self._model.name, self._input, self._output, ArraySpec(shape=(None, None, None, None)))
+        return picture_spec(incoming).with_meta(**{QUADS: None})
+
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Raises: FrameError: not-decoded, not-a-picture."""
         outcomes: list[Outcome | Exception] = [None] * len(frames)
@@ -100,6 +106,19 @@ class DetectText(Stage[DetectTextConfig]):
             for score, box in zip(scores.round(4).tolist(), quads.round(5).tolist(), strict=True)
         ]
         return with_result_part(frame.with_meta(**{QUADS: quads}), "texts", texts)
+
+
+def check_model(name: str, taken: TensorSpec, given: TensorSpec, output: ArraySpec) -> None:
+    """Check that a text model takes pictures as these stages make them, and returns what they read.
+
+    Raises: StageMismatch: it does not.
+    """
+    remedy = "Use a model of PaddleOCR, exported to ONNX with float32 and channels first."
+    picture = ArraySpec("float32", (None, 3, None, None))
+    if not picture.agrees(replace(ArraySpec.of(taken), shape=(None, *taken.shape[1:]))):
+        raise StageMismatch(f"a model of {picture}", f"{taken} in model {name}", remedy=remedy)
+    if given.shape and not output.agrees(replace(ArraySpec.of(given), shape=(None, *given.shape[1:]))):
+        raise StageMismatch(f"a model that gives {output}", f"{given} from model {name}", remedy=remedy)
 
 
 def find_quads(
