@@ -25,6 +25,7 @@ from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.options import on_loopback
+from hedgerow.pipeline.chain.check import check_chains
 from hedgerow.topics import Address, Channel
 
 _LIBRARIES: Final = ("numpy", "pydantic", "aiomqtt")
@@ -72,6 +73,7 @@ def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResul
     yield _disk(config)
     if config is not None and config_file is not None:
         yield from _models(config, config_file.parent)
+        yield from _chains(config, config_file.parent)
     try:
         # An invalid file may still have a valid broker section; if not, that was reported above.
         broker = broker_section(url, config_file)
@@ -228,6 +230,18 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
                 yield CheckResult(check, "ok", detail)
     finally:
         pool.close()
+
+
+def _chains(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
+    for name, position, error, is_problem in check_chains(config, base_dir):
+        stages = [stage.name for stage in config.pipelines[name].stages]
+        if error is None:
+            yield CheckResult(f"pipeline {name}", "ok", " → ".join(stages))
+        elif is_problem:
+            yield _failed(f"pipeline {name}", error)
+        else:
+            detail = f"not checked from stage {stages[position]} on: {error}"
+            yield CheckResult(f"pipeline {name}", "warning", detail, error.remedy)
 
 
 def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: str) -> Iterator[CheckResult]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -33,11 +32,11 @@ class BoxesConfig(DetectorConfig):
 class Boxes(Detector[BoxesConfig]):
     """Read final boxes, and remove remaining duplicates."""
 
-    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
-        """See `Detector.reads`."""
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
         config = self.config
-        classes = {} if config.classes is None else {config.classes: (None,)}
-        return {config.boxes: (None, 4), config.scores: (None,), **classes}
+        return (config.boxes, config.scores, *(() if config.classes is None else (config.classes,)))
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""

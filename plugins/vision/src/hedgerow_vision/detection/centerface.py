@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from pydantic import Field
 
@@ -28,11 +26,11 @@ class CenterFace(Detector[CenterFaceConfig]):
     Points".
     """
 
-    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
-        """See `Detector.reads`."""
-        config, cells = self.config, (None, None)
-        channels = {config.heat: 1, config.sizes: 2, config.offsets: 2, config.points: None}
-        return {name: (count, *cells) for name, count in channels.items()}
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        config = self.config
+        return (config.heat, config.sizes, config.offsets, config.points)
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Array, ArraySpec, Frame, FrameError, FrameSpec, HedgerowError, Stage, StageConfig, StageContext
+from hedgerow import Array, Frame, FrameError, FrameSpec, HedgerowError, Stage, StageConfig, StageContext
 from hedgerow_vision.detection.nms import blend, suppress
 from hedgerow_vision.images.fit import META, fit_of
 
@@ -61,9 +61,6 @@ class Detector(Stage[D]):
     """Turns a model's raw outputs into detections; subclasses decode them in `decode_outputs`."""
 
     concurrent = True
-    wrong_shape_remedy: ClassVar[str] = (
-        "Name the tensors as the model does, and use the stage that decodes this model: see the plugin's README."
-    )
 
     def setup(self, context: StageContext) -> None:
         """Read the labels. Raises: BadLabels: they cannot be read, or `only` names others."""
@@ -77,20 +74,19 @@ class Detector(Stage[D]):
                 raise BadLabels(f"`only` names labels that do not exist: {', '.join(missing)}")
             self._only_classes = np.flatnonzero(np.isin(self._labels, self.config.only))
 
-    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
-        """Return the tensors that `decode_outputs` reads, with their shapes without the batch axis."""
-        return {}
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that `decode_outputs` reads."""
+        return ()
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take the model's outputs, and how the picture was fitted into its input.
 
-        Raises: StageMismatch: one is missing, or has another shape.
+        Raises: StageMismatch: one is missing.
         """
+        for name in self.outputs:
+            incoming.expect_tensor(name, remedy="Put `infer` before it, and name the tensors as the model does.")
         incoming.expect_meta(META, remedy="Put `letterbox` or `resize` before `infer`.")
-        for name, shape in self.reads().items():
-            incoming.expect_tensor(
-                name, ArraySpec(shape=(None, *shape)), ArraySpec(shape=shape), remedy=self.wrong_shape_remedy
-            )
         return incoming
 
     def decode_outputs(self, frame: Frame) -> Candidates:

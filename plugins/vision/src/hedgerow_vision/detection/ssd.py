@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,25 +32,21 @@ class SsdConfig(DetectorConfig):
     background: bool = Field(False, description="The first class is the background.")
 
 
-_REMEDY: Final = "Set `anchors` as in the model's training: strides, aspect_ratios, between, fewer_in_first."
-
-
 class Ssd(Detector[SsdConfig]):
     """Decode boxes, scores and points that are relative to anchors: SSD, MobileNet-SSD, BlazeFace.
 
     Liu et al. 2016, "SSD: Single Shot MultiBox Detector"; Bazarevsky et al. 2019, "BlazeFace".
     """
 
-    wrong_shape_remedy = f"Correct the names of the tensors. {_REMEDY}"
-
     def setup(self, context: StageContext) -> None:
         """Compute the anchors. Raises: BadLabels: the labels cannot be used."""
         super().setup(context)
         self._anchors = make_anchors(self.config.anchors)
 
-    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
-        """See `Detector.reads`."""
-        return {self.config.scores: (len(self._anchors), None), self.config.boxes: (len(self._anchors), None)}
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        return (self.config.boxes, self.config.scores)
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""
@@ -63,7 +58,7 @@ class Ssd(Detector[SsdConfig]):
                 f"`anchors` makes {len(self._anchors)} anchors, but the model's boxes are {list(codes.shape)} and its "
                 f"scores {list(raw.shape)}",
                 code="bad-tensor",
-                remedy=_REMEDY,
+                remedy="Set `anchors` as in the model's training: strides, aspect_ratios, between, fewer_in_first.",
             )
         rows, classes, scores = _above(raw, config.activation, config.min_score, int(config.background))
         boxes, points = _decode(codes[rows], self._anchors[rows], config.coding, config.anchors.size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
@@ -33,9 +31,10 @@ class Yolo(Detector[YoloConfig]):
     Redmon et al. 2016, "You Only Look Once"; Ge et al. 2021, "YOLOX", §2.
     """
 
-    def reads(self) -> Mapping[str, tuple[int | None, ...]]:
-        """See `Detector.reads`."""
-        return {self.config.output: (None, None)}
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        return (self.config.output,)
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""
