@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -69,7 +68,11 @@ class DetectText(Stage[DetectTextConfig]):
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take a picture. Raises: StageMismatch: there is none, or the model does not take one."""
-        check_model(self._model.name, self._input, self._output, ArraySpec(shape=(None, None, None, None)))
+        picture = ArraySpec("float32", (None, 3, None, None))
+        check_model(self._model.name, self._input, picture, self._output, ArraySpec(shape=(None, None, None, None)))
+        if any(side is not None and side % _GRID for side in self._input.shape[2:]):
+            remedy = "Export the model with a dynamic height and width."
+            raise StageMismatch(f"a model whose sides are multiples of {_GRID}", str(self._input), remedy=remedy)
         return picture_spec(incoming).with_meta(**{QUADS: None})
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
@@ -108,17 +111,21 @@ class DetectText(Stage[DetectTextConfig]):
         return with_result_part(frame.with_meta(**{QUADS: quads}), "texts", texts)
 
 
-def check_model(name: str, taken: TensorSpec, given: TensorSpec, output: ArraySpec) -> None:
-    """Check that a text model takes pictures as these stages make them, and returns what they read.
+def check_model(name: str, taken: TensorSpec, picture: ArraySpec, given: TensorSpec, read: ArraySpec) -> None:
+    """Check that a text model takes pictures as a stage makes them, and gives what the stage reads.
 
     Raises: StageMismatch: it does not.
     """
     remedy = "Use a model of PaddleOCR, exported to ONNX with float32 and channels first."
-    picture = ArraySpec("float32", (None, 3, None, None))
-    if not picture.agrees(replace(ArraySpec.of(taken), shape=(None, *taken.shape[1:]))):
-        raise StageMismatch(f"a model of {picture}", f"{taken} in model {name}", remedy=remedy)
-    if given.shape and not output.agrees(replace(ArraySpec.of(given), shape=(None, *given.shape[1:]))):
-        raise StageMismatch(f"a model that gives {output}", f"{given} from model {name}", remedy=remedy)
+    if not picture.agrees(_without_batch(taken)):
+        raise StageMismatch(f"a model of {picture}", f"{taken} of model {name}", remedy=remedy)
+    if given.shape and not read.agrees(_without_batch(given)):
+        raise StageMismatch(f"a model that gives {read}", f"{given} of model {name}", remedy=remedy)
+
+
+def _without_batch(tensor: TensorSpec) -> ArraySpec:
+    """Return what is known of a tensor when its batch axis may have any size."""
+    return ArraySpec(str(tensor.dtype), (None, *tensor.shape[1:]))
 
 
 def find_quads(

@@ -87,9 +87,11 @@ class ReadText(Stage[ReadTextConfig]):
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take a picture. Raises: StageMismatch: there is none, or a model does not take one or has other characters."""
-        for model, shape in ((self._reader, (None, None, None)), (self._angle_model, (None, 2))):
+        height = self.config.height
+        for model, width, shape in ((self._reader, None, (None, None, None)), (self._angle_model, 192, (None, 2))):
             if model is not None:
-                check_model(model.name, model.inputs[0], model.outputs[0], ArraySpec(shape=shape))
+                picture = ArraySpec("float32", (None, 3, height, width))
+                check_model(model.name, model.inputs[0], picture, model.outputs[0], ArraySpec(shape=shape))
         classes, letters = self._reader.outputs[0], len(self._alphabet)
         if classes.shape and (classes.shape[-1] or 0) > letters:
             remedy = "Put the characters of this model into its metadata, one per line under `character`."
