@@ -78,6 +78,7 @@ class FrameSpec:
         meta: keys that their meta may have, with the value if it is always the same, else None.
         more_meta: whether it may have other keys.
         content_type: media type of their payload, or `image/*` for any picture; None: unknown.
+        unstated: whether their sender states nothing, so that settings apply such as the rate of sound.
     """
 
     array: ArraySpec | None = ArraySpec()
@@ -85,6 +86,7 @@ class FrameSpec:
     meta: Mapping[str, Any] = field(default_factory=dict)
     more_meta: bool = True
     content_type: str | None = None
+    unstated: bool = False
 
     def with_array(self, array: ArraySpec, **meta: Any) -> FrameSpec:
         """Return a copy with another array, and additional meta."""

@@ -43,12 +43,14 @@ class Parse(Stage[ParseConfig]):
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take a payload of numbers; give an array.
 
-        Raises: StageMismatch: the payload is a picture.
+        Raises: StageMismatch: the payload is something else.
         """
         config = self.config
         raw = config.format == "raw"
-        if incoming.content_type == "image/*" and not raw:
-            raise StageMismatch("payloads of numbers", "pictures", remedy="Remove `parse`, or what decodes pictures.")
+        sent = incoming.content_type
+        if sent is not None and not raw and sent not in _FORMATS and (config.format == "auto" or sent == "image/*"):
+            remedy = f"Send one of {', '.join(_FORMATS)}, or set `format`."
+            raise StageMismatch("payloads of numbers", sent, remedy=remedy)
         array = ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None)
         if config.field is not None:  # other fields become meta, in place of what is there
             return FrameSpec(array, incoming.tensors, content_type=incoming.content_type)

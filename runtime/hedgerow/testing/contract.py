@@ -22,8 +22,9 @@ from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.pipeline.chain.build import RECEIVED, UNKNOWN, PipelineContext, build_chain, output_spec, set_up
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain, set_up
 from hedgerow.pipeline.chain.chain import FrameOutcome, StageFailed
+from hedgerow.pipeline.chain.specs import RECEIVED, UNKNOWN, output_spec
 from hedgerow.stage import ArraySpec, FrameSpec
 
 _TOLERANCE: Final = 1e-3

@@ -18,13 +18,15 @@ import simplejpeg
 from PIL import Image
 
 from hedgerow import plugins
-from hedgerow.config import NodeConfig
+from hedgerow.config import NodeConfig, PipelineConfig
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.pipeline.chain.build import RECEIVED, PipelineContext, output_spec, set_up
+from hedgerow.pipeline.chain.build import PipelineContext, set_up
 from hedgerow.pipeline.chain.chain import Chain
 from hedgerow.pipeline.chain.check import ChainFinding, check_chains
+from hedgerow.pipeline.chain.specs import RECEIVED, output_spec
 from hedgerow.testing.contract import untrue
+from hedgerow.wire.codec import mime, mime_parameters
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
@@ -186,8 +188,8 @@ REFUSED = [
     Case("no stage decodes before infer", [{"infer": {"model": "m"}}], THREE, {"m": DOUBLE}, says="Stage infer takes.*it gets frames that are not decoded", seen="not-decoded"),
     Case("no stage decodes sound", ["vad-window", {"infer": {"model": "m"}}], SOUND, {"m": VOICE}, says="Stage vad-window takes an array", seen="not-decoded"),
     Case("no stage parses samples", [{"window": {"size": 512}}], SHAKE, says="Stage window takes an array", seen="not-decoded"),
-    Case("a picture parsed as json", ["decode", {"parse": {"format": "json"}}], JPEG, says="Stage parse takes payloads of numbers; it gets pictures", seen="bad-json"),
-    Case("a picture read as sound", ["decode", "pcm16"], JPEG, says="Stage pcm16 takes payloads of sound; it gets pictures", seen="unknown-content-type"),
+    Case("a picture parsed as json", ["decode", {"parse": {"format": "json"}}], JPEG, says="Stage parse takes payloads of numbers; it gets image/", seen="bad-json"),
+    Case("a picture read as sound", ["decode", "pcm16"], JPEG, says="Stage pcm16 takes payloads of sound; it gets image/", seen="unknown-content-type"),
     Case("numbers decoded as a picture", [{"parse": {"dtype": "float32"}}, "decode", *colour(COLOUR)["stages"][1:]], THREE, {"m": COLOUR}, says=r"Stage letterbox takes an array, uint8\[\?, \?, 3\]; it gets float32", seen="not-a-picture"),
     Case("sound as a picture", ["pcm16", {"resize": {"size": 8}}], SOUND, says="Stage resize takes an array", seen="not-a-picture"),
     Case("motion in numbers", [{"parse": {"format": "raw"}}, "motion"], ("", bytes(12)), says="Stage motion takes an array", seen="not-a-picture"),
@@ -219,6 +221,16 @@ REFUSED = [
     Case("the next state is no output", [*numbers(COUNTER)["stages"], {"anomaly": {"threshold": 1, "score": "next"}}], THREE, {"m": (COUNTER, {"state": {"total": "next"}}, {})}, says="the tensor 'next'", seen="no-score"),
     Case("text in a model that takes channels last", ["decode", {"detect-text": {"model": "m"}}], JPEG, {"m": LINES}, says=r"sides are multiples of 32; it gets x: float32\[\?, \?, \?, 3\]", seen="model-mismatch"),
 ]  # fmt: skip
+
+STATED = ("audio/l16; rate=16000", SOUND[1])
+FUTILE = [
+    (Case("sound of 8 kHz", ["pcm16", "vad-window"], STATED, says="it gets sound at 8000, unless the sender states", seen="wrong-rate"), {"stages": [{"pcm16": {"rate": 8000}}, "vad-window"]}),
+    (Case("pictures for parse", ["parse"], THREE, says="it gets image/jpeg, unless the sender states", seen="unknown-content-type"), {"content_type": "image/jpeg"}),
+    (Case("a content type with a parameter", ["pcm16"], SOUND, says="it gets audio/l16; rate=8000, unless", seen="unknown-content-type"), {"content_type": "audio/l16; rate=8000"}),
+    (Case("windows at another rate than the model", SHAKING, ("application/x-npy; rate=12800", SHAKE[1]), {"m": VIBRATION}, says="windows at 1000, unless", seen="wrong-rate"), {"stages": ["parse", {"window": {"size": 1024, "rate": 1000}}, *SHAKING[2:]], "content_type": "application/x-npy"}),
+    (Case("features at another rate than the model", SHAKING, ("application/x-npy; rate=12800", SHAKE[1]), {"m": VIBRATION}, says="windows at 1000, unless", seen="wrong-rate"), {"stages": ["parse", {"window": {"size": 1024}}, {"fft-bands": {"model": "m", "rate": 1000}}, SHAKING[3]], "content_type": "application/x-npy"}),
+]  # fmt: skip
+"""Chains that work, and settings that make each frame die whose sender states nothing."""
 
 
 installed_once = cache(plugins.installed)
@@ -257,7 +269,9 @@ def run(config: NodeConfig, folder: Path, sent: tuple[str, bytes], *, declared: 
     pool = ModelPool(cores=1)
     context = PipelineContext("p", config.models, folder, pool)
     steps, incoming = [], RECEIVED
-    frames = [Frame(sent[1], id="1", stream="s", topic="s", content_type=sent[0])]
+    meta = mime_parameters(sent[0]) if config.pipelines["p"].content_type != sent[0] else {}  # as the frame maker does
+    kind = mime(sent[0]) if meta else sent[0]
+    frames = [Frame(sent[1], id="1", stream="s", topic="s", content_type=kind, meta=meta)]
     try:
         for entry in config.pipelines["p"].stages:
             steps.append(step := set_up(entry, context))
@@ -299,3 +313,25 @@ def test_a_chain_that_cannot_work_is_refused_before_its_frames_die(case: Case, n
     assert finding.is_problem
     assert finding.error.code == "stage-mismatch"
     assert re.search(case.says, str(finding.error)), finding.error
+
+
+@pytest.mark.parametrize(("case", "change"), FUTILE, ids=str)
+def test_a_setting_whose_every_frame_dies_is_found_by_the_check_only(
+    case: Case, change: dict[str, Any], node: Any, tmp_path: Path
+) -> None:
+    """A node must still start with it: frames whose sender states otherwise pass."""
+    config = node(case)
+    assert list(check_chains(config, tmp_path)) == [ChainFinding("p")]
+    pipeline = PipelineConfig.model_validate({**config.pipelines["p"].model_dump(), **change})
+    changed = config.model_copy(update={"pipelines": {"p": pipeline}})
+
+    (finding,) = check_chains(changed, tmp_path)
+
+    unstated = (pipeline.content_type or "", case.sent[1])
+    *_, last = run(changed, tmp_path, unstated, declared=False)
+    assert last.error is not None
+    assert last.error.code == case.seen
+    assert finding.is_problem
+    assert re.search(case.says, str(finding.error)), finding.error
+    *_, stated = run(changed, tmp_path, case.sent, declared=True)
+    assert stated.results

@@ -53,11 +53,14 @@ class Pcm16(Stage[Pcm16Config]):
     concurrent = True
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
-        """Take a payload of sound; give mono samples. Raises: StageMismatch: the payload is a picture."""
-        if incoming.content_type == "image/*":
-            raise StageMismatch("payloads of sound", "pictures", remedy="Remove `pcm16`, or what decodes pictures.")
-        stated = incoming.more_meta or "rate" in incoming.meta
-        rate = incoming.meta.get("rate") if stated else self.config.rate
+        """Take a payload of sound; give mono samples. Raises: StageMismatch: the payload is something else."""
+        content_type = incoming.content_type
+        if content_type is not None and content_type not in _RAW | _WAV:
+            remedy = "Send audio/l16, audio/pcm or audio/wav, 16 bits a sample."
+            raise StageMismatch("payloads of sound", content_type, remedy=remedy)
+        rate = incoming.meta.get("rate")
+        if rate is None and incoming.unstated and content_type not in _WAV and "rate" in self.config.model_fields_set:
+            rate = self.config.rate
         return incoming.with_array(ArraySpec("float32", (None,)), rate=rate)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:

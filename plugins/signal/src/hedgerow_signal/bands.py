@@ -76,7 +76,7 @@ class FftBands(Stage[FftBandsConfig]):
         accepted = (ArraySpec(shape=(size,)), ArraySpec(shape=(size, None)))
         remedy = f"Put `window: {{size: {size or '…'}}}` before it."
         shape = incoming.expect_array(*accepted, remedy=remedy).shape
-        rate = incoming.meta.get("rate")
+        rate = incoming.meta.get("rate") or (self.config.rate if incoming.unstated else None)
         if rate is not None and spec.rate is not None and abs(rate - spec.rate) > 0.005 * spec.rate:
             remedy = "Correct `rate`, or train a model for this sensor."
             raise StageMismatch(f"windows at {spec.rate:g} samples a second", f"windows at {rate:g}", remedy=remedy)

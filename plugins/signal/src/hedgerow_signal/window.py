@@ -78,10 +78,9 @@ class Window(Stage[WindowConfig]):
         size, channels = self.config.size, self.config.channels
         accepted = [ArraySpec(shape=(None, channels)), *([ArraySpec(shape=(None,))] if channels == 1 else [])]
         incoming.expect_array(*accepted, remedy="Put `parse` before it, and set `channels` to the values in a sample.")
-        stated = incoming.more_meta or "rate" in incoming.meta
+        rate = incoming.meta.get("rate") or (self.config.rate if incoming.unstated else None)
         window = ArraySpec("float32", (size,) if channels == 1 else (size, channels))
-        spec = incoming.with_array(window, position=None, begins=None, window_at=None)
-        return spec if stated else spec.with_meta(rate=self.config.rate)
+        return incoming.with_array(window, position=None, begins=None, window_at=None, rate=rate)
 
     def process(self, frame: Frame) -> list[Frame]:
         """Raises: FrameError: the array's shape, dtype, values or length are invalid, or the rate is."""

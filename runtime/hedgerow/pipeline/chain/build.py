@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from hedgerow import plugins
 from hedgerow.config import ModelConfig, StageEntry
-from hedgerow.errors import ConfigError, HedgerowError, PluginError, StageMismatch
+from hedgerow.errors import ConfigError, HedgerowError, PluginError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
+from hedgerow.pipeline.chain.specs import UNKNOWN, output_spec
 from hedgerow.stage import FrameSpec, PerStream, Stage
 
 S = TypeVar("S")
-
-UNKNOWN: Final = FrameSpec()
-"""Frames of which nothing is known, for example of a test."""
-
-RECEIVED: Final = FrameSpec(array=None, tensors={}, meta={"rate": None, "channels": None}, more_meta=False)
-"""Frames as they are received: a payload, and what the sender may state in its content type."""
 
 
 class PipelineContext:
@@ -131,37 +126,3 @@ def set_up(
             remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
         ) from error
     return ChainStep(name, stage, on_event)
-
-
-def output_spec(step: ChainStep, incoming: FrameSpec) -> FrameSpec:
-    """Return what a stage declares to give; see `Stage.output_spec`.
-
-    Raises: HedgerowError: the stage does not take what it would get, or its declaration fails.
-    """
-    name = step.name
-    if not _declares(type(step.stage)):
-        return UNKNOWN
-    try:
-        outgoing: Any = step.stage.output_spec(incoming)
-        if not isinstance(outgoing, FrameSpec):
-            raise TypeError(f"it returned a {type(outgoing).__name__}, not a FrameSpec")
-    except StageMismatch as error:
-        raise StageMismatch(error.takes, error.gets, remedy=error.remedy, stage=name) from error
-    except HedgerowError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"Stage {name} cannot be checked: {type(error).__name__}: {error}",
-            remedy=f"Fix its output_spec(); `hedgerow plugin show {name}` names the package.",
-        ) from error
-    return outgoing
-
-
-def _declares(stage_type: type) -> bool:
-    """Return whether a declaration is that of the code that runs: a subclass may process frames in its own way."""
-    for base in stage_type.__mro__:
-        if "output_spec" in vars(base):
-            return True
-        if "process" in vars(base) or "process_many" in vars(base):
-            return False
-    return False

@@ -10,8 +10,9 @@ from hedgerow.backends.cores import cores
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BackendMissing, DeviceMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
-from hedgerow.pipeline.chain.build import RECEIVED, PipelineContext, output_spec, set_up
+from hedgerow.pipeline.chain.build import PipelineContext, set_up
 from hedgerow.pipeline.chain.chain import Chain, ChainStep
+from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting, output_spec
 
 _ELSEWHERE = (ModelNotAssigned, BackendMissing, DeviceMissing)
 """Errors that say nothing about the file: the model or the device is not on this machine."""
@@ -56,6 +57,8 @@ def _check(config: NodeConfig, name: str, context: PipelineContext) -> ChainFind
                 incoming = output_spec(steps[-1], incoming)
             except HedgerowError as error:
                 return ChainFinding(name, position, error, not isinstance(error, _ELSEWHERE))
+        if (futile := futile_setting(config.pipelines[name], steps)) is not None:
+            return ChainFinding(name, *futile, is_problem=True)
         return ChainFinding(name)
     finally:
         Chain(steps).close()
