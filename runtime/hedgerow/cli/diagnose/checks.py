@@ -233,15 +233,15 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
 
 
 def _chains(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
-    for name, position, error, is_problem in check_chains(config, base_dir):
+    for name, position, error, is_problem, remedy in check_chains(config, base_dir):
         stages = [stage.name for stage in config.pipelines[name].stages]
         if error is None:
             yield CheckResult(f"pipeline {name}", "ok", " → ".join(stages))
         elif is_problem:
-            yield _failed(f"pipeline {name}", error)
+            yield CheckResult(f"pipeline {name}", "failed", str(error), remedy)
         else:
             detail = f"not checked from stage {stages[position]} on: {error}"
-            yield CheckResult(f"pipeline {name}", "warning", detail, error.remedy)
+            yield CheckResult(f"pipeline {name}", "warning", detail, remedy)
 
 
 def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: str) -> Iterator[CheckResult]:

@@ -62,17 +62,17 @@ def _check_chains(file: Path, config: NodeConfig) -> tuple[list[Problem], list[d
     problems: list[Problem] = []
     unchecked: list[dict[str, str]] = []
     document = Document.read(file)
-    for pipeline, position, error, is_problem in check_chains(config, file.parent):
+    for pipeline, position, error, is_problem, remedy in check_chains(config, file.parent):
         if error is None:
             continue
         stage = config.pipelines[pipeline].stages[position].name
         keys = ("pipelines", pipeline, "stages", position, stage)
         field = ".".join(map(str, keys))
         if is_problem:
-            problems.append(Problem(document.line_of(keys), field, str(error), error.remedy))
+            problems.append(Problem(document.line_of(keys), field, str(error), remedy))
         else:
             message = f"not checked from here on: {error}"
-            unchecked.append({"field": field, "message": message, "remedy": error.remedy})
+            unchecked.append({"field": field, "message": message, "remedy": remedy})
     return problems, unchecked
 
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from hedgerow.backends.cores import cores
 from hedgerow.config import NodeConfig
-from hedgerow.errors import BackendMissing, DeviceMissing, HedgerowError
+from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, set_up
 from hedgerow.pipeline.chain.chain import Chain, ChainStep
 from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting, output_spec
 
-_ELSEWHERE = (ModelNotAssigned, BackendMissing, DeviceMissing)
-"""Errors that say nothing about the file: the model or the device is not on this machine."""
+_ELSEWHERE = (ModelNotAssigned, BackendMissing)
+"""Errors that say nothing about the file: the model or its backend is not on this machine."""
 
 
 class ChainFinding(NamedTuple):
@@ -26,12 +26,14 @@ class ChainFinding(NamedTuple):
         position: position of the stage that `error` is about.
         error: why the stage cannot be set up or used; None: the chain is sound.
         is_problem: whether the configuration is wrong; else the chain could be checked only up to `position`.
+        remedy: what to do about it; "" if nothing.
     """
 
     pipeline: str
     position: int = 0
     error: HedgerowError | None = None
     is_problem: bool = False
+    remedy: str = ""
 
 
 def check_chains(config: NodeConfig, base_dir: Path) -> Iterator[ChainFinding]:
@@ -40,10 +42,12 @@ def check_chains(config: NodeConfig, base_dir: Path) -> Iterator[ChainFinding]:
     Args:
         base_dir: folder that relative paths start from.
     """
+    # A model has the same inputs on every device, and another machine may check the file.
+    models = {name: each.model_copy(update={"if_device_missing": "degrade"}) for name, each in config.models.items()}
     for name in config.pipelines:
         pool = ModelPool(cores=config.node.threads or cores())  # no folder: a check leaves no files behind
         try:
-            yield _check(config, name, PipelineContext(name, config.models, base_dir, pool))
+            yield _check(config, name, PipelineContext(name, models, base_dir, pool))
         finally:
             pool.close()
 
@@ -55,11 +59,19 @@ def _check(config: NodeConfig, name: str, context: PipelineContext) -> ChainFind
             try:
                 steps.append(set_up(entry, context))
                 incoming = output_spec(steps[-1], incoming)
+            except _ELSEWHERE as error:
+                return ChainFinding(name, position, error, remedy=_elsewhere_remedy(error))
             except HedgerowError as error:
-                return ChainFinding(name, position, error, not isinstance(error, _ELSEWHERE))
+                return ChainFinding(name, position, error, is_problem=True, remedy=error.remedy)
         if (futile := futile_setting(config.pipelines[name], steps)) is not None:
-            return ChainFinding(name, *futile, is_problem=True)
+            return ChainFinding(name, *futile, is_problem=True, remedy=futile[1].remedy)
         return ChainFinding(name)
     finally:
         Chain(steps).close()
         context.release()
+
+
+def _elsewhere_remedy(error: HedgerowError) -> str:
+    if isinstance(error, ModelNotAssigned):
+        return "Nothing to do: the node checks the rest when the region assigns a version."
+    return f"Check the file on the node. {error.remedy}"
