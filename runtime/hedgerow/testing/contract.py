@@ -80,7 +80,7 @@ def try_stage(
     model_holder = PipelineContext("test", models or {}, base_dir, pool)  # keeps models loaded between checks
     try:
         received = not any(sample.has_array or sample.tensors for sample in samples)
-        build_chain(stages, model_holder, incoming=RECEIVED if received else UNKNOWN)
+        build_chain(before, model_holder, incoming=RECEIVED if received else UNKNOWN).close()
         arrived = run(before, samples, True) if before else [FrameOutcome(results=[sample]) for sample in samples]
         reached = _out(arrived)
         if not reached:
