@@ -188,9 +188,11 @@ def test_other_types_do_not_become_float16(onnx_file: OnnxFile) -> None:
         ((1, 3, 8, 8), "float[N,8,8,3]", "Set `layout: nhwc`"),
         ((1, 3, 8, 8), "float[N,1,8,8]", "Set `channels: grey`"),
         ((1, 8, 8, 3), "float[N,8,8,1]", "Set `channels: grey`"),
-        ((1, 3, 8, 8), "float[N,3,4,4]", "Change `size`"),
+        ((1, 3, 8, 8), "float[N,3,4,5]", "Set `size: [5, 4]`"),
+        ((1, 8, 8, 3), "float[N,4,5,3]", "Set `size: [5, 4]`"),
+        ((1, 3, 8, 8), "float[N,3,h,5]", "Change `size`"),
         ((8,), "float[N,3,8,8]", "Make it of 4 dimensions"),
-        ((2, 3, 8, 8), "float[1,3,8,8]", "Change `size`"),
+        ((2, 3, 8), "float[1,3,8]", "Change `size`"),
     ],
 )
 def test_the_remedy_fits_the_difference(onnx_file: OnnxFile, shape: Any, taken: str, remedy: str) -> None:

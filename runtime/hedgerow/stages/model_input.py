@@ -75,4 +75,7 @@ class ModelInput:
                 return "Set `layout: nhwc` of the stage that makes it: the model takes channels last."
             if 3 in (sides[0], sides[2]) and 1 in self.spec.shape[1:]:
                 return "Set `channels: grey` of `resize` or `letterbox`: the model takes one channel."
+            height, width = self.spec.shape[2:] if sides[0] == self.spec.shape[1] else self.spec.shape[1:3]
+            if width is not None and height is not None:
+                return f"Set `size: [{width}, {height}]` of the stage that makes it, or use a model of that size."
         return "Change `size` of the stage that makes it, or use a model of that size."

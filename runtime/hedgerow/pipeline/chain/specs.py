@@ -1,4 +1,4 @@
-"""What the stages of a chain declare to take and give, and whether it fits together."""
+"""Passes the declarations of a chain's stages from one to the next: what each takes, gets and gives."""
 
 from __future__ import annotations
 
