@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ import onnx.parser
 import pytest
 import simplejpeg
 from PIL import Image
+from structlog.testing import capture_logs
 
 from hedgerow import plugins
 from hedgerow.config import NodeConfig, PipelineConfig
+from hedgerow.errors import StageMismatch
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, set_up
 from hedgerow.pipeline.chain.chain import Chain
 from hedgerow.pipeline.chain.check import ChainFinding, check_chains
 from hedgerow.pipeline.chain.specs import RECEIVED, output_spec
+from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.testing.contract import untrue
 from hedgerow.wire.codec import mime, mime_parameters
 
@@ -335,3 +338,26 @@ def test_a_setting_whose_every_frame_dies_is_found_by_the_check_only(
     assert re.search(case.says, str(finding.error)), finding.error
     *_, stated = run(changed, tmp_path, case.sent, declared=True)
     assert stated.results
+
+
+def start(config: NodeConfig, folder: Path) -> list[str]:
+    """Build the pipeline as a node does; return the names of what it logs."""
+    pool = ModelPool(cores=1)
+    try:
+        with capture_logs() as logs:
+            LocalPipeline(config, "p", folder, pool, 1, lambda *_: None).close()
+    finally:
+        pool.close()
+    return [entry["event"] for entry in logs]
+
+
+def test_a_node_refuses_at_start_what_the_check_refuses(node: Any, tmp_path: Path) -> None:
+    with pytest.raises(StageMismatch, match=REFUSED[0].says):
+        start(node(REFUSED[0]), tmp_path)
+
+
+def test_a_node_starts_with_a_futile_setting_and_logs_it(node: Any, tmp_path: Path) -> None:
+    case, change = FUTILE[0]
+
+    assert start(node(case), tmp_path) == []
+    assert start(node(replace(case, **change)), tmp_path) == ["futile-setting"]
