@@ -20,7 +20,6 @@ from hedgerow import (
     Stage,
     StageConfig,
     StageContext,
-    StageMismatch,
 )
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.text.detect import QUADS, check_model
@@ -86,16 +85,12 @@ class ReadText(Stage[ReadTextConfig]):
         self._alphabet = _alphabet(self._reader)
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
-        """Take a picture. Raises: StageMismatch: there is none, or a model does not take one or has other characters."""
+        """Take a picture. Raises: StageMismatch: there is none, or a model does not take one."""
         height = self.config.height
         for model, width, shape in ((self._reader, None, (None, None, None)), (self._angle_model, 192, (None, 2))):
             if model is not None:
                 picture = ArraySpec("float32", (None, 3, height, width))
                 check_model(model.name, model.inputs[0], picture, model.outputs[0], ArraySpec(shape=shape))
-        classes, letters = self._reader.outputs[0], len(self._alphabet)
-        if classes.shape and (classes.shape[-1] or 0) > letters:
-            remedy = "Put the characters of this model into its metadata, one per line under `character`."
-            raise StageMismatch(f"{letters} classes, as many as characters", str(classes), remedy=remedy)
         return picture_spec(incoming)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
