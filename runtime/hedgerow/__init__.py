@@ -8,17 +8,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hedgerow.backends.base import TensorSpec
-    from hedgerow.errors import FrameError, HedgerowError
+    from hedgerow.errors import FrameError, HedgerowError, StageMismatch
     from hedgerow.frame import Array, Drop, Frame
-    from hedgerow.stage import ModelHandle, Outcome, PerStream, Stage, StageConfig, StageContext
+    from hedgerow.stage import ArraySpec, FrameSpec, ModelHandle, Outcome, PerStream, Stage, StageConfig, StageContext
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Array",
+    "ArraySpec",
     "Drop",
     "Frame",
     "FrameError",
+    "FrameSpec",
     "HedgerowError",
     "ModelHandle",
     "Outcome",
@@ -26,6 +28,7 @@ __all__ = [
     "Stage",
     "StageConfig",
     "StageContext",
+    "StageMismatch",
     "TensorSpec",
 ]
 

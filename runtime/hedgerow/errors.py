@@ -49,6 +49,24 @@ class ConfigError(HedgerowError):
     code = "bad-config"
 
 
+class StageMismatch(ConfigError):
+    """A stage does not take what the stages before it give: change one of them.
+
+    Args:
+        takes: what the stage takes: `tensor 'boxes': float32[1, ?, 4]`.
+        gets: what it gets instead.
+        remedy: what to change in the pipeline.
+        stage: name of the stage in the pipeline; filled in by the check of the chain.
+    """
+
+    code = "stage-mismatch"
+
+    def __init__(self, takes: str, gets: str, *, remedy: str, stage: str = "") -> None:
+        super().__init__(f"{f'Stage {stage}' if stage else 'The stage'} takes {takes}; it gets {gets}", remedy=remedy)
+        self.takes = takes
+        self.gets = gets
+
+
 class PluginError(HedgerowError):
     """A plugin is missing or broken: install or fix it."""
 

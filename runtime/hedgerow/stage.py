@@ -9,13 +9,14 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
 from hedgerow.backends.base import TensorSpec
-from hedgerow.errors import HedgerowError
+from hedgerow.errors import HedgerowError, StageMismatch
 from hedgerow.frame import Array, Drop, Frame
 
 Outcome: TypeAlias = Frame | Drop | Iterable[Frame] | None
@@ -31,6 +32,112 @@ class StageConfig(BaseModel):
 
 
 C = TypeVar("C", bound=StageConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """What is known of an array before the first frame.
+
+    Attributes:
+        dtype: name of its numpy dtype; None: unknown.
+        shape: one entry per dimension, None for any size; None: unknown rank.
+    """
+
+    dtype: str | None = None
+    shape: tuple[int | None, ...] | None = None
+
+    @classmethod
+    def of(cls, array: Array | TensorSpec) -> ArraySpec:
+        """Return the spec of an array, or of a model's input or output."""
+        return cls(str(array.dtype), tuple(array.shape))
+
+    def agrees(self, other: ArraySpec) -> bool:
+        """Return whether an array may be of both specs; what is unknown agrees with anything."""
+        if None not in (self.dtype, other.dtype) and self.dtype != other.dtype:
+            return False
+        if self.shape is None or other.shape is None:
+            return True
+        return len(self.shape) == len(other.shape) and all(
+            None in pair or pair[0] == pair[1] for pair in zip(self.shape, other.shape, strict=True)
+        )
+
+    def __str__(self) -> str:
+        if self.dtype is None and self.shape is None:
+            return "unknown"
+        dims = "…" if self.shape is None else ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.dtype or 'any'}[{dims}]"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpec:
+    """What is known of the frames between two stages before the first one comes; by default, nothing.
+
+    Attributes:
+        array: their array; None: they have none.
+        tensors: their tensors by name; None: unknown.
+        meta: keys that their meta may have, with the value if it is always the same, else None.
+        more_meta: whether it may have other keys.
+        content_type: media type of their payload, or `image/*` for any picture; None: unknown.
+        unstated: whether their sender states nothing, so that settings apply such as the rate of sound.
+    """
+
+    array: ArraySpec | None = ArraySpec()
+    tensors: Mapping[str, ArraySpec] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    more_meta: bool = True
+    content_type: str | None = None
+    unstated: bool = False
+
+    def with_array(self, array: ArraySpec, **meta: Any) -> FrameSpec:
+        """Return a copy with another array, and additional meta."""
+        return replace(self, array=array, meta={**self.meta, **meta})
+
+    def with_tensors(self, tensors: Mapping[str, ArraySpec] | None, **meta: Any) -> FrameSpec:
+        """Return a copy with other tensors, and additional meta."""
+        return replace(self, tensors=tensors, meta={**self.meta, **meta})
+
+    def with_meta(self, **meta: Any) -> FrameSpec:
+        """Return a copy with additional meta."""
+        return replace(self, meta={**self.meta, **meta})
+
+    def expect_array(self, *accepted: ArraySpec, remedy: str) -> ArraySpec:
+        """Check that frames have an array, of one of these specs if any are given.
+
+        Returns: what is known of it.
+        Raises: StageMismatch: they have none, or of another kind.
+        """
+        takes = " or ".join(map(str, accepted))
+        if self.array is None:
+            raise StageMismatch(f"an array{f', {takes}' if takes else ''}", "frames without one", remedy=remedy)
+        if accepted and not any(map(self.array.agrees, accepted)):
+            raise StageMismatch(f"an array, {takes}", str(self.array), remedy=remedy)
+        return self.array
+
+    def expect_tensor(self, name: str, *accepted: ArraySpec, remedy: str) -> ArraySpec:
+        """Check that frames have a tensor, of one of these specs if any are given.
+
+        Returns: what is known of it.
+        Raises: StageMismatch: they have none of that name, or of another kind.
+        """
+        if self.tensors is None:
+            return ArraySpec()
+        found, takes = self.tensors.get(name), " or ".join(map(str, accepted))
+        if found is None:
+            listed = ", ".join(f"{key}: {spec}" for key, spec in self.tensors.items())
+            raise StageMismatch(f"the tensor {name!r}", listed or "frames without tensors", remedy=remedy)
+        if accepted and not any(map(found.agrees, accepted)):
+            raise StageMismatch(f"{name}: {takes}", f"{name}: {found}", remedy=remedy)
+        return found
+
+    def expect_meta(self, key: str, *, remedy: str) -> Any:
+        """Check that frames have a key in their meta.
+
+        Returns: its value; None: unknown.
+        Raises: StageMismatch: no stage before sets it.
+        """
+        if key not in self.meta and not self.more_meta:
+            raise StageMismatch(f"meta {key!r}", "frames without it", remedy=remedy)
+        return self.meta.get(key)
 
 
 class ModelSignature(Protocol):
@@ -169,6 +276,18 @@ class Stage(Generic[C]):
 
     def setup(self, context: StageContext) -> None:
         """Prepare: request models, create state. Called once, before the first frame."""
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Declare what the stage takes and gives, so that a chain that cannot work is refused before the first frame.
+
+        Called after `setup`. Without it, the stage takes anything, and what it gives is unknown.
+
+        Args:
+            incoming: what is known of the frames that arrive.
+        Returns: what is known of the frames that it passes on.
+        Raises: StageMismatch: every such frame would be dead-lettered, or give a wrong answer.
+        """
+        return FrameSpec()
 
     def process(self, frame: Frame) -> Outcome:
         """Process one frame.

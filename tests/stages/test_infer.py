@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from tests.examples import examples
 
 from hedgerow.config import ModelConfig
-from hedgerow.errors import ConfigError
+from hedgerow.errors import ConfigError, StageMismatch
 from hedgerow.frame import Array, Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext
+from hedgerow.stage import ArraySpec, FrameSpec
 from hedgerow.stages.infer import Infer, InferConfig
 from hedgerow.testing.kit import PipelineRun, frame, frames, run_stage
 
@@ -156,6 +157,55 @@ def test_a_half_precision_input_is_checked_too(onnx_file: OnnxFile) -> None:
     run = infer(frames([vector(1, np.nan, 1).astype(np.float16), vector(6e4, 6e4, 6e4).astype(np.float16)]), path)
 
     assert (run.dead, len(run.out)) == ({"not-finite": 1}, 1)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_float32_becomes_float16_for_a_model_that_takes_it(onnx_file: OnnxFile, backend: str) -> None:
+    """No stage makes float16, and the nearest float16 is the only sensible reading."""
+    path = onnx_file("(float16[N,3] x) => (float16[N,3] y) { y = Add(x, x) }")
+    values = vector(0.1, 1000.3, -6e-6)
+
+    run = infer(frames([values, vector(1, 2, 7e4)]), {"path": str(path), "backend": backend})
+
+    np.testing.assert_allclose(run.out[0].tensors["y"][0], 2 * values.astype(np.float16).astype(np.float64), rtol=1e-3)
+    assert run.dead == {"not-finite": 1}
+    assert str(run.errors[0]) == "1 of 3 values of x are NaN or infinite, or too large for float16"
+
+
+def test_other_types_do_not_become_float16(onnx_file: OnnxFile) -> None:
+    path = onnx_file("(float16[N,3] x) => (float16[N,3] y) { y = Add(x, x) }")
+
+    run = infer(frames([vector(1, 2, 3).astype(np.float64), np.array([1, 2, 3])]), path)
+
+    assert run.dead == {"dtype-mismatch": 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "taken", "remedy"),
+    [
+        ((1, 8, 8, 3), "float[N,3,8,8]", "Set `layout: nchw`"),
+        ((8, 8, 3), "float[N,3,8,8]", "Set `layout: nchw`"),
+        ((1, 3, 8, 8), "float[N,8,8,3]", "Set `layout: nhwc`"),
+        ((1, 3, 8, 8), "float[N,1,8,8]", "Set `channels: grey`"),
+        ((1, 8, 8, 3), "float[N,8,8,1]", "Set `channels: grey`"),
+        ((1, 3, 8, 8), "float[N,3,4,5]", "Set `size: [5, 4]`"),
+        ((1, 8, 8, 3), "float[N,4,5,3]", "Set `size: [5, 4]`"),
+        ((1, 3, 8, 8), "float[N,3,h,5]", "Change `size`"),
+        ((8,), "float[N,3,8,8]", "Make it of 4 dimensions"),
+        ((2, 3, 8), "float[1,3,8]", "Change `size`"),
+    ],
+)
+def test_the_remedy_fits_the_difference(onnx_file: OnnxFile, shape: Any, taken: str, remedy: str) -> None:
+    path = onnx_file(f"({taken} x) => ({taken} y) {{ y = Identity(x) }}")
+    pool = ModelPool(cores=1)
+    stage = Infer(InferConfig(model="m"))
+    stage.setup(PipelineContext("test", {"m": ModelConfig(path=str(path), backend="onnxruntime")}, Path(), pool))
+
+    with pytest.raises(StageMismatch) as caught:
+        stage.output_spec(FrameSpec(tensors={"x": ArraySpec("float32", shape)}))
+
+    assert caught.value.remedy.startswith(remedy)
+    pool.close()
 
 
 def test_only_the_frame_that_makes_the_model_fail_is_dead_lettered(onnx_file: OnnxFile) -> None:

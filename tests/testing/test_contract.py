@@ -16,7 +16,8 @@ from hedgerow.testing.contract import try_stage
 
 # Each breaks one promise with a typical bug.
 STAGES = '''
-from hedgerow import Frame, FrameError, PerStream, Stage
+import numpy as np
+from hedgerow import ArraySpec, Frame, FrameError, PerStream, Stage
 
 class Refusing(Stage):
     """Refuses valid frames."""
@@ -63,6 +64,28 @@ class Sharing(Stage):
             raise FrameError("no list", code="no-list")
         self.seen.append(frame.id)
         return frame.with_result(len(self.seen))
+
+class Shrinking(Stage):
+    """Declares another shape than it gives."""
+    def output_spec(self, incoming):
+        return incoming.with_tensors({"x": ArraySpec("float32", (4,))})
+    def process(self, frame):
+        return frame.with_tensors({"x": np.zeros(3, np.float32)})
+
+class Fussy(Stage):
+    """Declares that it takes a picture, and takes anything."""
+    def output_spec(self, incoming):
+        incoming.expect_meta("picture", remedy="Send a picture.")
+        return incoming
+    def process(self, frame):
+        return frame
+
+class Noting(Stage):
+    """Adds a tensor and meta that it does not declare."""
+    def output_spec(self, incoming):
+        return incoming
+    def process(self, frame):
+        return frame.with_meta(note=1) if frame.payload == b"[6]" else frame
 
 class Writing(Stage):
     """Modifies the array in place."""
@@ -114,6 +137,17 @@ def test_a_valid_stage_keeps_every_promise() -> None:
             "result of frame 0 differs: 9 instead of 6",
         ),
         ("sharing", "a new instance starts without state", "result of frame 0 differs: "),
+        (
+            "shrinking",
+            "what it declares is true",
+            "it declares x: float32[4]; a frame has float32[3]",
+        ),
+        (
+            "fussy",
+            "what it declares is true",
+            "it accepts a frame of 6 bytes (application/json), but declares that it does not: Stage fussy takes meta 'picture'",
+        ),
+        ("noting", "what it declares is true", "it declares no meta 'note'; a frame has it"),
     ],
 )
 def test_each_broken_promise_is_reported_with_evidence(stage: str, promise: str, detail: str) -> None:

@@ -68,6 +68,31 @@ def test_bgr_is_rgb_reversed(astronaut: Picture) -> None:
     np.testing.assert_array_equal(rgb[:, ::-1], bgr)
 
 
+@pytest.mark.parametrize("stage", [Resize, Letterbox])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_grey_is_the_brightness_of_the_colours(stage: Any, layout: str, dtype: str, astronaut: Picture) -> None:
+    """ITU-R BT.601, as in Pillow and OpenCV: a mean of the colours, or one of them, would be another picture."""
+    config: dict[str, Any] = {"size": [96, 64], "dtype": dtype, "layout": layout}
+    if dtype == "float32":
+        config |= {"range": [0, 255]}
+    colours = tensor_of(stage, astronaut, **config).astype(np.float64)
+
+    grey = tensor_of(stage, astronaut, channels="grey", **config)
+
+    assert grey.shape == ((1, 1, 64, 96) if layout == "nchw" else (1, 64, 96, 1))
+    assert grey.dtype == dtype
+    red, green, blue = np.moveaxis(colours[0], 0 if layout == "nchw" else -1, 0)
+    np.testing.assert_allclose(grey.reshape(64, 96), 0.299 * red + 0.587 * green + 0.114 * blue, atol=1)
+
+
+def test_a_grey_picture_is_normalised_with_one_mean_and_padded() -> None:
+    tensor = tensor_of(Letterbox, solid(50, 100, 51, 51, 51), size=40, channels="grey", mean=0.1, std=0.5, pad=255)
+
+    np.testing.assert_allclose(tensor[0, 0, 20], 0.2, atol=1e-6)
+    np.testing.assert_allclose(tensor[0, 0, 0], 1.8, atol=1e-6)
+
+
 def test_a_letterboxed_picture_keeps_its_shape_between_grey_bars() -> None:
     tensor = tensor_of(Letterbox, solid(50, 100, 255, 255, 255), size=40, pad=0)
 
@@ -119,7 +144,16 @@ def test_an_undecoded_frame_is_dead_lettered() -> None:
     assert run_stage(Resize, [frame(b"\xff\xd8")], size=8).dead == {"not-decoded": 1}
 
 
-@pytest.mark.parametrize("config", [{"std": 0}, {"dtype": "uint8", "mean": 0.5}, {"size": [0, 5]}, {"szie": 5}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"std": 0},
+        {"dtype": "uint8", "mean": 0.5},
+        {"size": [0, 5]},
+        {"szie": 5},
+        {"channels": "grey", "mean": [0.1, 0.2, 0.3]},
+    ],
+)
 def test_invalid_resize_settings_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(HedgerowError):
         run_stage(Resize, [], **{"size": 8, **config})

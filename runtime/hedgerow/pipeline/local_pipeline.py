@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from hedgerow.config import NodeConfig
 from hedgerow.errors import FrameError
 from hedgerow.frame import Frame
@@ -18,8 +20,11 @@ from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import ResultEncoder
+
+log = structlog.get_logger(__name__)
 
 _ENCODERS: Final = 8
 
@@ -43,7 +48,9 @@ class LocalPipeline(BuiltPipeline):
         lanes = config.pipelines[name].lanes
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
-        self._chain = build_chain(self.config.stages, self._context, on_event)
+        self._chain = build_chain(self.config.stages, self._context, on_event, RECEIVED)
+        if (futile := futile_setting(self.config, self._chain.steps)) is not None:
+            log.warning("futile-setting", pipeline=name, error=str(futile[1]), remedy=futile[1].remedy)
         self._slots = tuple(dict.fromkeys(self._context.slots))
         if not self.lanes:
             for slot in self._slots:

@@ -11,9 +11,19 @@ import numpy as np
 from pydantic import Field
 
 from hedgerow.backends.base import TensorSpec
-from hedgerow.errors import ConfigError, FrameError, ModelMismatch
+from hedgerow.errors import ConfigError, FrameError, ModelMismatch, StageMismatch
 from hedgerow.frame import Array, Frame
-from hedgerow.stage import ModelHandle, Outcome, PerStream, Stage, StageConfig, StageContext
+from hedgerow.stage import (
+    ArraySpec,
+    FrameSpec,
+    ModelHandle,
+    Outcome,
+    PerStream,
+    Stage,
+    StageConfig,
+    StageContext,
+)
+from hedgerow.stages.model_input import ModelInput
 
 
 class InferConfig(StageConfig):
@@ -33,7 +43,7 @@ class Infer(Stage[InferConfig]):
     """Run a model on frames; its outputs become the frame's tensors.
 
     Inputs are the frame's tensors, or its array if it has no tensors and the model has one input. A missing batch axis
-    is added. Outputs keep their batch axis, of size 1.
+    is added; float32 becomes float16 for a model that takes it. Outputs keep their batch axis, of size 1.
 
     Hidden state is stored per stream, and updated only after a successful inference. It is reset by a frame with
     `begins` in its meta (the first after a gap), and in all streams when the node swaps the model's version, unless the
@@ -50,8 +60,8 @@ class Infer(Stage[InferConfig]):
             ModelError: the model cannot be loaded.
         """
         self._model: ModelHandle = context.model(self.config.model)
-        self._specs = tuple(spec for spec in self._model.inputs if spec.name not in self._model.state)
-        names = [spec.name for spec in self._specs]
+        specs = tuple(spec for spec in self._model.inputs if spec.name not in self._model.state)
+        names = [spec.name for spec in specs]
         for name in self.config.inputs:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -59,9 +69,38 @@ class Infer(Stage[InferConfig]):
                     f"infer: model {self.config.model} has no input {name!r}; it has {', '.join(names)}",
                     remedy=f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(names)}.",
                 )
-        self._inputs = [_Input(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in self._specs]
+        self._inputs = [ModelInput(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in specs]
         self._state_pairs = tuple(self._model.state.items())
+        self._next_states = frozenset(self._model.state.values())
         self._states: PerStream[_HiddenState] | None = context.per_stream(_HiddenState) if self._state_pairs else None
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take what fills the model's inputs; give its outputs.
+
+        Raises: StageMismatch: an input is filled by nothing, or by an array that does not fit.
+        """
+        model, tensors = self._model, incoming.tensors
+        takes = f"{', '.join(str(input_.spec) for input_ in self._inputs)} for model {model.name}"
+        if tensors:
+            for input_ in self._inputs:
+                if input_.tensor not in tensors:
+                    gets = ", ".join(f"{name}: {spec}" for name, spec in tensors.items())
+                    remedy = (
+                        f"Name its tensor: `inputs: {{{input_.name}: {min(tensors)}}}`, or add a stage that makes it."
+                    )
+                    raise StageMismatch(takes, gets, remedy=remedy)
+                input_.check(tensors[input_.tensor], input_.tensor, model.name)
+        elif tensors is not None and self._inputs:
+            if incoming.array is None:
+                raise StageMismatch(takes, "frames that are not decoded", remedy="Put `decode` or `parse` before it.")
+            if len(self._inputs) > 1:
+                remedy = "Add a stage before it that makes these tensors."
+                raise StageMismatch(takes, f"one array, {incoming.array}", remedy=remedy)
+            self._inputs[0].check(incoming.array, "an array", model.name)
+        outputs = {spec.name: _output_spec(spec, model) for spec in model.outputs if spec.name not in self._next_states}
+        if self.config.keep:
+            return incoming.with_tensors(None if tensors is None else {**tensors, **outputs})
+        return incoming.with_tensors(outputs)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Run the model on a list of frames, in as few batches as possible."""
@@ -141,11 +180,14 @@ class Infer(Stage[InferConfig]):
                 )
             if array.ndim == input_.ndim - 1:
                 array = array[np.newaxis] if input_.axis == 0 else np.expand_dims(array, input_.axis)
-            # An array of another dtype is refused by the model later.
-            if finite and input_.floats and array.dtype == input_.dtype and not _finite(array):
+            fits = array.dtype == input_.dtype  # an array of another dtype is refused by the model later
+            if input_.half and not fits and array.dtype == np.float32:
+                array, fits = _to_half(array), True
+            if finite and input_.floats and fits and not _finite(array):
                 bad = int(array.size - np.isfinite(array).sum())
+                too_large = ", or too large for float16" if input_.half else ""
                 raise FrameError(
-                    f"{bad} of {array.size} values of {input_.tensor} are NaN or infinite", code="not-finite"
+                    f"{bad} of {array.size} values of {input_.tensor} are NaN or infinite{too_large}", code="not-finite"
                 )
             request[input_.name] = array
         return request
@@ -158,7 +200,7 @@ class Infer(Stage[InferConfig]):
                 return FrameError(
                     f"{input_.tensor} is {array.dtype}; model {self.config.model} takes {input_.spec}",
                     code="dtype-mismatch",
-                    remedy=f"Add a stage before `infer` that converts to {input_.spec.dtype}; nothing is converted implicitly.",
+                    remedy=f"Add a stage before `infer` that converts to {input_.spec.dtype}; only float32 to float16 is converted implicitly.",
                 )
             if not input_.spec.fits(array.shape):
                 return FrameError(
@@ -179,21 +221,6 @@ class _HiddenState:
         self.arrays: dict[str, Array] = {}
 
 
-class _Input:
-    """One input of the model, and the tensor it takes."""
-
-    __slots__ = ("axis", "dtype", "floats", "name", "ndim", "spec", "tensor")
-
-    def __init__(self, spec: TensorSpec, tensor: str, model: ModelHandle) -> None:
-        self.spec = spec
-        self.name = spec.name
-        self.tensor = tensor
-        self.dtype = spec.dtype
-        self.ndim = len(spec.shape)
-        self.axis = model.batch_axis.get(spec.name, 0)
-        self.floats = spec.dtype.kind == "f"
-
-
 def _rounds(frames: Sequence[Frame], outcomes: Sequence[Any]) -> list[list[int]]:
     """Return the positions of the requests in rounds: round r has the r-th request of every stream."""
     rounds: list[list[int]] = []
@@ -206,6 +233,18 @@ def _rounds(frames: Sequence[Frame], outcomes: Sequence[Any]) -> list[list[int]]
                 rounds.append([])
             rounds[number].append(position)
     return rounds
+
+
+def _output_spec(spec: TensorSpec, model: ModelHandle) -> ArraySpec:
+    """Return what is known of an output; one without a shape may have any rank."""
+    axis = model.batch_axis.get(spec.name, 0)
+    shape = tuple(None if place == axis else size for place, size in enumerate(spec.shape))
+    return ArraySpec(str(spec.dtype), shape or None)
+
+
+def _to_half(array: Array) -> Array:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        return array.astype(np.float16)
 
 
 def _finite(array: Array) -> bool:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Frame
-from hedgerow.stage import Stage, StageConfig
+from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig
 from hedgerow.wire.codec import NPY, parse_json, parse_msgpack, parse_npy, to_array
 
 _FORMATS = {
@@ -39,6 +39,22 @@ class Parse(Stage[ParseConfig]):
     """Parse the payload into the frame's array; other fields of a map become meta."""
 
     concurrent = True
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a payload of numbers; give an array.
+
+        Raises: StageMismatch: the payload is something else.
+        """
+        config = self.config
+        raw = config.format == "raw"
+        sent = incoming.content_type
+        if sent is not None and not raw and sent not in _FORMATS and (config.format == "auto" or sent == "image/*"):
+            remedy = f"Send one of {', '.join(_FORMATS)}, or set `format`."
+            raise StageMismatch("payloads of numbers", sent, remedy=remedy)
+        array = ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None)
+        if config.field is not None:  # other fields become meta, in place of what is there
+            return FrameSpec(array, incoming.tensors, content_type=incoming.content_type)
+        return incoming.with_array(array)
 
     def process(self, frame: Frame) -> Frame:
         """Parse one frame.

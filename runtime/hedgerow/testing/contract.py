@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,13 @@ import numpy as np
 
 from hedgerow.backends.cores import cores
 from hedgerow.config import ModelConfig, StageEntry
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.pipeline.chain.build import PipelineContext, build_chain
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain, set_up
 from hedgerow.pipeline.chain.chain import FrameOutcome, StageFailed
+from hedgerow.pipeline.chain.specs import RECEIVED, UNKNOWN, output_spec
+from hedgerow.stage import ArraySpec, FrameSpec
 
 _TOLERANCE: Final = 1e-3
 """Allowed difference between a batch and single frames: backends sum in a different order."""
@@ -76,7 +79,8 @@ def try_stage(
 
     model_holder = PipelineContext("test", models or {}, base_dir, pool)  # keeps models loaded between checks
     try:
-        build_chain(stages, model_holder)
+        received = not any(sample.has_array or sample.tensors for sample in samples)
+        build_chain(before, model_holder, incoming=RECEIVED if received else UNKNOWN).close()
         arrived = run(before, samples, True) if before else [FrameOutcome(results=[sample]) for sample in samples]
         reached = _out(arrived)
         if not reached:
@@ -89,8 +93,13 @@ def try_stage(
         def run_stage(frames: Sequence[Frame], together: bool = True) -> list[FrameOutcome]:
             return run([stage], frames, together)
 
-        details = ((name, check(run_stage, reached) or "") for name, check in _CHECKS.items())
-        return [Promise(name, not detail, detail) for name, detail in details]
+        step = set_up(stage, model_holder)
+        try:
+            checks = {name: check(run_stage, reached) for name, check in _CHECKS.items()}
+            checks["what it declares is true"] = _declares_truth(run_stage, reached, partial(output_spec, step))
+        finally:
+            step.stage.close()
+        return [Promise(name, not detail, detail or "") for name, detail in checks.items()]
     finally:
         model_holder.release()
         pool.close()
@@ -143,6 +152,53 @@ def _leaves_input_unmodified(run: _Run, samples: Sequence[Frame]) -> str | None:
     run(samples)
     changed = [sample for sample, content in zip(samples, before, strict=True) if not _same(content, _contents(sample))]
     return f"it modified {_describe(changed[0])}; other frames may share that memory" if changed else None
+
+
+def _declares_truth(run: _Run, samples: Sequence[Frame], output_spec: Callable[[FrameSpec], FrameSpec]) -> str | None:
+    """Compare what the stage declares with what it does: exactly for each sample, then knowing nothing of it."""
+    for sample in samples:
+        (outcome,) = run([sample])
+        try:
+            declared = [output_spec(incoming) for incoming in (_spec_of(sample), UNKNOWN)]
+        except StageMismatch as error:
+            if outcome.error is None:
+                return f"it accepts {_describe(sample)}, but declares that it does not: {error}"
+            continue
+        differences = [untrue(spec, frame) for spec in declared for frame in outcome.results]
+        if found := next(filter(None, differences), None):
+            return found
+    return None
+
+
+def _spec_of(frame: Frame) -> FrameSpec:
+    return FrameSpec(
+        array=ArraySpec.of(frame.array) if frame.has_array else None,
+        tensors={name: ArraySpec.of(tensor) for name, tensor in frame.tensors.items()},
+        meta={key: None if isinstance(value, str) else value for key, value in frame.meta.items()},  # a sender's words
+        more_meta=False,
+        content_type=frame.content_type or None,
+    )
+
+
+def untrue(spec: FrameSpec, frame: Frame) -> str | None:
+    """Return what a spec says wrongly of a frame; None: nothing."""
+    actual = _spec_of(frame)
+    if spec.array is None and actual.array is not None:
+        return f"it declares no array; a frame has {actual.array}"
+    if spec.array is not None and actual.array is not None and not spec.array.agrees(actual.array):
+        return f"it declares the array {spec.array}; a frame has {actual.array}"
+    if spec.tensors is not None and actual.tensors is not None:
+        if spec.tensors.keys() != actual.tensors.keys():
+            return f"it declares the tensors {sorted(spec.tensors)}; a frame has {sorted(actual.tensors)}"
+        for name, declared in spec.tensors.items():
+            if not declared.agrees(actual.tensors[name]):
+                return f"it declares {name}: {declared}; a frame has {actual.tensors[name]}"
+    for key, value in actual.meta.items():
+        if key not in spec.meta and not spec.more_meta:
+            return f"it declares no meta {key!r}; a frame has it"
+        if None not in (value, spec.meta.get(key)) and not _same(spec.meta[key], value):
+            return f"it declares meta {key!r} as {_short(spec.meta[key])}; a frame has {_short(value)}"
+    return None
 
 
 _CHECKS: Final[Mapping[str, Callable[[_Run, Sequence[Frame]], str | None]]] = {

@@ -49,10 +49,31 @@ def test_a_sound_machine_passes_every_check(findings, broker, onnx_file, tmp_pat
     assert (found["exit"], found["ok"]) == (0, True)
     assert found["config"]["detail"] == f"{config}: 1 pipeline, 1 model"
     assert "on CPU, x: float32[?, 3], loaded in " in found["model door"]["detail"]
+    assert found["pipeline doors"]["detail"] == "parse → infer"
     assert found["disk"]["detail"].endswith(f" free for {tmp_path}/state")
     assert found["broker"]["detail"].startswith(f"{broker.url}, MQTT 5; largest packet ")
     assert found["round trip"]["detail"].endswith("MQTT 5 properties are preserved")
     assert not (tmp_path / "state").exists(), "a check leaves no files behind"
+
+
+def test_a_chain_whose_frames_would_all_die_fails(findings, broker, onnx_file, tmp_path: Path) -> None:
+    onnx_file(ADD, name="door.onnx")
+    config = tmp_path / "node.yaml"
+    config.write_text(
+        f"broker: {{url: '{broker.url}'}}\n"
+        "models: {door: {path: door.onnx, backend: onnxruntime}, gate: {path: bundle:gate}}\n"
+        "pipelines:\n"
+        "  doors: {subscribe: plant/+, stages: [infer: {model: door}]}\n"
+        "  gates: {subscribe: plant/+, stages: [parse, infer: {model: gate}]}\n"
+    )
+
+    found = findings("--config", config)
+
+    assert found["exit"] != 0
+    assert found["pipeline doors"]["state"] == "failed"
+    assert found["pipeline doors"]["detail"].startswith("Stage infer takes x: float32[?, 3] for model door; it gets ")
+    assert found["pipeline gates"]["state"] == "warning"
+    assert found["pipeline gates"]["detail"].startswith("not checked from stage infer on: Model gate is bundle:gate")
 
 
 NOWHERE = "mqtt://127.0.0.1:1"

@@ -111,6 +111,67 @@ pipelines:
     ]
 
 
+def test_a_chain_whose_frames_would_all_die_is_a_problem_with_its_line(hedgerow, file, onnx_file) -> None:
+    onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }", name="door.onnx")
+    path = file(
+        """\
+models:
+  door: {path: door.onnx}
+pipelines:
+  sound:
+    subscribe: plant/+/door
+    stages:
+      - parse: {format: raw, dtype: float64}
+      - infer: {model: door}
+  doors:
+    subscribe: plant/+/door
+    stages: [infer: {model: door}]
+"""
+    )
+
+    result = hedgerow("config", "check", path)
+
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"{path}:8: error: pipelines.sound.stages.1.infer: Stage infer takes x: float32[?, 3] for model door; it gets an "
+        "array: float64[?]\n"
+        "  → Set `dtype: float32` of the stage that makes it, or use a model that takes float64.\n"
+        f"{path}:11: error: pipelines.doors.stages.0.infer: Stage infer takes x: float32[?, 3] for model door; it gets "
+        "frames that are not decoded\n"
+        "  → Put `decode` or `parse` before it.\n"
+    )
+
+
+def test_a_chain_is_checked_up_to_a_model_that_the_region_chooses(hedgerow, file) -> None:
+    """The file may be right; the node checks the rest when it has the model."""
+    path = file(
+        "models: {door: {path: bundle:door}}\n"
+        "pipelines: {doors: {subscribe: a, stages: [parse, infer: {model: door}]}}\n"
+    )
+
+    result = hedgerow("config", "check", path)
+
+    assert (result.code, result.out) == (0, f"{path}: ok (1 pipeline, 1 model)\n")
+    assert result.err == (
+        f"{path}: warning: pipelines.doors.stages.1.infer: not checked from here on: Model door is bundle:door, but the region "
+        "has not assigned a version yet\n"
+        "  → Nothing to do: the node checks the rest when the region assigns a version.\n"
+    )
+
+
+def test_a_chain_is_checked_on_a_machine_without_the_models_device(hedgerow, file, onnx_file) -> None:
+    """On a laptop, for a node with a GPU: its inputs are the same on every device."""
+    onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }", name="door.onnx")
+    models = "models: {door: {path: door.onnx, backend: openvino, device: GPU}}\n"
+    good = file(models + "pipelines: {doors: {subscribe: a, stages: [parse, infer: {model: door}]}}\n")
+    bad = file(models + "pipelines: {doors: {subscribe: a, stages: [infer: {model: door}]}}\n", "bad.yaml")
+
+    result = hedgerow("config", "check", good, bad)
+
+    assert (result.code, result.out) == (2, f"{good}: ok (1 pipeline, 1 model)\n")
+    assert "Stage infer takes x: float32[?, 3] for model door" in result.err
+
+
 def test_one_bad_file_of_several_fails_the_check(hedgerow, file) -> None:
     good, bad = file(GOOD), file("nodes: {}\n", "bad.yaml")
 

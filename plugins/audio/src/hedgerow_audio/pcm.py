@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from hedgerow import Frame, FrameError, Outcome, Stage, StageConfig
+from hedgerow import ArraySpec, Frame, FrameError, FrameSpec, Outcome, Stage, StageConfig, StageMismatch
 from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Samples, whole
 
 _MAX_CHANNELS: Final = 64
@@ -51,6 +51,17 @@ class Pcm16(Stage[Pcm16Config]):
     """Read 16-bit PCM, raw or WAV, into mono samples of -1..1; meta gets `rate`."""
 
     concurrent = True
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a payload of sound; give mono samples. Raises: StageMismatch: the payload is something else."""
+        content_type = incoming.content_type
+        if content_type is not None and content_type not in _RAW | _WAV:
+            remedy = "Send audio/l16, audio/pcm or audio/wav, 16 bits a sample."
+            raise StageMismatch("payloads of sound", content_type, remedy=remedy)
+        rate = incoming.meta.get("rate")
+        if rate is None and incoming.unstated and content_type not in _WAV and "rate" in self.config.model_fields_set:
+            rate = self.config.rate
+        return incoming.with_array(ArraySpec("float32", (None,)), rate=rate)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Convert a list of plain frames at once, at less than half the cost per frame; others one by one."""

@@ -8,8 +8,8 @@ import numpy as np
 import soxr
 from pydantic import Field
 
-from hedgerow import Frame, PerStream, Stage, StageConfig, StageContext
-from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Continuity, Samples, mono, rate_of, sampled_at
+from hedgerow import ArraySpec, Frame, FrameSpec, PerStream, Stage, StageConfig, StageContext
+from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Continuity, Samples, mono, mono_spec, rate_of, sampled_at
 
 
 class ResampleConfig(StageConfig):
@@ -61,6 +61,11 @@ class Resample(Stage[ResampleConfig]):
     def setup(self, context: StageContext) -> None:
         """Create the per-stream state."""
         self._converters: PerStream[_Converter | None] = context.per_stream(lambda: None)
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take mono sound; give it at the new rate. Raises: StageMismatch: there is none."""
+        mono_spec(incoming)
+        return incoming.with_array(ArraySpec("float32", (None,)), rate=self.config.rate, sampled_at=None)
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: the frame is not mono sound with a known rate."""

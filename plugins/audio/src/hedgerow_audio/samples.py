@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hedgerow import Frame, FrameError
+from hedgerow import ArraySpec, Frame, FrameError, FrameSpec
 
 MIN_RATE: Final = 4_000
 MAX_RATE: Final = 384_000
@@ -45,6 +45,18 @@ def is_finite(samples: Samples) -> bool:
     Checks the sum of squares first, in one pass. Large values may overflow it; `vdot`, unlike `dot`, does not warn.
     """
     return math.isfinite(np.vdot(samples, samples)) or bool(np.isfinite(samples).all())
+
+
+def mono_spec(incoming: FrameSpec) -> int | None:
+    """Check that frames hold mono sound with a rate.
+
+    Returns: the rate; None: unknown.
+    Raises: StageMismatch: they hold something else.
+    """
+    remedy = "Put `pcm16` before it; it mixes channels and scales to -1..1."
+    incoming.expect_array(ArraySpec("float32", (None,)), remedy=remedy)
+    rate: int | None = incoming.expect_meta("rate", remedy="Put `pcm16: {rate: …}` before it.")
+    return rate
 
 
 def rate_of(frame: Frame) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hedgerow import Drop, Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow import Drop, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext, StageMismatch
 from hedgerow_audio.segments import Segment, Segmenter, Thresholds
 from hedgerow_audio.vad import RATE, SIZE
 
@@ -70,6 +71,21 @@ class Speech(Stage[SpeechConfig]):
         """Create the per-stream state."""
         thresholds = self.config.thresholds
         self._segmenters = context.per_stream(lambda: Segmenter(thresholds))
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a probability, and its position in the sound. Raises: StageMismatch: one is missing."""
+        found = incoming.expect_tensor(
+            self.config.output, remedy="Put `infer` with a voice activity model before it, or correct `output`."
+        )
+        if math.prod(size for size in found.shape or () if size is not None) > 1:
+            raise StageMismatch(
+                "one probability",
+                f"{self.config.output}: {found}",
+                remedy="Correct `output`, or use a voice activity model.",
+            )
+        for key in ("position", "window_at"):
+            incoming.expect_meta(key, remedy="Put `vad-window` before `infer`.")
+        return incoming
 
     def process(self, frame: Frame) -> Frame | list[Frame] | Drop | None:
         """Raises: FrameError: the frame has no probability, or no position."""

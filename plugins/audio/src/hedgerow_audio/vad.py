@@ -8,8 +8,18 @@ from typing import Final
 import numpy as np
 from pydantic import Field
 
-from hedgerow import Frame, FrameError, Outcome, Stage, StageConfig, StageContext
-from hedgerow_audio.samples import Continuity, Samples, is_finite, mono, rate_of, sampled_at
+from hedgerow import (
+    ArraySpec,
+    Frame,
+    FrameError,
+    FrameSpec,
+    Outcome,
+    Stage,
+    StageConfig,
+    StageContext,
+    StageMismatch,
+)
+from hedgerow_audio.samples import Continuity, Samples, is_finite, mono, mono_spec, rate_of, sampled_at
 
 RATE: Final = 16_000
 """Samples a second that the model takes."""
@@ -58,6 +68,15 @@ class VadWindow(Stage[VadWindowConfig]):
     def setup(self, context: StageContext) -> None:
         """Create the per-stream state."""
         self._tails = context.per_stream(_Tail)
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take mono sound at 16 kHz; give windows. Raises: StageMismatch: it is other sound, or none."""
+        rate = mono_spec(incoming)
+        if rate not in (None, RATE):
+            remedy = f"Put `resample: {{rate: {RATE}}}` before it."
+            raise StageMismatch(f"sound at {RATE} samples a second", f"sound at {rate}", remedy=remedy)
+        window = {self.config.input: ArraySpec("float32", (1, CONTEXT + SIZE))}
+        return incoming.with_tensors(window, position=None, begins=None, window_at=None)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Process a list of frames of exactly one window at once, at half the cost per frame; others one by one."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hedgerow import Drop, Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow import Drop, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext, StageMismatch
 from hedgerow_signal.metadata import threshold_of
 
 
@@ -52,6 +53,17 @@ class Anomaly(Stage[AnomalyConfig]):
             self._threshold = config.threshold
         elif config.model is not None:
             self._threshold = threshold_of(context.model(config.model))
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a score. Raises: StageMismatch: it is missing, or not one number."""
+        found = incoming.expect_tensor(
+            self.config.score, remedy="Put `infer` with an anomaly model before it, or correct `score`."
+        )
+        if math.prod(size for size in found.shape or () if size is not None) > 1:
+            raise StageMismatch(
+                "one score", f"{self.config.score}: {found}", remedy="Correct `score`, or use an anomaly model."
+            )
+        return incoming
 
     def process(self, frame: Frame) -> Frame | Drop:
         """Raises: FrameError: the score is missing or not finite."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from hedgerow import Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow import ArraySpec, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext, StageMismatch
 from hedgerow_signal.features import Scale, features, names
 from hedgerow_signal.metadata import FeatureSpec
 from hedgerow_signal.window import MAX_RATE, rate
@@ -65,6 +66,26 @@ class FftBands(Stage[FftBandsConfig]):
             if config.model is None
             else FeatureSpec.of(context.model(config.model))
         )
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take windows; give their features.
+
+        Raises: StageMismatch: their length or rate is not what the model was trained on.
+        """
+        spec, size = self._spec, self._spec.window
+        accepted = (ArraySpec(shape=(size,)), ArraySpec(shape=(size, None)))
+        remedy = f"Put `window: {{size: {size or '…'}}}` before it."
+        shape = incoming.expect_array(*accepted, remedy=remedy).shape
+        rate = incoming.meta.get("rate") or (self.config.rate if incoming.unstated else None)
+        if rate is not None and spec.rate is not None and abs(rate - spec.rate) > 0.005 * spec.rate:
+            remedy = "Correct `rate`, or train a model for this sensor."
+            raise StageMismatch(f"windows at {spec.rate:g} samples a second", f"windows at {rate:g}", remedy=remedy)
+        rate = spec.rate or rate
+        if shape is not None and shape[0] is not None and rate is not None:
+            _check_resolution(shape[0], rate, spec.edges_hz)
+        channels = None if shape is None else 1 if len(shape) == 1 else shape[1]
+        count = None if channels is None else len(names(spec.edges_hz, channels))
+        return incoming.with_tensors({self.config.tensor: ArraySpec("float32", (1, count))}, features=None)
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: the window is not numeric, or its rate or length does not match the model."""
@@ -125,3 +146,17 @@ class FftBands(Stage[FftBandsConfig]):
                 remedy="Correct `rate`, or train a model for this sensor.",
             )
         return trained
+
+
+def _check_resolution(size: int, rate: float, edges_hz: Sequence[float]) -> None:
+    """Check that windows of this size and rate have every band. Raises: StageMismatch: they do not."""
+    gets = f"windows of {size} at {rate:g} samples a second"
+    if edges_hz[-1] > rate / 2:
+        takes = f"at least {2 * edges_hz[-1]:g} samples a second, for its last edge"
+        raise StageMismatch(takes, gets, remedy="Correct `edges_hz`, or the rate.")
+    try:
+        features(np.zeros(size, np.float32), rate, edges_hz)
+    except ValueError as error:
+        raise StageMismatch(
+            "longer windows", f"{gets}: {error}", remedy="Use longer windows or wider bands."
+        ) from error

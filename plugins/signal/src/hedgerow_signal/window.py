@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from hedgerow import Frame, FrameError, Stage, StageConfig, StageContext
+from hedgerow import ArraySpec, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext
 
 MAX_RATE: Final = 1e9
 
@@ -72,6 +72,15 @@ class Window(Stage[WindowConfig]):
     def setup(self, context: StageContext) -> None:
         """Create the per-stream state."""
         self._tails = context.per_stream(lambda: _Tail(self.config.channels))
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take samples; give windows. Raises: StageMismatch: samples have another number of channels."""
+        size, channels = self.config.size, self.config.channels
+        accepted = [ArraySpec(shape=(None, channels)), *([ArraySpec(shape=(None,))] if channels == 1 else [])]
+        incoming.expect_array(*accepted, remedy="Put `parse` before it, and set `channels` to the values in a sample.")
+        rate = incoming.meta.get("rate") or (self.config.rate if incoming.unstated else None)
+        window = ArraySpec("float32", (size,) if channels == 1 else (size, channels))
+        return incoming.with_array(window, position=None, begins=None, window_at=None, rate=rate)
 
     def process(self, frame: Frame) -> list[Frame]:
         """Raises: FrameError: the array's shape, dtype, values or length are invalid, or the rate is."""

@@ -26,6 +26,7 @@ from hedgerow.disk import why_unwritable
 from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.options import on_loopback
+from hedgerow.pipeline.chain.check import check_chains
 from hedgerow.topics import Address, Channel
 
 _LIBRARIES: Final = ("numpy", "pydantic", "aiomqtt")
@@ -73,6 +74,7 @@ def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResul
     yield _disk(config)
     if config is not None and config_file is not None:
         yield from _models(config, config_file.parent)
+        yield from _chains(config, config_file.parent)
     try:
         # An invalid file may still have a valid broker section; if not, that was reported above.
         broker = broker_section(url, config_file)
@@ -231,6 +233,18 @@ def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
                 yield CheckResult(check, "ok", detail)
     finally:
         pool.close()
+
+
+def _chains(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
+    for name, position, error, is_problem, remedy in check_chains(config, base_dir):
+        stages = [stage.name for stage in config.pipelines[name].stages]
+        if error is None:
+            yield CheckResult(f"pipeline {name}", "ok", " → ".join(stages))
+        elif is_problem:
+            yield CheckResult(f"pipeline {name}", "failed", str(error), remedy)
+        else:
+            detail = f"not checked from stage {stages[position]} on: {error}"
+            yield CheckResult(f"pipeline {name}", "warning", detail, remedy)
 
 
 def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: str) -> Iterator[CheckResult]:

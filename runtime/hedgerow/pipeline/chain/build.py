@@ -12,7 +12,8 @@ from hedgerow.errors import ConfigError, HedgerowError, PluginError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
-from hedgerow.stage import PerStream, Stage
+from hedgerow.pipeline.chain.specs import UNKNOWN, output_spec
+from hedgerow.stage import FrameSpec, PerStream, Stage
 
 S = TypeVar("S")
 
@@ -78,35 +79,50 @@ def _ignore(kind: str, detail: dict[str, Any]) -> None:
 
 
 def build_chain(
-    stages: Sequence[StageEntry | tuple[str, Stage[Any]]], context: PipelineContext, on_event: EventSink = _ignore
+    stages: Sequence[StageEntry | tuple[str, Stage[Any]]],
+    context: PipelineContext,
+    on_event: EventSink = _ignore,
+    incoming: FrameSpec = UNKNOWN,
 ) -> Chain:
-    """Create the stages in order and set each up.
+    """Create the stages in order, set each up, and check that it takes what the stages before it give.
 
     Args:
         stages: configuration entries; or a name and a stage that exists already.
         context: what the stages see of the node.
         on_event: called with events for operators.
-    Raises: HedgerowError: a stage is missing, broken or misconfigured, or a model cannot be loaded. Stages that were
-        set up before are closed.
+        incoming: what is known of the frames for the first stage.
+    Raises:
+        StageMismatch: a stage cannot use what it would get.
+        HedgerowError: a stage is missing, broken or misconfigured, or a model cannot be loaded.
+        Stages that were set up before are closed.
     """
     steps: list[ChainStep] = []
     try:
         for entry in stages:
-            name, stage = (
-                (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
-            )
-            try:
-                stage.setup(context)
-            except HedgerowError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise PluginError(
-                    f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
-                    remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
-                ) from error
-            steps.append(ChainStep(name, stage, on_event))
+            steps.append(set_up(entry, context, on_event))
+            incoming = output_spec(steps[-1], incoming)
     except BaseException:
         Chain(steps).close()
         context.release()
         raise
     return Chain(steps)
+
+
+def set_up(
+    entry: StageEntry | tuple[str, Stage[Any]], context: PipelineContext, on_event: EventSink = _ignore
+) -> ChainStep:
+    """Create a stage and set it up.
+
+    Raises: HedgerowError: it is missing, broken or misconfigured, or a model cannot be loaded.
+    """
+    name, stage = (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
+    try:
+        stage.setup(context)
+    except HedgerowError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
+            remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
+        ) from error
+    return ChainStep(name, stage, on_event)

@@ -32,6 +32,12 @@ class BoxesConfig(DetectorConfig):
 class Boxes(Detector[BoxesConfig]):
     """Read final boxes, and remove remaining duplicates."""
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        config = self.config
+        return (config.boxes, config.scores, *(() if config.classes is None else (config.classes,)))
+
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""
         config = self.config

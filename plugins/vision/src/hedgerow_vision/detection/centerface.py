@@ -26,6 +26,12 @@ class CenterFace(Detector[CenterFaceConfig]):
     Points".
     """
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        config = self.config
+        return (config.heat, config.sizes, config.offsets, config.points)
+
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""
         config = self.config

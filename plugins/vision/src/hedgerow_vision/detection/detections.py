@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Array, Frame, FrameError, HedgerowError, Stage, StageConfig, StageContext
+from hedgerow import Array, Frame, FrameError, FrameSpec, HedgerowError, Stage, StageConfig, StageContext
 from hedgerow_vision.detection.nms import blend, suppress
-from hedgerow_vision.images.fit import fit_of
+from hedgerow_vision.images.fit import META, fit_of
 
 
 class DetectorConfig(StageConfig):
@@ -73,6 +73,21 @@ class Detector(Stage[D]):
             if missing:
                 raise BadLabels(f"`only` names labels that do not exist: {', '.join(missing)}")
             self._only_classes = np.flatnonzero(np.isin(self._labels, self.config.only))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that `decode_outputs` reads."""
+        return ()
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take the model's outputs, and how the picture was fitted into its input.
+
+        Raises: StageMismatch: one is missing.
+        """
+        for name in self.outputs:
+            incoming.expect_tensor(name, remedy="Put `infer` before it, and name the tensors as the model does.")
+        incoming.expect_meta(META, remedy="Put `letterbox` or `resize` before `infer`.")
+        return incoming
 
     def decode_outputs(self, frame: Frame) -> Candidates:
         """Decode the model's outputs.

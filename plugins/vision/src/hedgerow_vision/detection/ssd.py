@@ -43,6 +43,11 @@ class Ssd(Detector[SsdConfig]):
         super().setup(context)
         self._anchors = make_anchors(self.config.anchors)
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        return (self.config.boxes, self.config.scores)
+
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""
         config = self.config

@@ -31,6 +31,11 @@ class Yolo(Detector[YoloConfig]):
     Redmon et al. 2016, "You Only Look Once"; Ge et al. 2021, "YOLOX", §2.
     """
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """See `Detector.outputs`."""
+        return (self.config.output,)
+
     def decode_outputs(self, frame: Frame) -> Candidates:
         """See `Detector.decode_outputs`."""
         fit = fit_of(frame)

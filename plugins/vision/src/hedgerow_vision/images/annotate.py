@@ -17,8 +17,8 @@ import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from hedgerow import Frame, PerStream, Stage, StageConfig, StageContext
-from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow import Frame, FrameSpec, PerStream, Stage, StageConfig, StageContext
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ class Annotate(Stage[AnnotateConfig]):
         except OSError as error:
             self._files = deque()
             self._report(error)
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture. Raises: StageMismatch: there is none."""
+        return picture_spec(incoming).with_meta(annotated=None)
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: not-decoded, not-a-picture."""

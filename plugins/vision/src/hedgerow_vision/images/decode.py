@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -12,9 +13,9 @@ import simplejpeg
 from PIL import Image
 from pydantic import Field
 
-from hedgerow import Frame, FrameError, Stage, StageConfig
+from hedgerow import Frame, FrameError, FrameSpec, Stage, StageConfig
 from hedgerow.frame import Buffer
-from hedgerow_vision.images.pictures import Picture
+from hedgerow_vision.images.pictures import SPEC, Picture
 
 _JPEG: Final = b"\xff\xd8\xff"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -41,6 +42,10 @@ class Decode(Stage[DecodeConfig]):
     """
 
     concurrent = True
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Give a picture; decoded frames pass unchanged."""
+        return incoming if incoming.array is not None else replace(incoming, array=SPEC, content_type="image/*")
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: empty-payload, unknown-content-type, image-too-large, truncated-image, bad-image."""

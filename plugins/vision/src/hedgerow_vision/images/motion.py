@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Drop, Frame, PerStream, Stage, StageConfig, StageContext
-from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow import Drop, Frame, FrameSpec, PerStream, Stage, StageConfig, StageContext
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 
 
 class MotionConfig(StageConfig):
@@ -46,6 +46,10 @@ class Motion(Stage[MotionConfig]):
     def setup(self, context: StageContext) -> None:
         """Create the per-stream state."""
         self._states: PerStream[_StreamState] = context.per_stream(_StreamState)
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture. Raises: StageMismatch: there is none."""
+        return picture_spec(incoming).with_meta(motion=None)
 
     def process(self, frame: Frame) -> Frame | Drop:
         """Drops: no-motion, too-soon. Raises: FrameError: not-decoded, not-a-picture."""

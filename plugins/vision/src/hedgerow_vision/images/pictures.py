@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hedgerow import Frame, FrameError
+from hedgerow import ArraySpec, Frame, FrameError, FrameSpec
 
 Picture = NDArray[np.uint8]
+SPEC: Final = ArraySpec("uint8", (None, None, 3))
+
+
+def picture_spec(incoming: FrameSpec) -> FrameSpec:
+    """Return what is known of frames that hold a picture.
+
+    Raises: StageMismatch: they hold none.
+    """
+    found = incoming.expect_array(SPEC, remedy="Put `decode` before it, and nothing that changes the picture between.")
+    return incoming if found.shape is not None else incoming.with_array(SPEC)
 
 
 def picture(frame: Frame) -> Picture:

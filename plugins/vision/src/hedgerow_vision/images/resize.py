@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BeforeValidator, Field, model_validator
 
-from hedgerow import Array, Frame, Stage, StageConfig, StageContext
+from hedgerow import Array, ArraySpec, Frame, FrameSpec, Stage, StageConfig, StageContext
 from hedgerow_vision.images.fit import META, Fit
-from hedgerow_vision.images.pictures import Picture, picture, resample
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec, resample
 
 
 def _pair(value: Any) -> Any:
@@ -34,7 +35,9 @@ class ResizeConfig(StageConfig):
 
     size: Size = Field(description="Width and height of the input, or one number for both.", examples=[640, [640, 480]])
     layout: Literal["nchw", "nhwc"] = Field("nchw", description="Order of axes: channels first or last.")
-    channels: Literal["rgb", "bgr"] = Field("rgb", description="Order of the colours.")
+    channels: Literal["rgb", "bgr", "grey"] = Field(
+        "rgb", description="Order of the colours; grey: one channel, the brightness (ITU-R BT.601)."
+    )
     dtype: Literal["float32", "uint8"] = Field(
         "float32", description="uint8 leaves the pixels unchanged; omit range, mean and std then."
     )
@@ -51,6 +54,8 @@ class ResizeConfig(StageConfig):
             raise ValueError("std must not be 0")
         if self.dtype == "uint8" and {"range", "mean", "std"} & self.model_fields_set:
             raise ValueError("dtype uint8 leaves the pixels unchanged: omit range, mean and std")
+        if self.channels == "grey" and (len({*self.mean}) > 1 or len({*self.std}) > 1):
+            raise ValueError("a grey picture has one mean and one std: give one number each")
         return self
 
 
@@ -72,6 +77,14 @@ class _InputStage(Stage[R]):
     def setup(self, context: StageContext) -> None:
         self._fill = InputFiller(self.config, getattr(self.config, "pad", 0))
 
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture; give the input tensor. Raises: StageMismatch: there is no picture."""
+        config, (width, height) = self.config, self.config.size
+        count = 1 if config.channels == "grey" else 3
+        shape = (1, count, height, width) if config.layout == "nchw" else (1, height, width, count)
+        tensors = {config.tensor: ArraySpec(config.dtype, shape)}
+        return picture_spec(incoming).with_tensors(tensors, **{META: None})
+
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: not-decoded, not-a-picture."""
         image = picture(frame)
@@ -85,7 +98,7 @@ class _InputStage(Stage[R]):
 class Resize(_InputStage[ResizeConfig]):
     """Stretch the picture to a model's input; the picture itself stays in `frame.array`.
 
-    Adds the tensor (1, 3, H, W) or (1, H, W, 3), and its mapping onto the picture in meta `fit`.
+    Adds the tensor (1, C, H, W) or (1, H, W, C), with C 3 or, if grey, 1; and its mapping onto the picture in meta `fit`.
     """
 
     def _fit(self, width: int, height: int) -> Fit:
@@ -111,7 +124,8 @@ class InputFiller:
 
     def __init__(self, config: ResizeConfig, pad: int = 0) -> None:
         low, high = config.range
-        mean, std = np.array(config.mean), np.array(config.std)
+        self._count = 1 if config.channels == "grey" else 3
+        mean, std = np.array(config.mean[: self._count]), np.array(config.std[: self._count])
         self._factor = ((high - low) / 255 / std).astype(np.float32)
         self._offset = ((low - mean) / std).astype(np.float32)
         self._pad = (pad * self._factor + self._offset).astype(np.float32)
@@ -126,18 +140,20 @@ class InputFiller:
         Args:
             image: (H, W, 3), uint8, RGB.
             fit: its placement.
-        Returns: (1, 3, H, W) or (1, H, W, 3), C-contiguous.
+        Returns: (1, C, H, W) or (1, H, W, C), C-contiguous.
         """
         scaled = resample(image, fit.width, fit.height)
+        if self._count == 1:
+            scaled = np.asarray(Image.fromarray(scaled).convert("L"))[:, :, np.newaxis]
         if self._bgr:
             scaled = scaled[:, :, ::-1]
         return self._channels_first(scaled, fit) if self._first else self._channels_last(scaled, fit)
 
     def _channels_first(self, scaled: Picture, fit: Fit) -> Array:
-        out = np.empty((1, 3, fit.input_height, fit.input_width), self._dtype)
+        out = np.empty((1, self._count, fit.input_height, fit.input_width), self._dtype)
         whole = (fit.width, fit.height) == (fit.input_width, fit.input_height)
         rows, columns = slice(fit.top, fit.top + fit.height), slice(fit.left, fit.left + fit.width)
-        for channel in range(3):
+        for channel in range(self._count):
             plane = out[0, channel]
             if not whole:
                 plane.fill(self._raw_pad if self._dtype == np.uint8 else self._pad[channel])
@@ -149,14 +165,15 @@ class InputFiller:
         return out
 
     def _channels_last(self, scaled: Picture, fit: Fit) -> Array:
-        out = np.empty((1, fit.input_height, fit.input_width, 3), self._dtype)
+        count = self._count
+        out = np.empty((1, fit.input_height, fit.input_width, count), self._dtype)
         if (fit.width, fit.height) != (fit.input_width, fit.input_height):
             out[...] = self._raw_pad if self._dtype == np.uint8 else self._pad
         if self._dtype == np.uint8:
             out[0, fit.top : fit.top + fit.height, fit.left : fit.left + fit.width] = scaled
             return out
-        lines: NDArray[np.float32] = out.reshape(fit.input_height, fit.input_width * 3)
-        target = lines[fit.top : fit.top + fit.height, fit.left * 3 : (fit.left + fit.width) * 3]
-        np.multiply(scaled.reshape(fit.height, fit.width * 3), np.tile(self._factor, fit.width), out=target)
+        lines: NDArray[np.float32] = out.reshape(fit.input_height, fit.input_width * count)
+        target = lines[fit.top : fit.top + fit.height, fit.left * count : (fit.left + fit.width) * count]
+        np.multiply(scaled.reshape(fit.height, fit.width * count), np.tile(self._factor, fit.width), out=target)
         target += np.tile(self._offset, fit.width)
         return out

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Frame, Outcome, Stage, StageConfig, StageContext
+from hedgerow import ArraySpec, Frame, FrameSpec, Outcome, Stage, StageConfig, StageContext, StageMismatch, TensorSpec
 from hedgerow_vision.detection.detections import with_result_part
 from hedgerow_vision.images.fit import Fit
-from hedgerow_vision.images.pictures import Picture, picture
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.images.resize import InputFiller, ResizeConfig
 from hedgerow_vision.text.quads import clockwise, reading_order, require_opencv
 
@@ -66,6 +66,15 @@ class DetectText(Stage[DetectTextConfig]):
         norm = ResizeConfig(size=_GRID, channels="bgr", mean=self.config.mean, std=self.config.std)
         self._fill = InputFiller(norm)
 
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture. Raises: StageMismatch: there is none, or the model does not take one."""
+        picture = ArraySpec("float32", (None, 3, None, None))
+        check_model(self._model.name, self._input, picture, self._output, ArraySpec(shape=(None, None, None, None)))
+        if any(side is not None and side % _GRID for side in self._input.shape[2:]):
+            remedy = "Export the model with a dynamic height and width."
+            raise StageMismatch(f"a model whose sides are multiples of {_GRID}", str(self._input), remedy=remedy)
+        return picture_spec(incoming).with_meta(**{QUADS: None})
+
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Raises: FrameError: not-decoded, not-a-picture."""
         outcomes: list[Outcome | Exception] = [None] * len(frames)
@@ -100,6 +109,23 @@ class DetectText(Stage[DetectTextConfig]):
             for score, box in zip(scores.round(4).tolist(), quads.round(5).tolist(), strict=True)
         ]
         return with_result_part(frame.with_meta(**{QUADS: quads}), "texts", texts)
+
+
+def check_model(name: str, taken: TensorSpec, picture: ArraySpec, given: TensorSpec, read: ArraySpec) -> None:
+    """Check that a text model takes pictures as a stage makes them, and gives what the stage reads.
+
+    Raises: StageMismatch: it does not.
+    """
+    remedy = "Use a model of PaddleOCR, exported to ONNX with float32 and channels first."
+    if not picture.agrees(_without_batch(taken)):
+        raise StageMismatch(f"a model of {picture}", f"{taken} of model {name}", remedy=remedy)
+    if given.shape and not read.agrees(_without_batch(given)):
+        raise StageMismatch(f"a model that gives {read}", f"{given} of model {name}", remedy=remedy)
+
+
+def _without_batch(tensor: TensorSpec) -> ArraySpec:
+    """Return what is known of a tensor when its batch axis may have any size."""
+    return ArraySpec(str(tensor.dtype), (None, *tensor.shape[1:]))
 
 
 def find_quads(

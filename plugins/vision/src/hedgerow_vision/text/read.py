@@ -10,9 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Frame, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
-from hedgerow_vision.images.pictures import Picture, picture
-from hedgerow_vision.text.detect import QUADS
+from hedgerow import (
+    ArraySpec,
+    Frame,
+    FrameSpec,
+    HedgerowError,
+    ModelHandle,
+    Outcome,
+    Stage,
+    StageConfig,
+    StageContext,
+)
+from hedgerow_vision.images.pictures import Picture, picture, picture_spec
+from hedgerow_vision.text.detect import QUADS, check_model
 from hedgerow_vision.text.quads import rectify, require_opencv
 
 _WHOLE: Final = np.array([[[0, 0], [1, 0], [1, 1], [0, 1]]], np.float64)
@@ -73,6 +83,15 @@ class ReadText(Stage[ReadTextConfig]):
         self._reader = context.model(self.config.model)
         self._angle_model = None if self.config.angle_model is None else context.model(self.config.angle_model)
         self._alphabet = _alphabet(self._reader)
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a picture. Raises: StageMismatch: there is none, or a model does not take one."""
+        height = self.config.height
+        for model, width, shape in ((self._reader, None, (None, None, None)), (self._angle_model, 192, (None, 2))):
+            if model is not None:
+                picture = ArraySpec("float32", (None, 3, height, width))
+                check_model(model.name, model.inputs[0], picture, model.outputs[0], ArraySpec(shape=shape))
+        return picture_spec(incoming)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Raises: FrameError: not-decoded, not-a-picture."""

@@ -1,0 +1,81 @@
+"""One input of a model, and the frame's tensor that fills it: for `infer`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from hedgerow.backends.base import TensorSpec
+from hedgerow.errors import StageMismatch
+from hedgerow.stage import ArraySpec, ModelHandle
+
+_SINGLE: Final = np.dtype(np.float32)
+_HALF: Final = np.dtype(np.float16)
+
+
+class ModelInput:
+    """One input of a model, and the tensor it takes.
+
+    Attributes:
+        axis: the batch axis.
+        floats: whether it takes floating point numbers.
+        half: whether it takes float16, to which float32 is converted: no stage makes float16.
+    """
+
+    __slots__ = ("axis", "dtype", "floats", "half", "name", "ndim", "spec", "tensor")
+
+    def __init__(self, spec: TensorSpec, tensor: str, model: ModelHandle) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.tensor = tensor
+        self.dtype = spec.dtype
+        self.ndim = len(spec.shape)
+        self.axis = model.batch_axis.get(spec.name, 0)
+        self.floats = spec.dtype.kind == "f"
+        self.half = spec.dtype == _HALF
+
+    def check(self, array: ArraySpec, name: str, model: str) -> None:
+        """Check what is known of an array.
+
+        Args:
+            name: what the array is called.
+            model: name of the model.
+        Raises: StageMismatch: no such array fits.
+        """
+        if not (self._takes_dtype(array.dtype) and self._takes_shape(array.shape)):
+            raise StageMismatch(f"{self.spec} for model {model}", f"{name}: {array}", remedy=self._remedy(array))
+
+    def _takes_dtype(self, dtype: str | None) -> bool:
+        return dtype in (None, str(self.dtype)) or (self.half and dtype == str(_SINGLE))
+
+    def _takes_shape(self, shape: tuple[int | None, ...] | None) -> bool:
+        if shape is None:
+            return True
+        if len(shape) == self.ndim - 1:  # `infer` adds the batch axis
+            shape = (*shape[: self.axis], 1, *shape[self.axis :])
+        return len(shape) == self.ndim and all(
+            # A batch that is not full is padded.
+            size is None or expected is None or size == expected or (axis == self.axis and 0 < size < expected)
+            for axis, (size, expected) in enumerate(zip(shape, self.spec.shape, strict=True))
+        )
+
+    def _remedy(self, array: ArraySpec) -> str:
+        if not self._takes_dtype(array.dtype):
+            return f"Set `dtype: {self.dtype}` of the stage that makes it, or use a model that takes {array.dtype}."
+        shape = array.shape or ()
+        if len(shape) not in (self.ndim, self.ndim - 1):
+            return f"Make it of {self.ndim} dimensions, with or without the batch axis, in a stage before this one."
+        whole = (None, *shape) if len(shape) < self.ndim else shape
+        if len(whole) == 4:
+            batch, *sides = whole
+            if self._takes_shape((batch, sides[2], sides[0], sides[1])):
+                return "Set `layout: nchw` of the stage that makes it: the model takes channels first."
+            if self._takes_shape((batch, sides[1], sides[2], sides[0])):
+                return "Set `layout: nhwc` of the stage that makes it: the model takes channels last."
+            if 3 in (sides[0], sides[2]) and 1 in self.spec.shape[1:]:
+                return "Set `channels: grey` of `resize` or `letterbox`: the model takes one channel."
+            height, width = self.spec.shape[2:] if sides[0] == self.spec.shape[1] else self.spec.shape[1:3]
+            if width is not None and height is not None:
+                return f"Set `size: [{width}, {height}]` of the stage that makes it, or use a model of that size."
+        return "Change `size` of the stage that makes it, or use a model of that size."
