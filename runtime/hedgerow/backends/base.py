@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -121,6 +121,18 @@ class Session(Protocol):
             inputs: a C-contiguous array of the right dtype and shape for every input.
         Returns: a new array for every output, by name; an ONNX model has the same names on every backend.
         Raises: InferenceError: the backend failed.
+        """
+        ...
+
+    def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
+        """Return an operator whose output's size depends on the inputs' values, not on shapes alone; None: there is none.
+
+        Reads the model's file again: for use while it loads.
+
+        Args:
+            batch: valid inputs.
+            constants: inputs whose values never change.
+        Raises: ModelUnreadable: the model cannot have inputs of these shapes, or its structure cannot be read.
         """
         ...
 

@@ -7,7 +7,7 @@ configuration entry, any other key an option of the device's execution provider 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ import numpy as np
 
 from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
+from hedgerow.backends.onnx_file import read_onnx
+from hedgerow.backends.onnx_sizes import value_sized
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
 
@@ -155,6 +157,15 @@ class OnnxRuntimeSession:
             raise InferenceError(
                 f"onnxruntime failed to run {self._path.name}: {_reason(error)}",
                 remedy="If other frames work, check this one's tensors; otherwise try `backend: openvino`.",
+            ) from error
+
+    def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
+        """Return an operator whose output's size depends on values; see `Session.value_sized`."""
+        try:
+            return value_sized(read_onnx(self._path), constants)
+        except (OSError, ValueError) as error:
+            raise ModelUnreadable(
+                f"The structure of {self._path.name} cannot be read: {error}", remedy="Export the model again."
             ) from error
 
     def close(self) -> None:

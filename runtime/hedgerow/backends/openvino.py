@@ -18,7 +18,7 @@ import queue
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -176,6 +176,27 @@ class OpenVinoSession:
         finally:
             requests.release(request)
 
+    def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
+        """Return an operator whose output's size depends on values; see `Session.value_sized`.
+
+        With the shapes of all inputs fixed, OpenVINO computes every size that follows from them.
+        """
+        model = _shared_core().read_model(self._path)
+        try:
+            for port in model.inputs:
+                if (name := _name(port)) in constants:
+                    parameter = port.get_node()
+                    port.replace(openvino_package().opset13.constant(batch[name]).output(0))
+                    model.remove_parameter(parameter)
+            model.reshape({number: batch[_name(port)].shape for number, port in enumerate(model.inputs)})
+        except Exception as error:
+            shapes = ", ".join(f"{name}: {list(array.shape)}" for name, array in batch.items())
+            raise ModelUnreadable(
+                f"OpenVINO cannot give {self._path.name} inputs of the shapes {shapes}: {_reason(error)}",
+                remedy="Set `max_batch: 1`, or export the model with a dynamic batch axis.",
+            ) from error
+        return next((str(node.get_type_name()) for node in model.get_ordered_ops() if _is_value_sized(node)), None)
+
     def close(self) -> None:
         """Free the model; runs in progress finish first, waiting ones fail."""
         for requests in (self._any_batch, *self._by_rows.values()):
@@ -278,6 +299,26 @@ def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int
     variant = model.clone()
     variant.reshape(shapes)
     return variant
+
+
+def _is_value_sized(node: Any) -> bool:
+    """Return whether an operator's outputs depend on values in size, or in which part of the model computes them."""
+    kind = node.get_type_name()
+    branches = kind == "Loop" or (kind == "If" and _depends_on_inputs(node.input_value(0)))
+    return branches or any(output.partial_shape.is_dynamic for output in node.outputs())
+
+
+def _depends_on_inputs(output: Any) -> bool:
+    """Return whether a value depends on values of the model's inputs, not on their shapes alone."""
+    waiting, seen = [output.get_node()], set()
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() == "Parameter":
+            return True
+        if node.get_name() not in seen and node.get_type_name() != "ShapeOf":
+            seen.add(node.get_name())
+            waiting += [value.get_node() for value in node.input_values()]
+    return False
 
 
 def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:

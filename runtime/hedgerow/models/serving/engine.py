@@ -3,8 +3,7 @@
 Rules:
 - An engine batches waiting requests across streams and pipelines; no request waits for a batch to fill.
 - A request that cannot run fails alone: if a batch fails, its requests run again one at a time.
-- Many models claim to take batches but do not: they were exported with a reshape to one frame, or return a list of boxes
-  without the frame each belongs to. So two frames of the first batch also run alone, and batching stops if outputs differ.
+- Frames share a batch only if trials while the model loads have proven that it can be split (`batch_trial.py`).
 - `ServedModel` reports the backend, device and digest *in use*, not the requested ones.
 """
 
@@ -17,21 +16,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import structlog
+
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch
 from hedgerow.frame import Array
+from hedgerow.models.bundle.arrays import read_arrays
 from hedgerow.models.bundle.metadata import metadata_of
 from hedgerow.models.bundle.model_file import ModelFile, resolve
 from hedgerow.models.bundle.version import DamagedModel, ModelVersion
 from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batching
+from hedgerow.models.session.batch_trial import why_not_batched
 from hedgerow.models.session.combiner import Combiner, Ticket
 from hedgerow.models.session.load import Loaded, load
 from hedgerow.models.session.signature import Signature
 
+log = structlog.get_logger(__name__)
+
 _RECENT: Final = 64
 """Number of batches per size whose times are stored."""
+
+_GOLDEN: Final = 3
+"""Number of golden cases whose inputs are used to try batches."""
 
 _CARRIES_OVER: Final = "carries-over"
 
@@ -59,6 +67,8 @@ class Engine:
         source: the model's file.
         config: how to run it.
         loaded: the session.
+        signature: the model's signature.
+        unbatched: why frames must not share a batch; None: they may.
         model_version: the version; None: a file named in the node's configuration.
     Attributes:
         inputs: inputs that callers provide: includes hidden state, but not `constants`.
@@ -77,10 +87,11 @@ class Engine:
         source: ModelFile,
         config: ModelConfig,
         loaded: Loaded,
+        signature: Signature,
+        unbatched: str | None,
         model_version: ModelVersion | None = None,
     ) -> None:
         session = loaded.session
-        signature = Signature(name, config, session.inputs, session.outputs)
         self.name = name
         self.source = source
         self.config = config
@@ -100,13 +111,11 @@ class Engine:
         self._signature = signature
         self._loaded = loaded
         self._session = session
-        self._sizes = (
-            (signature.fixed,) if signature.fixed is not None else session.batch_sizes if signature.batches else ()
-        )
-        self._combiner = Combiner(self._run, streams=session.streams, limit=signature.limit(loaded.max_batch))
+        self._unbatched = unbatched
+        limit = signature.limit(loaded.max_batch) if unbatched is None else 1
+        self._sizes = (signature.fixed,) if signature.fixed is not None else session.batch_sizes if limit > 1 else ()
+        self._combiner = Combiner(self._run, streams=session.streams, limit=limit)
         self._lock = threading.Lock()
-        self._unbatched: str | None = None
-        self._batches_verified = False
         self._failures = 0
         self._busy_s = 0.0
         self._batches: Counter[int] = Counter()
@@ -151,6 +160,11 @@ class Engine:
             self.state_token = other.state_token
 
     @property
+    def max_batch(self) -> int:
+        """Most rows in a batch."""
+        return self._combiner.batch_size_policy.limit
+
+    @property
     def signature(self) -> Signature:
         """The model's signature, with its configuration applied."""
         return self._signature
@@ -192,7 +206,7 @@ class Engine:
             passed_over=loaded.passed_over,
             streams=session.streams,
             threads=loaded.threads,
-            max_batch=self._combiner.batch_size_policy.limit,
+            max_batch=self.max_batch,
             unbatched=self._unbatched,
             inputs=tuple(str(spec) for spec in session.inputs),
             outputs=tuple(str(spec) for spec in session.outputs),
@@ -228,8 +242,6 @@ class Engine:
                 return
             for ticket, result in zip(tickets, results, strict=True):
                 ticket.result = result
-            if not self._batches_verified:
-                self._verify_batch(tickets)
         except BaseException as error:  # interrupted: other callers must not wait for ever
             for ticket in tickets:
                 ticket.result = ticket.result or _failed(self.name, error)
@@ -242,15 +254,6 @@ class Engine:
             with self._lock:
                 self._failures += 1
             return error if isinstance(error, HedgerowError) else _failed(self.name, error)
-
-    def _verify_batch(self, tickets: list[Ticket]) -> None:
-        """Compare the first and last request of the first batch with running them alone; run all alone if they differ."""
-        if all(_agrees(ticket.result, self._run_alone(ticket)) for ticket in (tickets[0], tickets[-1])):
-            self._batches_verified = True
-            return
-        for ticket in tickets:
-            ticket.result = self._run_alone(ticket)
-        self._stop_batching(f"in a batch of {len(tickets)}, a request has other outputs than alone")
 
     def _stop_batching(self, why: str) -> None:
         self._unbatched = why
@@ -307,15 +310,33 @@ def open_engine(
     if version is not None and source.digest != version.variant.model_digest:
         raise DamagedModel(version, source.digest)
     loaded = load(source, config, cores, state_dir)
+    session = loaded.session
     try:
-        return Engine(name, source, config, loaded, version)
+        signature = Signature(name, config, session.inputs, session.outputs)
+        unbatched = None
+        if signature.fixed is not None or signature.limit(loaded.max_batch) > 1:
+            unbatched = why_not_batched(session, signature, _golden_frames(version, signature))
+        if unbatched is not None:
+            log.warning("model-not-batched", model=name, path=str(source.path), backend=session.backend, why=unbatched)
+        return Engine(name, source, config, loaded, signature, unbatched, version)
     except BaseException:
         loaded.session.close()
         raise
 
 
-def _agrees(batched: dict[str, Array], alone: dict[str, Array] | HedgerowError) -> bool:
-    return isinstance(alone, dict) and batching.alike(alone, batched)
+def _golden_frames(version: ModelVersion | None, signature: Signature) -> list[dict[str, Array]]:
+    """Return frames of a version's golden inputs, all of the same shapes."""
+    frames: list[dict[str, Array]] = []
+    for case in version.manifest.golden[:_GOLDEN] if version is not None else ():
+        arrays = read_arrays(version.folder / case.inputs.path)
+        if all(spec.name in arrays and arrays[spec.name].ndim == len(spec.shape) for spec in signature.inputs):
+            axes = [(spec.name, signature.axes[spec.name]) for spec in signature.inputs]
+            frames += [
+                {name: arrays[name] if axis is None else arrays[name].take([row], axis) for name, axis in axes}
+                for row in (0, -1)
+            ]
+    shapes = [{name: array.shape for name, array in frame.items()} for frame in frames]
+    return [frame for frame, shape in zip(frames, shapes, strict=True) if shape == shapes[0]]
 
 
 def _failed(model: str, error: BaseException) -> InferenceError:
