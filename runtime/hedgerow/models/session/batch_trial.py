@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from hedgerow.backends.base import Session, TensorSpec
-from hedgerow.errors import HedgerowError, ModelMismatch
+from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
 from hedgerow.models.session import batching
 from hedgerow.models.session.signature import Signature
@@ -49,17 +49,25 @@ class _Differs(Exception):
     """The model cannot be batched; the message says why."""
 
 
+class _NoRows(_Differs):
+    """The model is fixed to several frames, and its outputs have no row for each."""
+
+
 def why_not_batched(session: Session, signature: Signature, typical: Sequence[Mapping[str, Array]] = ()) -> str | None:
     """Return why frames must not share batches; None: they may.
 
+    If the model is fixed to several rows and its outputs cannot be split into theirs, requests must then have all rows.
+
     Args:
         typical: real frames to try first, if there are some: all inputs, one row each, of the same shapes.
-    Raises: ModelMismatch: the model is fixed to several frames, and its outputs cannot be split into theirs.
     """
     if not signature.batches:
         return None
     try:
         _Trial(session, signature).run(typical)
+    except _NoRows as why:
+        signature.require_all_rows()
+        return str(why)
     except _Differs as why:
         return str(why)
     return None
@@ -107,10 +115,7 @@ class _Trial:
                 for position in range(size):
                     self._same_alone(self._row(one, position), self._row(one, 0), size)
         except _Differs as why:
-            raise ModelMismatch(
-                f"The model takes {size} frames at once, and its outputs cannot be split into theirs: {why}",
-                remedy="Export the model for one frame, or with a dynamic batch axis.",
-            ) from None
+            raise _NoRows(f"it takes {size} rows at once, and its outputs cannot be split into theirs: {why}") from None
         mixed = self._in_batch([frames[position % len(frames)] for position in range(size)])
         for position in range(size):
             self._same_beside_others(mixed, copies[position % len(frames)], position)

@@ -3,6 +3,7 @@
 It determines which requests may share a batch:
 - All inputs have a dynamic batch axis: requests with the same shapes share batches.
 - All inputs have a batch axis fixed to N > 1: requests share batches; a batch that is not full is padded with its last row.
+  If outputs have no row for each (`batch_trial.py`), that axis does not count frames: every request must have all rows.
 - An input has a batch axis fixed to 1: the model takes no batches; every request runs alone.
 - Scalar inputs have no batch axis: only requests with the same value share a batch.
 """
@@ -85,6 +86,10 @@ class Signature:
         if not self.batches:
             return 1
         return min(max_batch, self.fixed) if self.fixed is not None else max_batch
+
+    def require_all_rows(self) -> None:
+        """Admit only requests with all rows that the model is fixed to: its outputs cannot be split into those of a part."""
+        self.fixed, self.batches = None, False
 
     def zero_state(self) -> dict[str, Array]:
         """Return the initial hidden state of a stream: zeros, one row, dynamic dimensions of size 1."""
