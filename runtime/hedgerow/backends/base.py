@@ -113,6 +113,8 @@ class Session(Protocol):
     """Rows it is compiled for, ascending: pad other batches, which are slow. Empty: any size is equally fast."""
     metadata: Mapping[str, str]
     """The model's own metadata (ONNX `metadata_props`, OpenVINO `rt_info`)."""
+    state: Mapping[str, str]
+    """State that the file keeps inside, made explicit: input name → name of the output with its next value."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch. Thread-safe; blocks with the interpreter lock released.

@@ -10,14 +10,15 @@ import re
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
 from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
-from hedgerow.backends.onnx_file import read_onnx
-from hedgerow.backends.onnx_sizes import value_sized
+from hedgerow.backends.graphs.onnx_file import read_onnx
+from hedgerow.backends.graphs.onnx_sizes import value_sized
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
 
@@ -135,6 +136,7 @@ class OnnxRuntimeSession:
 
     backend = "onnxruntime"
     batch_sizes: tuple[int, ...] = ()
+    state: Mapping[str, str] = MappingProxyType({})  # ONNX has none between runs
 
     def __init__(self, session: Any, path: Path, device: str, streams: int) -> None:
         self.inputs = tuple(_spec(path, item) for item in session.get_inputs())

@@ -27,6 +27,14 @@ import numpy as np
 
 from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
+from hedgerow.backends.graphs.openvino_graph import (
+    make_state_explicit,
+    name_of,
+    open_batch,
+    reason_of,
+    value_sized,
+    with_rows,
+)
 from hedgerow.backends.vendors import openvino_package
 from hedgerow.errors import ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
@@ -85,17 +93,12 @@ class OpenVino:
         """
         core = _shared_core()
         device = self._device(options.device)
-        try:
-            model = core.read_model(path)
-        except Exception as error:
-            raise _unreadable(path, error) from error
-        if options.open_batch:
-            _open_batch(path, model, options.batch_axes)
+        model, state = _read(core, path, options)
         inputs, outputs = _specs(path, model.inputs), _specs(path, model.outputs)
         try:
             compiled = _compile(core, model, device, options)
             by_rows = {  # one at a time: copying a model holds the interpreter lock, and takes memory
-                rows: _compile(core, _with_rows(path, model, options.batch_axes, rows), device, options)
+                rows: _compile(core, with_rows(path, model, options.batch_axes, rows), device, options)
                 for rows in options.batch_sizes
             }
         except ConfigError:
@@ -104,11 +107,11 @@ class OpenVino:
             option = next((name for name in options.vendor if name in str(error)), None)
             if option is not None:
                 raise ConfigError(
-                    f"OpenVINO rejects the option {option}: {_reason(error)}",
+                    f"OpenVINO rejects the option {option}: {reason_of(error)}",
                     remedy=f"Correct or remove {option} under the model's `options:`.",
                 ) from error
             raise _unreadable(path, error) from error
-        return OpenVinoSession(compiled, by_rows, path, inputs, outputs, options, _metadata(model))
+        return OpenVinoSession(compiled, by_rows, path, inputs, outputs, options, _metadata(model), state)
 
     def _device(self, requested: str) -> str:
         device, available = requested.upper(), self.devices()
@@ -135,6 +138,7 @@ class OpenVinoSession:
         outputs: tuple[TensorSpec, ...],
         options: SessionOptions,
         metadata: Mapping[str, str],
+        state: Mapping[str, str],
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
@@ -142,7 +146,9 @@ class OpenVinoSession:
         self.streams = options.streams
         self.batch_sizes = tuple(by_rows)
         self.metadata = metadata
+        self.state = state
         self._path = path
+        self._options = options
         self._tensor = openvino_package().Tensor
         self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
         self._names = [spec.name for spec in outputs]
@@ -170,32 +176,16 @@ class OpenVinoSession:
             return dict(zip(self._names, request.infer(share_outputs=False).to_tuple(), strict=True))
         except Exception as error:
             raise InferenceError(
-                f"OpenVINO failed to run {self._path.name}: {_reason(error)}",
+                f"OpenVINO failed to run {self._path.name}: {reason_of(error)}",
                 remedy="If other frames work, check this one's tensors; otherwise try `backend: onnxruntime`.",
             ) from error
         finally:
             requests.release(request)
 
     def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
-        """Return an operator whose output's size depends on values; see `Session.value_sized`.
-
-        With the shapes of all inputs fixed, OpenVINO computes every size that follows from them.
-        """
-        model = _shared_core().read_model(self._path)
-        try:
-            for port in model.inputs:
-                if (name := _name(port)) in constants:
-                    parameter = port.get_node()
-                    port.replace(openvino_package().opset13.constant(batch[name]).output(0))
-                    model.remove_parameter(parameter)
-            model.reshape({number: batch[_name(port)].shape for number, port in enumerate(model.inputs)})
-        except Exception as error:
-            shapes = ", ".join(f"{name}: {list(array.shape)}" for name, array in batch.items())
-            raise ModelUnreadable(
-                f"OpenVINO cannot give {self._path.name} inputs of the shapes {shapes}: {_reason(error)}",
-                remedy="Set `max_batch: 1`, or export the model with a dynamic batch axis.",
-            ) from error
-        return next((str(node.get_type_name()) for node in model.get_ordered_ops() if _is_value_sized(node)), None)
+        """Return an operator whose output's size depends on values; see `Session.value_sized`."""
+        model, _ = _read(_shared_core(), self._path, self._options)
+        return value_sized(self._path, model, batch, constants)
 
     def close(self) -> None:
         """Free the model; runs in progress finish first, waiting ones fail."""
@@ -242,6 +232,18 @@ def _shared_core() -> Any:
         return _core
 
 
+def _read(core: Any, path: Path, options: SessionOptions) -> tuple[Any, dict[str, str]]:
+    """Read a model, with explicit state and its batch axis opened if requested. Returns: the model, and its state."""
+    try:
+        model = core.read_model(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    state = make_state_explicit(path, model)
+    if options.open_batch:
+        open_batch(path, model, options.batch_axes)
+    return model, state
+
+
 def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any:
     settings: dict[str, Any] = {}
     if device == "CPU":
@@ -265,62 +267,6 @@ def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any
         return core.compile_model(model, device, settings)
 
 
-def _open_batch(path: Path, model: Any, axes: Mapping[str, int | None]) -> None:
-    """Make the batch axis dynamic for inputs that fix it to 1. Raises: ModelUnreadable: the model cannot be reshaped."""
-    shapes = {}
-    for number, port in enumerate(model.inputs):
-        shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
-        if axis is not None and shape.rank.is_static and axis < len(shape) and shape[axis] == 1:
-            shape[axis] = -1
-            shapes[number] = shape
-    if shapes:
-        try:
-            model.reshape(shapes)
-        except Exception as error:
-            raise ModelUnreadable(
-                f"OpenVINO cannot make the batch axis of {path.name} dynamic: {_reason(error)}",
-                remedy="Remove `open_batch`, or export the model with a dynamic batch axis.",
-            ) from error
-
-
-def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int) -> Any:
-    """Return a copy of the model for batches of exactly `rows` rows."""
-    shapes = {}
-    for number, port in enumerate(model.inputs):
-        shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
-        if axis is not None and shape.rank.is_static and axis < len(shape) and shape[axis].is_dynamic:
-            shape[axis] = rows
-        if shape.is_dynamic:
-            raise ConfigError(
-                f"{path.name}: `static_batches` needs a model with no dynamic axis but the batch; {_name(port)} is {shape}",
-                remedy="Remove `static_batches`, or export the model with fixed sizes.",
-            )
-        shapes[number] = shape
-    variant = model.clone()
-    variant.reshape(shapes)
-    return variant
-
-
-def _is_value_sized(node: Any) -> bool:
-    """Return whether an operator's outputs depend on values in size, or in which part of the model computes them."""
-    kind = node.get_type_name()
-    branches = kind == "Loop" or (kind == "If" and _depends_on_inputs(node.input_value(0)))
-    return branches or any(output.partial_shape.is_dynamic for output in node.outputs())
-
-
-def _depends_on_inputs(output: Any) -> bool:
-    """Return whether a value depends on values of the model's inputs, not on their shapes alone."""
-    waiting, seen = [output.get_node()], set()
-    while waiting:
-        node = waiting.pop()
-        if node.get_type_name() == "Parameter":
-            return True
-        if node.get_name() not in seen and node.get_type_name() != "ShapeOf":
-            seen.add(node.get_name())
-            waiting += [value.get_node() for value in node.input_values()]
-    return False
-
-
 def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:
     specs = tuple(_spec(path, port) for port in ports)
     if len({spec.name for spec in specs}) < len(specs):
@@ -331,7 +277,7 @@ def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:
 
 
 def _spec(path: Path, port: Any) -> TensorSpec:
-    name = _name(port)
+    name = name_of(port)
     dtype = _DTYPES.get(port.get_element_type().to_string())
     if dtype is None:
         raise ModelUnreadable(
@@ -342,16 +288,6 @@ def _spec(path: Path, port: Any) -> TensorSpec:
     # As with ONNX Runtime, the shape is empty if the rank is dynamic.
     shape = () if dims.rank.is_dynamic else tuple(None if dim.is_dynamic else dim.get_length() for dim in dims)
     return TensorSpec(name, shape, np.dtype(dtype))
-
-
-def _name(port: Any) -> str:
-    """Return the author's name for a tensor; conversion may have added more names, or left none."""
-    names: set[str] = port.get_names()
-    friendly = str(port.get_node().get_friendly_name())
-    own = friendly.removesuffix("/sink_port_0")
-    if own in names or not names:
-        return own
-    return min(names)
 
 
 def _metadata(model: Any) -> dict[str, str]:
@@ -379,13 +315,6 @@ def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
     if "Unable to read the model" in text:
         text = "unknown format"
     return ModelUnreadable(
-        f"OpenVINO cannot read {path.name} ({path.stat().st_size:,} bytes): {_reason(text)}",
+        f"OpenVINO cannot read {path.name} ({path.stat().st_size:,} bytes): {reason_of(text)}",
         remedy="Copy the file again (an .xml needs its .bin beside it): it is truncated, or its suffix is wrong.",
     )
-
-
-def _reason(error: Exception | str) -> str:
-    """Return OpenVINO's message on one line, without locations in its source code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    useful = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
-    return " ".join(" ".join(useful).split())[:500] or type(error).__name__

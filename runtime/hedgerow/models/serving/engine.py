@@ -30,7 +30,7 @@ from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batching
 from hedgerow.models.session.batch_trial import why_not_batched
 from hedgerow.models.session.combiner import Combiner, Ticket
-from hedgerow.models.session.load import Loaded, load
+from hedgerow.models.session.load import Loaded, load, with_state
 from hedgerow.models.session.signature import Signature
 
 log = structlog.get_logger(__name__)
@@ -311,6 +311,7 @@ def open_engine(
         raise DamagedModel(version, source.digest)
     loaded = load(source, config, cores, state_dir)
     session = loaded.session
+    config = with_state(config, session)
     try:
         signature = Signature(name, config, session.inputs, session.outputs)
         unbatched = None

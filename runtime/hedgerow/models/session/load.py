@@ -110,9 +110,14 @@ def load_signature(source: ModelFile, config: ModelConfig) -> Signature:
     """
     session = load(source, config, 1, None).session
     try:
-        return Signature(source.path.name, config, session.inputs, session.outputs)
+        return Signature(source.path.name, with_state(config, session), session.inputs, session.outputs)
     finally:
         session.close()
+
+
+def with_state(config: ModelConfig, session: Session) -> ModelConfig:
+    """Return a model's configuration with the state that its backend has made explicit."""
+    return config.model_copy(update={"state": {**session.state, **config.state}}) if session.state else config
 
 
 def _open(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from hedgerow.backends.onnx_file import OnnxFile, OnnxGraph, OnnxNode
+from hedgerow.backends.graphs.onnx_file import OnnxFile, OnnxGraph, OnnxNode
 
 _BY_VALUE: Final = frozenset(
     [
