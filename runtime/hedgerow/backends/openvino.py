@@ -312,6 +312,11 @@ def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
             f"{found['read'] or found['compile']}",
             remedy="Use `backend: onnxruntime`, or export the model without these operators.",
         )
+    if "outside the base directory" in text:
+        return ModelUnreadable(
+            f"OpenVINO cannot read {path.name}: {reason_of(text)}",
+            remedy="Copy the model's files into one folder, without links (`cp -L`), or use `backend: onnxruntime`.",
+        )
     if "Unable to read the model" in text:
         text = "unknown format"
     return ModelUnreadable(

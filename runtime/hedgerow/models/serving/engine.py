@@ -19,11 +19,11 @@ from typing import Any, Final, Protocol
 import structlog
 
 from hedgerow.config import ModelConfig
-from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch
+from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch, ModelUnreadable
 from hedgerow.frame import Array
 from hedgerow.models.bundle.arrays import read_arrays
 from hedgerow.models.bundle.metadata import metadata_of
-from hedgerow.models.bundle.model_file import ModelFile, resolve
+from hedgerow.models.bundle.model_file import ModelFile, digest, resolve
 from hedgerow.models.bundle.version import DamagedModel, ModelVersion
 from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
 from hedgerow.models.serving.served_model import ServedModel
@@ -313,6 +313,11 @@ def open_engine(
     session = loaded.session
     config = with_state(config, session)
     try:
+        if digest(source.path) != source.digest:
+            raise ModelUnreadable(
+                f"Model {name}: {source.path} changed while it was loaded",
+                remedy="Replace a model's files by renaming new ones, then reload.",
+            )
         signature = Signature(name, config, session.inputs, session.outputs)
         unbatched = None
         if signature.fixed is not None or signature.limit(loaded.max_batch) > 1:
