@@ -27,6 +27,7 @@ import numpy as np
 
 from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
+from hedgerow.backends.graphs.onnx_file import is_whole
 from hedgerow.backends.graphs.openvino_graph import (
     make_state_explicit,
     name_of,
@@ -56,7 +57,10 @@ _DTYPES: Final = {
 _UNSUPPORTED: Final = re.compile(
     r"(?:Conversion is failed for|No conversion rule found for operations?): *(?P<read>[^\n]+)"
     r"|doesn't support (?P<compile>\w+ operation[^\n]*)"
+    r"|Cannot create (?P<create>\w+) layer [^\n]* from unsupported opset"
+    r"|doesn't contain the operation with type: (?P<type>\w+)"
 )
+_IR_VERSION: Final = 11
 _VIRTUAL: Final = ("AUTO", "MULTI", "HETERO", "BATCH")
 _core_lock = threading.Lock()
 _core: Any = None
@@ -306,11 +310,14 @@ def _flat(info: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
     text, found = str(error), _UNSUPPORTED.search(str(error))
+    onnx = path.suffix.lower() == ".onnx"
     if found:
+        operators = next(name for name in found.groups() if name)
         return ModelUnreadable(
-            f"OpenVINO {OpenVino().version} does not support operators that {path.name} uses: "
-            f"{found['read'] or found['compile']}",
-            remedy="Use `backend: onnxruntime`, or export the model without these operators.",
+            f"OpenVINO {OpenVino().version} does not support operators that {path.name} uses: {operators}",
+            remedy="Use `backend: onnxruntime`, or export the model without these operators."
+            if onnx
+            else "Update OpenVINO, or convert the model again with this version of it.",
         )
     if "outside the base directory" in text:
         return ModelUnreadable(
@@ -319,7 +326,22 @@ def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
         )
     if "Unable to read the model" in text:
         text = "unknown format"
+    remedy = "Copy the file again (an .xml needs its .bin beside it): it is truncated, or its suffix is wrong."
+    if onnx and is_whole(path):
+        remedy = "The file is whole, so try `backend: onnxruntime`, update OpenVINO, or export the model again."
+    elif newer := _newer_ir(path):
+        text, remedy = (
+            f"it has IR version {newer}",
+            "Update OpenVINO, or convert the model again with this version of it.",
+        )
     return ModelUnreadable(
-        f"OpenVINO cannot read {path.name} ({path.stat().st_size:,} bytes): {reason_of(text)}",
-        remedy="Copy the file again (an .xml needs its .bin beside it): it is truncated, or its suffix is wrong.",
+        f"OpenVINO {OpenVino().version} cannot read {path.name} ({path.stat().st_size:,} bytes): {reason_of(text)}",
+        remedy=remedy,
     )
+
+
+def _newer_ir(path: Path) -> int | None:
+    """Return the version of an IR, if it is newer than what OpenVINO has written since 2022."""
+    with path.open("rb") as stream:
+        found = re.search(rb'<net [^>]*version="(\d{1,6})"', stream.read(4096))
+    return int(found[1]) if found and int(found[1]) > _IR_VERSION else None

@@ -73,6 +73,14 @@ def read_onnx(path: Path) -> OnnxFile:
             return reader.file
 
 
+def is_whole(path: Path) -> bool:
+    """Return whether a file has the structure of an ONNX model, from its first byte to its last."""
+    try:
+        return bool(read_onnx(path).graph.outputs)
+    except (OSError, ValueError):
+        return False
+
+
 class _Reader:
     """Reads messages of one file."""
 
