@@ -64,7 +64,7 @@ def why_not_batched(session: Session, signature: Signature, typical: Sequence[Ma
     if not signature.batches:
         return None
     try:
-        _Trial(session, signature).run(typical)
+        _BatchTrial(session, signature).run(typical)
     except _NoRows as why:
         signature.require_all_rows()
         return str(why)
@@ -73,7 +73,7 @@ def why_not_batched(session: Session, signature: Signature, typical: Sequence[Ma
     return None
 
 
-class _Trial:
+class _BatchTrial:
     """A trial of one model."""
 
     def __init__(self, session: Session, signature: Signature) -> None:
