@@ -28,7 +28,7 @@ from hedgerow.models.bundle.version import DamagedModel, ModelVersion
 from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batching
-from hedgerow.models.session.batch_trial import why_not_batched
+from hedgerow.models.session.batch_trial import try_batches
 from hedgerow.models.session.combiner import Combiner, Ticket
 from hedgerow.models.session.load import Loaded, load, with_state
 from hedgerow.models.session.signature import Signature
@@ -68,7 +68,6 @@ class Engine:
         config: how to run it.
         loaded: the session.
         signature: the model's signature.
-        unbatched: why frames must not share a batch; None: they may.
         model_version: the version; None: a file named in the node's configuration.
     Attributes:
         inputs: inputs that callers provide: includes hidden state, but not `constants`.
@@ -88,7 +87,6 @@ class Engine:
         config: ModelConfig,
         loaded: Loaded,
         signature: Signature,
-        unbatched: str | None,
         model_version: ModelVersion | None = None,
     ) -> None:
         session = loaded.session
@@ -111,8 +109,8 @@ class Engine:
         self._signature = signature
         self._loaded = loaded
         self._session = session
-        self._unbatched = unbatched
-        limit = signature.limit(loaded.max_batch) if unbatched is None else 1
+        self._unbatched = signature.unbatched
+        limit = signature.limit(loaded.max_batch)
         self._sizes = (signature.fixed,) if signature.fixed is not None else session.batch_sizes if limit > 1 else ()
         self._combiner = Combiner(self._run, streams=session.streams, limit=limit)
         self._lock = threading.Lock()
@@ -319,21 +317,26 @@ def open_engine(
                 remedy="Replace a model's files by renaming new ones, then reload.",
             )
         signature = Signature(name, config, session.inputs, session.outputs)
-        unbatched = None
         if signature.fixed is not None or signature.limit(loaded.max_batch) > 1:
-            unbatched = why_not_batched(session, signature, _golden_frames(version, signature))
-        if unbatched is not None:
-            log.warning("model-not-batched", model=name, path=str(source.path), backend=session.backend, why=unbatched)
-        return Engine(name, source, config, loaded, signature, unbatched, version)
+            try_batches(session, signature, _golden_frames(version, signature) if version is not None else ())
+        if signature.unbatched is not None:
+            log.warning(
+                "model-not-batched",
+                model=name,
+                path=str(source.path),
+                backend=session.backend,
+                why=signature.unbatched,
+            )
+        return Engine(name, source, config, loaded, signature, version)
     except BaseException:
         loaded.session.close()
         raise
 
 
-def _golden_frames(version: ModelVersion | None, signature: Signature) -> list[dict[str, Array]]:
+def _golden_frames(version: ModelVersion, signature: Signature) -> list[dict[str, Array]]:
     """Return frames of a version's golden inputs, all of the same shapes."""
     frames: list[dict[str, Array]] = []
-    for case in version.manifest.golden[:_GOLDEN] if version is not None else ():
+    for case in version.manifest.golden[:_GOLDEN]:
         arrays = read_arrays(version.folder / case.inputs.path)
         if all(spec.name in arrays and arrays[spec.name].ndim == len(spec.shape) for spec in signature.inputs):
             axes = [(spec.name, signature.axes[spec.name]) for spec in signature.inputs]

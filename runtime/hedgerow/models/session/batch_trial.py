@@ -53,24 +53,23 @@ class _NoRows(_Differs):
     """The model is fixed to several frames, and its outputs have no row for each."""
 
 
-def why_not_batched(session: Session, signature: Signature, typical: Sequence[Mapping[str, Array]] = ()) -> str | None:
-    """Return why frames must not share batches; None: they may.
+def try_batches(session: Session, signature: Signature, typical: Sequence[Mapping[str, Array]] = ()) -> None:
+    """Stop a model's batching unless trials prove that its batches can be split by frame.
 
     If the model is fixed to several rows and its outputs cannot be split into theirs, requests must then have all rows.
 
     Args:
+        signature: gets the reason as its `unbatched`.
         typical: real frames to try first, if there are some: all inputs, one row each, of the same shapes.
     """
     if not signature.batches:
-        return None
+        return
     try:
         _BatchTrial(session, signature).run(typical)
     except _NoRows as why:
-        signature.require_all_rows()
-        return str(why)
+        signature.require_all_rows(str(why))
     except _Differs as why:
-        return str(why)
-    return None
+        signature.unbatched = str(why)
 
 
 class _BatchTrial:
