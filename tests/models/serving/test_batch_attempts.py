@@ -415,6 +415,13 @@ ATTEMPTS = [
         backends=ORT,
     ),
     Attempt(
+        "other outputs at every run",
+        ALONE,
+        "(float[N,3] x) => (float[N,3] y) <float k = {1e-7}> { r = RandomNormalLike(x) s = Mul(r, k) y = Add(x, s) }",
+        backends=ORT,
+        why="from run to run",
+    ),
+    Attempt(
         "nothing shows on any trial frame",
         ALONE,
         """(float[N,3] x) => (float[N,3] y) <float never = {1e7}>

@@ -21,14 +21,13 @@ import structlog
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch, ModelUnreadable
 from hedgerow.frame import Array
-from hedgerow.models.bundle.arrays import read_arrays
 from hedgerow.models.bundle.metadata import metadata_of
 from hedgerow.models.bundle.model_file import ModelFile, digest, resolve
 from hedgerow.models.bundle.version import DamagedModel, ModelVersion
 from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batching
-from hedgerow.models.session.batch_trial import try_batches
+from hedgerow.models.session.batch_verdicts import try_batches_once
 from hedgerow.models.session.combiner import Combiner, Ticket
 from hedgerow.models.session.load import Loaded, load, with_state
 from hedgerow.models.session.signature import Signature
@@ -37,9 +36,6 @@ log = structlog.get_logger(__name__)
 
 _RECENT: Final = 64
 """Number of batches per size whose times are stored."""
-
-_GOLDEN: Final = 3
-"""Number of golden cases whose inputs are used to try batches."""
 
 _CARRIES_OVER: Final = "carries-over"
 
@@ -318,7 +314,7 @@ def open_engine(
             )
         signature = Signature(name, config, session.inputs, session.outputs)
         if signature.fixed is not None or signature.limit(loaded.max_batch) > 1:
-            try_batches(session, signature, _golden_frames(version, signature) if version is not None else ())
+            try_batches_once(loaded, source.digest, config, signature, version, state_dir)
         if signature.unbatched is not None:
             log.warning(
                 "model-not-batched",
@@ -331,21 +327,6 @@ def open_engine(
     except BaseException:
         loaded.session.close()
         raise
-
-
-def _golden_frames(version: ModelVersion, signature: Signature) -> list[dict[str, Array]]:
-    """Return frames of a version's golden inputs, all of the same shapes."""
-    frames: list[dict[str, Array]] = []
-    for case in version.manifest.golden[:_GOLDEN]:
-        arrays = read_arrays(version.folder / case.inputs.path)
-        if all(spec.name in arrays and arrays[spec.name].ndim == len(spec.shape) for spec in signature.inputs):
-            axes = [(spec.name, signature.axes[spec.name]) for spec in signature.inputs]
-            frames += [
-                {name: arrays[name] if axis is None else arrays[name].take([row], axis) for name, axis in axes}
-                for row in (0, -1)
-            ]
-    shapes = [{name: array.shape for name, array in frame.items()} for frame in frames]
-    return [frame for frame, shape in zip(frames, shapes, strict=True) if shape == shapes[0]]
 
 
 def _failed(model: str, error: BaseException) -> InferenceError:
