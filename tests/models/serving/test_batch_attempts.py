@@ -339,6 +339,13 @@ ATTEMPTS = [
         why="its place",
     ),
     Attempt(
+        "different from four frames on",
+        ALONE,
+        """(float[N,3] x) => (float[N,3] y) <int64 z = {0}, int64 four = {4}>
+        { s = Shape(x) n = Gather(s, z) b = Less(n, four) f = Cast<to=1>(b) y = Mul(x, f) }""",
+        why="a batch of 8",
+    ),
+    Attempt(
         "two rows whatever the batch",
         ALONE,
         """(float[N,3] x) => (float[2,3] y)

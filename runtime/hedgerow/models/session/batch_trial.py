@@ -5,7 +5,7 @@ detections of all frames in one list. So the node batches only if
 - no operator makes an output's size depend on values: then sizes seen in trials are those of any frames;
 - in trial batches of different sizes, every output has a row for each frame;
 - a frame's row is the same, to the last bit, beside other frames as beside copies of itself;
-- and the same as alone, within rounding.
+- and the same as alone, within rounding, also in the largest batch that will run.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from hedgerow.models.session.signature import Signature
 _SIZES: Final = (2, 3)
 """Sizes of trial batches. No fixed number of rows is equal to both."""
 
-_CANDIDATES: Final = 8
+_CANDIDATES: Final = 12
 """Frames to try until two of them have different outputs."""
 
 _LARGEST_FRAME: Final = 1 << 26
 """Bytes of the largest frame that is tried; larger ones gain nothing from batches."""
+
+_LARGEST_BATCH: Final = 1 << 28
+"""Bytes of the largest batch that is tried."""
 
 _OTHER_SIZES: Final = (64, 320, 16, 1)
 """Sizes to try for dynamic axes other than the batch."""
@@ -53,19 +56,20 @@ class _NoRows(_Differs):
     """The model is fixed to several frames, and its outputs have no row for each."""
 
 
-def try_batches(session: Session, signature: Signature, typical: Sequence[Mapping[str, Array]] = ()) -> None:
+def try_batches(session: Session, signature: Signature, most: int, typical: Sequence[Mapping[str, Array]] = ()) -> None:
     """Stop a model's batching unless trials prove that its batches can be split by frame.
 
     If the model is fixed to several rows and its outputs cannot be split into theirs, requests must then have all rows.
 
     Args:
         signature: gets the reason as its `unbatched`.
+        most: most rows in a batch.
         typical: real frames to try first, if there are some: all inputs, one row each, of the same shapes.
     """
     if not signature.batches:
         return
     try:
-        _BatchTrial(session, signature).run(typical)
+        _BatchTrial(session, signature, most).run(typical)
     except _NoRows as why:
         signature.require_all_rows(str(why))
     except _Differs as why:
@@ -75,10 +79,11 @@ def try_batches(session: Session, signature: Signature, typical: Sequence[Mappin
 class _BatchTrial:
     """A trial of one model."""
 
-    def __init__(self, session: Session, signature: Signature) -> None:
+    def __init__(self, session: Session, signature: Signature, most: int) -> None:
         self._session = session
         self._signature = signature
         self._fixed = signature.fixed
+        self._most = most
         self._rounding = _ROUNDING.get(session.device, _ROUNDING_ELSEWHERE)
 
     def run(self, typical: Sequence[Mapping[str, Array]]) -> None:
@@ -107,6 +112,11 @@ class _BatchTrial:
             for number, batch in copies.items():
                 for position in range(size):
                     self._same_alone(self._row(batch, position), alone[number], size)
+        most = min(self._most, _LARGEST_BATCH // max(1, sum(array.nbytes for array in frames[0].values())))
+        if most > _SIZES[-1]:
+            mixed = self._in_batch([frames[position % len(frames)] for position in range(most)])
+            for position in range(most):
+                self._same_alone(self._row(mixed, position), alone[position % len(frames)], most)
 
     def _try_fixed(self, frames: Sequence[_Frame], size: int) -> None:
         """As above for a model fixed to a number of frames, which runs a single frame beside copies of itself."""
@@ -159,7 +169,7 @@ class _BatchTrial:
         state = self._signature.zero_state()  # where real frames start: no state to mix
         for number, frame in enumerate(typical):
             states = {
-                spec.name: _values(spec, shapes[spec.name], 4 * number, position)
+                spec.name: _values(spec, shapes[spec.name], 6 * number, position)
                 for position, spec in enumerate(inputs)
                 if spec.name in state
             }
@@ -240,11 +250,18 @@ class _BatchTrial:
 
 
 def _values(spec: TensorSpec, shape: Sequence[int], number: int, position: int) -> Array:
-    """Return values for a trial frame: some small, some large, so that one shows in the outputs of another."""
+    """Return values for a trial frame: small, large or smooth, so that one shows in the outputs of another."""
     rng = np.random.default_rng((number, position))
     if spec.dtype.kind == "f":
-        floats = rng.random(shape) if number % 4 < 2 else rng.normal(size=shape)
-        return np.asarray(floats * (1, 255, 1, 1000)[number % 4]).astype(spec.dtype)
+        values = (
+            lambda: rng.random(shape),
+            lambda: rng.random(shape) * 255,
+            lambda: rng.normal(size=shape),
+            lambda: np.linspace(rng.random(), rng.random(), math.prod(shape)).reshape(shape),
+            lambda: np.full(shape, rng.random()),
+            lambda: rng.normal(size=shape) * 1000,
+        )
+        return np.asarray(values[number % len(values)]()).astype(spec.dtype)
     # Integers are often indices, so most frames have small ones.
     integers = np.asarray(rng.integers(0, (2, 2, 10, 2, 100)[number % 5], shape))
     return integers.astype(str).astype(object) if spec.dtype.kind == "O" else integers.astype(spec.dtype)
