@@ -194,8 +194,8 @@ class ModelConfig(Section):
     )
     open_batch: bool = Field(
         False,
-        description="Batch requests although the file fixes the batch axis to 1. OpenVINO only; the first batch is compared "
-        "with single frames, and batching stops if they differ.",
+        description="Batch requests although the file fixes the batch axis to 1. OpenVINO only; as with "
+        "any model, the node batches only if trials at load prove that outputs split by frame.",
     )
     static_batches: bool = Field(
         False,

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from hedgerow import backends
@@ -209,6 +211,53 @@ def test_a_broken_file_of_openvinos_own_formats_is_refused(tmp_path: Path, name:
 
     with pytest.raises(ModelUnreadable, match=name):
         backends.get("openvino").open(tmp_path / name, SessionOptions())
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [("ir_version: 99, opset_import: ['': 17]", "IR version"), ("ir_version: 8, opset_import: ['': 60]", "opset")],
+)
+def test_a_file_newer_than_onnx_runtime_is_said_to_be_newer(tmp_path: Path, header: str, what: str) -> None:
+    """Copying it again does not help."""
+    text = f"<{header}> g (float[N,3] x) => (float[N,3] y) {{ y = Relu(x) }}".replace("'", '"')
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "newer.onnx")
+
+    with pytest.raises(
+        ModelUnreadable, match=rf"newer\.onnx has .*{what} (99|60); onnxruntime .* reads up to \d+"
+    ) as raised:
+        backends.get("onnxruntime").open(tmp_path / "newer.onnx", SessionOptions())
+    assert raised.value.remedy.startswith("Update onnxruntime, or export the model with")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (' version="11"', ' version="99"', "IR version 99"),
+        ('type="ReLU" version="opset1"', 'type="ReLU" version="opset99"', "does not support operators.*ReLU"),
+        ('type="ReLU"', 'type="Frobnicate"', "does not support operators.*Frobnicate"),
+    ],
+)
+def test_an_ir_newer_than_openvino_is_said_to_be_newer(
+    onnx_file: OnnxFile, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    import openvino
+
+    path = tmp_path / "ir.xml"
+    openvino.save_model(openvino.Core().read_model(onnx_file("(float[N] x) => (float[N] y) { y = Relu(x) }")), path)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+    with pytest.raises(ModelUnreadable, match=message) as raised:
+        backends.get("openvino").open(path, SessionOptions())
+    assert raised.value.remedy.startswith("Update OpenVINO")
+
+
+def test_a_whole_file_that_a_backend_refuses_need_not_be_copied_again(backend: Backend, onnx_file: OnnxFile) -> None:
+    path = onnx_file("(float[N,3] x, float[N,4] z) => (float[N,3] y) { y = Add(x, z) }")
+
+    with pytest.raises(ModelUnreadable) as raised:
+        backend.open(path, SessionOptions())
+    assert "Copy the file" not in raised.value.remedy
 
 
 def test_an_unsupported_operator_is_named(backend: Backend, onnx_file: OnnxFile) -> None:

@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -113,6 +113,8 @@ class Session(Protocol):
     """Rows it is compiled for, ascending: pad other batches, which are slow. Empty: any size is equally fast."""
     metadata: Mapping[str, str]
     """The model's own metadata (ONNX `metadata_props`, OpenVINO `rt_info`)."""
+    state: Mapping[str, str]
+    """State that the file keeps inside, made explicit: input name → name of the output with its next value."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch. Thread-safe; blocks with the interpreter lock released.
@@ -121,6 +123,18 @@ class Session(Protocol):
             inputs: a C-contiguous array of the right dtype and shape for every input.
         Returns: a new array for every output, by name; an ONNX model has the same names on every backend.
         Raises: InferenceError: the backend failed.
+        """
+        ...
+
+    def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
+        """Return an operator whose output's size depends on the inputs' values, not on shapes alone; None: there is none.
+
+        Reads the model's file again: for use while it loads.
+
+        Args:
+            batch: valid inputs.
+            constants: inputs whose values never change.
+        Raises: ModelUnreadable: the model cannot have inputs of these shapes, or its structure cannot be read.
         """
         ...
 

@@ -53,24 +53,6 @@ def precision_of(path: Path) -> str:
         return max(sizes, key=lambda name: (sizes[name], name), default="fp32")
 
 
-def external_data(path: Path) -> list[str]:
-    """Return the names of the external files that hold an ONNX model's weights.
-
-    Raises: ModelUnreadable: it cannot be read; BackendMissing: the package `onnx` is missing.
-    """
-    onnx = onnx_package()
-    with translated_errors(f"{path.name} cannot be read"):
-        return sorted(
-            {
-                entry.value
-                for tensor in _tensors(onnx.load(path, load_external_data=False).graph)
-                if tensor.data_location == onnx.TensorProto.EXTERNAL
-                for entry in tensor.external_data
-                if entry.key == "location"
-            }
-        )
-
-
 def _onnx_weights(path: Path) -> dict[str, int]:
     """Return the number of weights by precision, subgraphs included."""
     onnx = onnx_package()

@@ -7,15 +7,18 @@ configuration entry, any other key an option of the device's execution provider 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
 from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
+from hedgerow.backends.graphs.onnx_file import is_whole, read_onnx
+from hedgerow.backends.graphs.onnx_sizes import value_sized
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
 
@@ -39,6 +42,10 @@ _DTYPES: Final = {
 }
 _OPERATOR: Final = re.compile(
     r"implementation for (?P<a>[\w.]+)\(|No Op registered for (?P<b>[\w.]+)|error: (?P<c>[\w.:]+)\(-?\d+\) is not a reg"
+)
+_NEWER: Final = re.compile(
+    r"Unsupported model (?P<ir>IR version): (?P<has>\d+), max supported IR version: (?P<most>\d+)"
+    r"|Opset (?P<opset>\d+) is under development.*official support for domain (?P<domain>\S+) is till opset (?P<till>\d+)"
 )
 _ERROR, _FATAL = 3, 4  # severities of onnxruntime's log
 
@@ -133,6 +140,7 @@ class OnnxRuntimeSession:
 
     backend = "onnxruntime"
     batch_sizes: tuple[int, ...] = ()
+    state: Mapping[str, str] = MappingProxyType({})  # ONNX has none between runs
 
     def __init__(self, session: Any, path: Path, device: str, streams: int) -> None:
         self.inputs = tuple(_spec(path, item) for item in session.get_inputs())
@@ -155,6 +163,15 @@ class OnnxRuntimeSession:
             raise InferenceError(
                 f"onnxruntime failed to run {self._path.name}: {_reason(error)}",
                 remedy="If other frames work, check this one's tensors; otherwise try `backend: openvino`.",
+            ) from error
+
+    def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
+        """Return an operator whose output's size depends on values; see `Session.value_sized`."""
+        try:
+            return value_sized(read_onnx(self._path), constants)
+        except (OSError, ValueError) as error:
+            raise ModelUnreadable(
+                f"The structure of {self._path.name} cannot be read: {error}", remedy="Export the model again."
             ) from error
 
     def close(self) -> None:
@@ -192,9 +209,19 @@ def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
             f"onnxruntime {version('onnxruntime')} does not support the operator {operator}, which {path.name} uses: {text}",
             remedy="Try `backend: openvino`, update onnxruntime, or export the model for an older opset.",
         )
+    newer = _NEWER.search(str(error))
+    if newer:
+        has, most = newer["has"] or newer["opset"], newer["most"] or newer["till"]
+        what = "IR version" if newer["ir"] else f"{newer['domain']} opset"
+        return ModelUnreadable(
+            f"{path.name} has {what} {has}; onnxruntime {version('onnxruntime')} reads up to {most}",
+            remedy=f"Update onnxruntime, or export the model with {what} {most} or older.",
+        )
     return ModelUnreadable(
         f"onnxruntime cannot read {path.name} ({path.stat().st_size:,} bytes): {text}",
-        remedy="Copy the file again: it is truncated, or not an ONNX model.",
+        remedy="The file is whole, so try `backend: openvino`, update onnxruntime, or export the model again."
+        if is_whole(path)
+        else "Copy the file again: it is truncated, or not an ONNX model.",
     )
 
 

@@ -18,7 +18,7 @@ import queue
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,15 @@ import numpy as np
 
 from hedgerow.backends.background import idle_priority
 from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
+from hedgerow.backends.graphs.onnx_file import is_whole
+from hedgerow.backends.graphs.openvino_graph import (
+    make_state_explicit,
+    name_of,
+    open_batch,
+    reason_of,
+    value_sized,
+    with_rows,
+)
 from hedgerow.backends.vendors import openvino_package
 from hedgerow.errors import ConfigError, DeviceMissing, InferenceError, ModelUnreadable
 from hedgerow.frame import Array
@@ -48,7 +57,10 @@ _DTYPES: Final = {
 _UNSUPPORTED: Final = re.compile(
     r"(?:Conversion is failed for|No conversion rule found for operations?): *(?P<read>[^\n]+)"
     r"|doesn't support (?P<compile>\w+ operation[^\n]*)"
+    r"|Cannot create (?P<create>\w+) layer [^\n]* from unsupported opset"
+    r"|doesn't contain the operation with type: (?P<type>\w+)"
 )
+_IR_VERSION: Final = 11
 _VIRTUAL: Final = ("AUTO", "MULTI", "HETERO", "BATCH")
 _core_lock = threading.Lock()
 _core: Any = None
@@ -85,17 +97,12 @@ class OpenVino:
         """
         core = _shared_core()
         device = self._device(options.device)
-        try:
-            model = core.read_model(path)
-        except Exception as error:
-            raise _unreadable(path, error) from error
-        if options.open_batch:
-            _open_batch(path, model, options.batch_axes)
+        model, state = _read(core, path, options)
         inputs, outputs = _specs(path, model.inputs), _specs(path, model.outputs)
         try:
             compiled = _compile(core, model, device, options)
             by_rows = {  # one at a time: copying a model holds the interpreter lock, and takes memory
-                rows: _compile(core, _with_rows(path, model, options.batch_axes, rows), device, options)
+                rows: _compile(core, with_rows(path, model, options.batch_axes, rows), device, options)
                 for rows in options.batch_sizes
             }
         except ConfigError:
@@ -104,11 +111,11 @@ class OpenVino:
             option = next((name for name in options.vendor if name in str(error)), None)
             if option is not None:
                 raise ConfigError(
-                    f"OpenVINO rejects the option {option}: {_reason(error)}",
+                    f"OpenVINO rejects the option {option}: {reason_of(error)}",
                     remedy=f"Correct or remove {option} under the model's `options:`.",
                 ) from error
             raise _unreadable(path, error) from error
-        return OpenVinoSession(compiled, by_rows, path, inputs, outputs, options, _metadata(model))
+        return OpenVinoSession(compiled, by_rows, path, inputs, outputs, options, _metadata(model), state)
 
     def _device(self, requested: str) -> str:
         device, available = requested.upper(), self.devices()
@@ -135,6 +142,7 @@ class OpenVinoSession:
         outputs: tuple[TensorSpec, ...],
         options: SessionOptions,
         metadata: Mapping[str, str],
+        state: Mapping[str, str],
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
@@ -142,7 +150,9 @@ class OpenVinoSession:
         self.streams = options.streams
         self.batch_sizes = tuple(by_rows)
         self.metadata = metadata
+        self.state = state
         self._path = path
+        self._options = options
         self._tensor = openvino_package().Tensor
         self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
         self._names = [spec.name for spec in outputs]
@@ -170,11 +180,16 @@ class OpenVinoSession:
             return dict(zip(self._names, request.infer(share_outputs=False).to_tuple(), strict=True))
         except Exception as error:
             raise InferenceError(
-                f"OpenVINO failed to run {self._path.name}: {_reason(error)}",
+                f"OpenVINO failed to run {self._path.name}: {reason_of(error)}",
                 remedy="If other frames work, check this one's tensors; otherwise try `backend: onnxruntime`.",
             ) from error
         finally:
             requests.release(request)
+
+    def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
+        """Return an operator whose output's size depends on values; see `Session.value_sized`."""
+        model, _ = _read(_shared_core(), self._path, self._options)
+        return value_sized(self._path, model, batch, constants)
 
     def close(self) -> None:
         """Free the model; runs in progress finish first, waiting ones fail."""
@@ -221,6 +236,18 @@ def _shared_core() -> Any:
         return _core
 
 
+def _read(core: Any, path: Path, options: SessionOptions) -> tuple[Any, dict[str, str]]:
+    """Read a model, with explicit state and its batch axis opened if requested. Returns: the model, and its state."""
+    try:
+        model = core.read_model(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    state = make_state_explicit(path, model)
+    if options.open_batch:
+        open_batch(path, model, options.batch_axes)
+    return model, state
+
+
 def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any:
     settings: dict[str, Any] = {}
     if device == "CPU":
@@ -244,42 +271,6 @@ def _compile(core: Any, model: Any, device: str, options: SessionOptions) -> Any
         return core.compile_model(model, device, settings)
 
 
-def _open_batch(path: Path, model: Any, axes: Mapping[str, int | None]) -> None:
-    """Make the batch axis dynamic for inputs that fix it to 1. Raises: ModelUnreadable: the model cannot be reshaped."""
-    shapes = {}
-    for number, port in enumerate(model.inputs):
-        shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
-        if axis is not None and shape.rank.is_static and axis < len(shape) and shape[axis] == 1:
-            shape[axis] = -1
-            shapes[number] = shape
-    if shapes:
-        try:
-            model.reshape(shapes)
-        except Exception as error:
-            raise ModelUnreadable(
-                f"OpenVINO cannot make the batch axis of {path.name} dynamic: {_reason(error)}",
-                remedy="Remove `open_batch`, or export the model with a dynamic batch axis.",
-            ) from error
-
-
-def _with_rows(path: Path, model: Any, axes: Mapping[str, int | None], rows: int) -> Any:
-    """Return a copy of the model for batches of exactly `rows` rows."""
-    shapes = {}
-    for number, port in enumerate(model.inputs):
-        shape, axis = port.get_partial_shape(), axes.get(_name(port), 0)
-        if axis is not None and shape.rank.is_static and axis < len(shape) and shape[axis].is_dynamic:
-            shape[axis] = rows
-        if shape.is_dynamic:
-            raise ConfigError(
-                f"{path.name}: `static_batches` needs a model with no dynamic axis but the batch; {_name(port)} is {shape}",
-                remedy="Remove `static_batches`, or export the model with fixed sizes.",
-            )
-        shapes[number] = shape
-    variant = model.clone()
-    variant.reshape(shapes)
-    return variant
-
-
 def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:
     specs = tuple(_spec(path, port) for port in ports)
     if len({spec.name for spec in specs}) < len(specs):
@@ -290,7 +281,7 @@ def _specs(path: Path, ports: Any) -> tuple[TensorSpec, ...]:
 
 
 def _spec(path: Path, port: Any) -> TensorSpec:
-    name = _name(port)
+    name = name_of(port)
     dtype = _DTYPES.get(port.get_element_type().to_string())
     if dtype is None:
         raise ModelUnreadable(
@@ -301,16 +292,6 @@ def _spec(path: Path, port: Any) -> TensorSpec:
     # As with ONNX Runtime, the shape is empty if the rank is dynamic.
     shape = () if dims.rank.is_dynamic else tuple(None if dim.is_dynamic else dim.get_length() for dim in dims)
     return TensorSpec(name, shape, np.dtype(dtype))
-
-
-def _name(port: Any) -> str:
-    """Return the author's name for a tensor; conversion may have added more names, or left none."""
-    names: set[str] = port.get_names()
-    friendly = str(port.get_node().get_friendly_name())
-    own = friendly.removesuffix("/sink_port_0")
-    if own in names or not names:
-        return own
-    return min(names)
 
 
 def _metadata(model: Any) -> dict[str, str]:
@@ -329,22 +310,38 @@ def _flat(info: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
     text, found = str(error), _UNSUPPORTED.search(str(error))
+    onnx = path.suffix.lower() == ".onnx"
     if found:
+        operators = next(name for name in found.groups() if name)
         return ModelUnreadable(
-            f"OpenVINO {OpenVino().version} does not support operators that {path.name} uses: "
-            f"{found['read'] or found['compile']}",
-            remedy="Use `backend: onnxruntime`, or export the model without these operators.",
+            f"OpenVINO {OpenVino().version} does not support operators that {path.name} uses: {operators}",
+            remedy="Use `backend: onnxruntime`, or export the model without these operators."
+            if onnx
+            else "Update OpenVINO, or convert the model again with this version of it.",
+        )
+    if "outside the base directory" in text:
+        return ModelUnreadable(
+            f"OpenVINO cannot read {path.name}: {reason_of(text)}",
+            remedy="Copy the model's files into one folder, without links (`cp -L`), or use `backend: onnxruntime`.",
         )
     if "Unable to read the model" in text:
         text = "unknown format"
+    remedy = "Copy the file again (an .xml needs its .bin beside it): it is truncated, or its suffix is wrong."
+    if onnx and is_whole(path):
+        remedy = "The file is whole, so try `backend: onnxruntime`, update OpenVINO, or export the model again."
+    elif newer := _newer_ir(path):
+        text, remedy = (
+            f"it has IR version {newer}",
+            "Update OpenVINO, or convert the model again with this version of it.",
+        )
     return ModelUnreadable(
-        f"OpenVINO cannot read {path.name} ({path.stat().st_size:,} bytes): {_reason(text)}",
-        remedy="Copy the file again (an .xml needs its .bin beside it): it is truncated, or its suffix is wrong.",
+        f"OpenVINO {OpenVino().version} cannot read {path.name} ({path.stat().st_size:,} bytes): {reason_of(text)}",
+        remedy=remedy,
     )
 
 
-def _reason(error: Exception | str) -> str:
-    """Return OpenVINO's message on one line, without locations in its source code."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    useful = [line for line in lines if not line.startswith(("Exception from", "Check '", "FrontEnd API failed"))]
-    return " ".join(" ".join(useful).split())[:500] or type(error).__name__
+def _newer_ir(path: Path) -> int | None:
+    """Return the version of an IR, if it is newer than what OpenVINO has written since 2022."""
+    with path.open("rb") as stream:
+        found = re.search(rb'<net [^>]*version="(\d{1,6})"', stream.read(4096))
+    return int(found[1]) if found and int(found[1]) > _IR_VERSION else None

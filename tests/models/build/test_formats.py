@@ -15,6 +15,7 @@ from hedgerow.config import ModelConfig
 from hedgerow.errors import ConfigError, HedgerowError, ModelMismatch, ModelUnreadable
 from hedgerow.models.build import formats
 from hedgerow.models.build import samples as sampling
+from hedgerow.models.bundle import model_file
 from hedgerow.models.bundle.arrays import write_arrays
 from hedgerow.models.session.signature import Signature
 
@@ -45,15 +46,21 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path: Path, content: bytes, n
     assert refused.value.remedy
 
 
-def test_weights_in_a_file_not_covered_by_the_digest_are_refused(onnx_file: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("location", ["elsewhere.bin", "parts/1.bin"])
+def test_weights_in_further_files_are_copied_with_the_model(
+    onnx_file: Callable[..., Path], tmp_path: Path, location: str
+) -> None:
     path = onnx_file(SCALED)
     model = onnx.load(path)
-    big = onnx.numpy_helper.from_array(np.ones(3, np.float32), "w")
-    model.graph.initializer[0].CopyFrom(big)
-    onnx.save(model, path, save_as_external_data=True, location="elsewhere.bin", size_threshold=0)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones(3, np.float32), "w"))
+    (tmp_path / location).parent.mkdir(exist_ok=True)
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
 
-    with pytest.raises(ModelUnreadable, match=r"elsewhere\.bin"):
-        formats.form_of(path)
+    original = formats.form_of(path)
+    copy = formats.make(original, "onnx-fp32", tmp_path / "variant", [])
+
+    assert [file.relative_to(tmp_path / "variant").as_posix() for file in copy.files] == ["model.onnx", location]
+    assert model_file.digest(copy.files[0]) == model_file.digest(path)
 
 
 def test_an_impossible_variant_is_refused_and_possible_ones_are_listed(onnx_file: Callable[..., Path]) -> None:

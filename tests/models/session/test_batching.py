@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.models.session.batching import alike, pick, split, stack
+from hedgerow.models.session.batching import pick, split, stack
 
 WAITING = st.lists(st.tuples(st.sampled_from([None, "a", "b"]), st.integers(1, 5)), max_size=40)
 
@@ -112,20 +112,3 @@ def test_a_transposed_image_is_made_contiguous_for_the_backend() -> None:
 def test_an_output_without_a_row_for_every_request_cannot_be_split(shape: Sequence[int]) -> None:
     with pytest.raises(ValueError, match="output y has the shape"):
         split({"y": np.zeros(shape)}, {"y": 0}, [1, 1], 2)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        (np.array([1.0, 2.0]), np.array([1.0, 2.001]), True),
-        (np.array([1.0, 2.0]), np.array([1.0, 2.5]), False),
-        (np.array([1.0]), np.array([1.0, 1.0]), False),
-        (np.array([1.0], np.float32), np.array([1.0], np.float64), False),
-        (np.array([np.nan]), np.array([np.nan]), True),
-        (np.array([3]), np.array([4]), True),
-        (np.array([0.001, 0.0]), np.array([0.001, 0.002]), False),
-    ],
-    ids=["rounding", "other", "shape", "type", "nan", "integers may flip", "small"],
-)
-def test_outputs_that_agree_within_rounding_are_alike(one: np.ndarray, other: np.ndarray, same: bool) -> None:
-    assert alike({"y": one}, {"y": other}) is same

@@ -64,7 +64,7 @@ def tune(
     model_signature = load_signature(source, settings)
     shapes = _shapes(shape or [], [spec.name for spec in model_signature.inputs])
     fixed = model_signature.fixed
-    batches = [fixed or 1] if fixed or not model_signature.batches else [rows for rows in _BATCHES if rows <= max_batch]
+    batches = [fixed] if fixed else [rows for rows in _BATCHES if rows <= model_signature.limit(max_batch)]
 
     with progress_bar(quiet=json) as progress:
         tuning = measure(
@@ -84,9 +84,12 @@ def tune(
     if tuning.choice is not None and save:
         saved = tuned.save(node.state_dir, source.digest, settings.device, cores, tuning.choice, model=source.path.name)
     if json:
-        print_json(_report(tuning, source.path, source.digest, tuned.machine(cores), saved))
+        report = _report(tuning, source.path, source.digest, tuned.machine(cores), saved)
+        print_json({**report, "unbatched": model_signature.unbatched})
     else:
         _print(tuning, source.path, tuned.machine(cores), saved)
+        if model_signature.unbatched is not None:
+            typer.echo(f"Its frames run one at a time: {model_signature.unbatched}.")
     if tuning.choice is None:
         raise typer.Exit(1)
 

@@ -110,11 +110,7 @@ def _measure(
     def feed(rows: int) -> Mapping[str, Array]:
         return random_batch(signature, rows, {}) if inputs is None else _repeat(signature, inputs, rows)
 
-    rows = (
-        [signature.fixed or 1]
-        if signature.fixed or not signature.batches
-        else [count for count in BATCHES if count <= max_batch]
-    )
+    rows = [signature.fixed] if signature.fixed else [rows for rows in BATCHES if rows <= signature.limit(max_batch)]
     return tune(
         source.path,
         [backends.get(name) for name in names],

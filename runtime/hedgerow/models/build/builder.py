@@ -36,6 +36,7 @@ from hedgerow.models.bundle.folder import Bundle
 from hedgerow.models.bundle.golden import check_golden
 from hedgerow.models.bundle.manifest import MANIFEST, Baseline, File, GoldenCase, Manifest, Needs, Tensor, Variant
 from hedgerow.models.bundle.model_file import digest, resolve
+from hedgerow.models.session.load import with_state
 from hedgerow.models.session.signature import Signature
 
 Requests = Callable[[Path, ModelConfig, int], Sequence[Mapping[str, Array]]]
@@ -169,7 +170,9 @@ class _Build:
         else:
             self._progress("Loading", 0)
             self.smoke_test = SmokeTest(path, self.config)
-            metadata = dict(next(iter(self.smoke_test.sessions.values())).metadata)
+            session = next(iter(self.smoke_test.sessions.values()))
+            self.config = with_state(self.config, session)
+            metadata = dict(session.metadata)
         self.fields = manifest_fields(recipe, path.stem, metadata, gguf_metadata)
         self.name, self.version = str(self.fields["name"]), str(self.fields["version"])
         self.sample_count = 0

@@ -46,7 +46,7 @@ def form_of(path: Path) -> Form:
     """Recognise a model file.
 
     Raises:
-        ModelUnreadable: its format is unknown, it cannot be read, or it has weights in a file its digest does not cover.
+        ModelUnreadable: its format is unknown, or it cannot be read.
         BackendMissing: a package is missing.
     """
     form = _FORMATS.get(path.suffix.lower())
@@ -55,13 +55,6 @@ def form_of(path: Path) -> Form:
             f"{path.name} is not a supported model file", remedy=f"Use a file with the suffix {', '.join(_FORMATS)}."
         )
     files = model_file.files_of(path)
-    if form == "onnx":
-        for name in convert.external_data(path):
-            if path.parent / name not in files:
-                raise ModelUnreadable(
-                    f"{path.name} has weights in {name}, which its digest would not cover",
-                    remedy=f'Save it with `onnx.save(model, path, save_as_external_data=True, location="{path.name}.data")`.',
-                )
     precision = gguf.read_header(path).precision if form == "gguf" else convert.precision_of(path)
     return Form(form, precision, files)
 
@@ -106,11 +99,11 @@ def make(original: Form, name: str, folder: Path, samples: Sequence[Sample]) -> 
     path = original.files[0]
     form, _, precision = name.partition("-")
     if name == original.name:
-        return Form(
-            original.format,
-            original.precision,
-            tuple(Path(shutil.copyfile(file, folder / file.name)) for file in original.files),
-        )
+        copies = tuple(folder / file.relative_to(path.parent) for file in original.files)
+        for file, copy in zip(original.files, copies, strict=True):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        return Form(original.format, original.precision, copies)
     if form == "onnx":
         out = folder / path.name
         if precision == "fp16":

@@ -4,6 +4,8 @@ Rules:
 - `package:NAME/path/inside` is found without importing NAME, whose code may need half a gigabyte of libraries that
   inference does not.
 - The digest covers all of the model's files: an IR's .xml and .bin, an ONNX file and its external data.
+- A link keeps its name, since further files are found beside the link: in a hub's cache, `snapshots/…/model.onnx` points to
+  `blobs/0a1b…`. If they lie beside its target only, the target is used.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.machinery
+import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from hedgerow.errors import ModelNotFound
+from hedgerow.backends.graphs.onnx_file import read_onnx
+from hedgerow.errors import ModelNotFound, ModelUnreadable
 
 _PACKAGE: Final = "package:"
+_SUFFIXES: Final = frozenset([".onnx", ".xml", ".tflite", ".gguf"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,9 @@ def resolve(path: str, base_dir: Path) -> ModelFile:
     Args:
         path: as in the configuration: a path, or `package:NAME/path/inside`.
         base_dir: folder that relative paths are relative to.
-    Raises: ModelNotFound: it does not exist; the remedy suggests similar names.
+    Raises:
+        ModelNotFound: it does not exist, and the remedy suggests similar names; or a file with its weights does not.
+        ModelUnreadable: its weights are outside its folder.
     """
     if path.startswith(_PACKAGE):
         file = _in_package(path)
@@ -51,8 +58,9 @@ def resolve(path: str, base_dir: Path) -> ModelFile:
             raise ModelNotFound(
                 f"Model file not found: {file}", remedy=_suggest(file, "Correct `path:`, or add the file.")
             )
-    file = file.resolve()
     try:
+        file = _among_its_files(file)
+        _require_weights(file)
         return ModelFile(file, digest(file))
     except OSError as error:
         raise ModelNotFound(
@@ -62,14 +70,32 @@ def resolve(path: str, base_dir: Path) -> ModelFile:
 
 def digest(path: Path) -> str:
     """Return `sha256:…` of a model's files, cached until they change."""
-    stats = tuple((file, file.stat()) for file in files_of(path))
-    return _digest(tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats))
+    return _digest(tuple((file, _stamp(file)) for file in files_of(path)))
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return all files of a model: the one that backends open, then those beside it that belong to it.
+
+    Weights outside its folder are not among them: backends refuse to read them, as `resolve` does.
+    """
+    named = (f"{path.name}.data", f"{path.name}_data")  # by custom, even if the model names others
+    names = {*_weights(path), *(() if path.suffix.lower() == ".xml" else named)}
+    return (path, *(file for name in sorted(names) if not _outside(name) and (file := path.parent / name).is_file()))
+
+
+_Stamp = tuple[int, int, int, int]
+
+
+def _stamp(file: Path) -> _Stamp:
+    """Return what changes with a file's content, even if its size and time of modification stay the same."""
+    status = file.stat()
+    return status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=256)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+def _digest(files: tuple[tuple[Path, _Stamp], ...]) -> str:
     total = hashlib.sha256()
-    for file, _, size in files:
+    for file, (*_, size) in files:
         if len(files) > 1:
             total.update(f"{file.suffix} {size}\n".encode())  # so that moving bytes between files changes the digest
         with file.open("rb") as stream:
@@ -78,13 +104,51 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def files_of(path: Path) -> tuple[Path, ...]:
-    """Return all files of a model: the one that backends open, then those beside it that belong to it."""
-    if path.suffix == ".xml":
-        beside = [path.with_suffix(".bin")]
-    else:
-        beside = [path.with_name(f"{path.name}.data"), path.with_name(f"{path.name}_data")]
-    return (path, *filter(Path.is_file, beside))
+def _weights(path: Path) -> frozenset[str]:
+    """Return the names of further files that a backend reads with a model, relative to its folder."""
+    if path.suffix.lower() == ".xml":
+        return frozenset([path.with_suffix(".bin").name])
+    return _external_data(path, _stamp(path)) if path.suffix.lower() == ".onnx" else frozenset()
+
+
+@lru_cache(maxsize=256)
+def _external_data(path: Path, stamp: _Stamp) -> frozenset[str]:  # noqa: ARG001 - a key of the cache
+    try:
+        return frozenset(read_onnx(path).external)
+    except ValueError:  # damaged: the backend says so
+        return frozenset()
+
+
+def _outside(name: str) -> bool:
+    return Path(name).is_absolute() or os.path.normpath(name).partition("/")[0] == ".."
+
+
+def _among_its_files(file: Path) -> Path:
+    """Return an absolute path: a link's own if its files are there, else its target's."""
+    link, target = file.parent.resolve() / file.name, file.resolve()
+    if link.suffix.lower() not in _SUFFIXES or (_missing(link) and not _missing(target)):
+        return target
+    return link
+
+
+def _missing(path: Path) -> list[str]:
+    return sorted(name for name in _weights(path) if not (path.parent / name).is_file())
+
+
+def _require_weights(path: Path) -> None:
+    if path.suffix.lower() != ".onnx":  # an IR may have no weights
+        return
+    for name in sorted(_weights(path)):
+        if _outside(name):
+            raise ModelUnreadable(
+                f"{path.name} has weights in {name}, outside its folder, where they could change unnoticed",
+                remedy="Put them beside the model: "
+                f'`onnx.save(model, path, save_as_external_data=True, location="{path.name}.data")`.',
+            )
+    if missing := _missing(path):
+        raise ModelNotFound(
+            f"{path} has weights in {missing[0]}, which is missing", remedy=f"Copy it to {path.parent / missing[0]}."
+        )
 
 
 def _in_package(path: str) -> Path:

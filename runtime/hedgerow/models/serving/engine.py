@@ -3,8 +3,7 @@
 Rules:
 - An engine batches waiting requests across streams and pipelines; no request waits for a batch to fill.
 - A request that cannot run fails alone: if a batch fails, its requests run again one at a time.
-- Many models claim to take batches but do not: they were exported with a reshape to one frame, or return a list of boxes
-  without the frame each belongs to. So two frames of the first batch also run alone, and batching stops if outputs differ.
+- Frames share a batch only if trials while the model loads have proven that it can be split (`batch_trial.py`).
 - `ServedModel` reports the backend, device and digest *in use*, not the requested ones.
 """
 
@@ -17,18 +16,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import structlog
+
 from hedgerow.config import ModelConfig
-from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch
+from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch, ModelUnreadable
 from hedgerow.frame import Array
 from hedgerow.models.bundle.metadata import metadata_of
-from hedgerow.models.bundle.model_file import ModelFile, resolve
+from hedgerow.models.bundle.model_file import ModelFile, digest, resolve
 from hedgerow.models.bundle.version import DamagedModel, ModelVersion
 from hedgerow.models.monitor.drift import DriftMonitor, DriftReport
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batching
+from hedgerow.models.session.batch_verdicts import try_batches_once
 from hedgerow.models.session.combiner import Combiner, Ticket
-from hedgerow.models.session.load import Loaded, load
+from hedgerow.models.session.load import Loaded, load, with_state
 from hedgerow.models.session.signature import Signature
+
+log = structlog.get_logger(__name__)
 
 _RECENT: Final = 64
 """Number of batches per size whose times are stored."""
@@ -59,6 +63,7 @@ class Engine:
         source: the model's file.
         config: how to run it.
         loaded: the session.
+        signature: the model's signature.
         model_version: the version; None: a file named in the node's configuration.
     Attributes:
         inputs: inputs that callers provide: includes hidden state, but not `constants`.
@@ -77,10 +82,10 @@ class Engine:
         source: ModelFile,
         config: ModelConfig,
         loaded: Loaded,
+        signature: Signature,
         model_version: ModelVersion | None = None,
     ) -> None:
         session = loaded.session
-        signature = Signature(name, config, session.inputs, session.outputs)
         self.name = name
         self.source = source
         self.config = config
@@ -100,13 +105,11 @@ class Engine:
         self._signature = signature
         self._loaded = loaded
         self._session = session
-        self._sizes = (
-            (signature.fixed,) if signature.fixed is not None else session.batch_sizes if signature.batches else ()
-        )
-        self._combiner = Combiner(self._run, streams=session.streams, limit=signature.limit(loaded.max_batch))
+        self._unbatched = signature.unbatched
+        limit = signature.limit(loaded.max_batch)
+        self._sizes = (signature.fixed,) if signature.fixed is not None else session.batch_sizes if limit > 1 else ()
+        self._combiner = Combiner(self._run, streams=session.streams, limit=limit)
         self._lock = threading.Lock()
-        self._unbatched: str | None = None
-        self._batches_verified = False
         self._failures = 0
         self._busy_s = 0.0
         self._batches: Counter[int] = Counter()
@@ -151,6 +154,11 @@ class Engine:
             self.state_token = other.state_token
 
     @property
+    def max_batch(self) -> int:
+        """Most rows in a batch."""
+        return self._combiner.batch_size_policy.limit
+
+    @property
     def signature(self) -> Signature:
         """The model's signature, with its configuration applied."""
         return self._signature
@@ -192,7 +200,7 @@ class Engine:
             passed_over=loaded.passed_over,
             streams=session.streams,
             threads=loaded.threads,
-            max_batch=self._combiner.batch_size_policy.limit,
+            max_batch=self.max_batch,
             unbatched=self._unbatched,
             inputs=tuple(str(spec) for spec in session.inputs),
             outputs=tuple(str(spec) for spec in session.outputs),
@@ -228,8 +236,6 @@ class Engine:
                 return
             for ticket, result in zip(tickets, results, strict=True):
                 ticket.result = result
-            if not self._batches_verified:
-                self._verify_batch(tickets)
         except BaseException as error:  # interrupted: other callers must not wait for ever
             for ticket in tickets:
                 ticket.result = ticket.result or _failed(self.name, error)
@@ -242,15 +248,6 @@ class Engine:
             with self._lock:
                 self._failures += 1
             return error if isinstance(error, HedgerowError) else _failed(self.name, error)
-
-    def _verify_batch(self, tickets: list[Ticket]) -> None:
-        """Compare the first and last request of the first batch with running them alone; run all alone if they differ."""
-        if all(_agrees(ticket.result, self._run_alone(ticket)) for ticket in (tickets[0], tickets[-1])):
-            self._batches_verified = True
-            return
-        for ticket in tickets:
-            ticket.result = self._run_alone(ticket)
-        self._stop_batching(f"in a batch of {len(tickets)}, a request has other outputs than alone")
 
     def _stop_batching(self, why: str) -> None:
         self._unbatched = why
@@ -307,15 +304,29 @@ def open_engine(
     if version is not None and source.digest != version.variant.model_digest:
         raise DamagedModel(version, source.digest)
     loaded = load(source, config, cores, state_dir)
+    session = loaded.session
+    config = with_state(config, session)
     try:
-        return Engine(name, source, config, loaded, version)
+        if digest(source.path) != source.digest:
+            raise ModelUnreadable(
+                f"Model {name}: {source.path} changed while it was loaded",
+                remedy="Replace a model's files by renaming new ones, then reload.",
+            )
+        signature = Signature(name, config, session.inputs, session.outputs)
+        if signature.fixed is not None or signature.limit(loaded.max_batch) > 1:
+            try_batches_once(loaded, source.digest, config, signature, version, state_dir)
+        if signature.unbatched is not None:
+            log.warning(
+                "model-not-batched",
+                model=name,
+                path=str(source.path),
+                backend=session.backend,
+                why=signature.unbatched,
+            )
+        return Engine(name, source, config, loaded, signature, version)
     except BaseException:
         loaded.session.close()
         raise
-
-
-def _agrees(batched: dict[str, Array], alone: dict[str, Array] | HedgerowError) -> bool:
-    return isinstance(alone, dict) and batching.alike(alone, batched)
 
 
 def _failed(model: str, error: BaseException) -> InferenceError:

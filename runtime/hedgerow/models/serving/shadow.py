@@ -99,6 +99,12 @@ class Shadow:
                 self.disagreed += taken[2]
 
     def _compare(self, batch: dict[str, Array], expected: dict[str, Array], rows: int) -> None:
+        signature = self._shadow.signature
+        if rows > 1 and self._shadow.max_batch == 1 and signature.fixed is None:  # the serving version takes batches
+            axes = self._serving.signature.output_axes
+            for row in range(rows):
+                self._compare(_row(batch, signature.axes, row), _row(expected, axes, row), 1)
+            return
         self.compared += rows
         try:
             actual = self._shadow.run_batch(batch)
@@ -107,7 +113,7 @@ class Shadow:
             self.disagreed += rows
             return
         self.observer(batch, actual, rows, 0.0)
-        axes = self._shadow.signature.output_axes
+        axes = signature.output_axes
         off = np.zeros(rows)
         for name, array in expected.items():
             if name in self._hidden or name not in actual:
@@ -124,3 +130,10 @@ class Shadow:
                 off = np.maximum(off, deviation)
         self.disagreed += int((off > 1).sum())
         self.worst = max(self.worst, float(off.max(initial=0.0)))
+
+
+def _row(arrays: Mapping[str, Array], axes: Mapping[str, int | None], row: int) -> dict[str, Array]:
+    """Return one row of a batch, and arrays without a batch axis as they are."""
+    return {
+        name: array if (axis := axes.get(name)) is None else array.take([row], axis) for name, array in arrays.items()
+    }

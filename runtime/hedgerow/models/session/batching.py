@@ -106,23 +106,5 @@ def _rows_of(array: Array, axis: int, count: int) -> list[Array]:
     return list(np.moveaxis(array, axis, 0)[(slice(count), *[_ALL] * axis, np.newaxis)])
 
 
-def alike(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
-    """Return whether two outputs of the same request agree within rounding.
-
-    Shapes and types must be equal, and floats close; values of integers are ignored, since they may flip by rounding.
-    """
-    return all(
-        array.shape == other[name].shape
-        and array.dtype == other[name].dtype
-        and (array.dtype.kind != "f" or _close(array, other[name]))
-        for name, array in one.items()
-    )
-
-
-def _close(one: Array, other: Array) -> bool:
-    scale = float(np.abs(one[np.isfinite(one)]).max(initial=0.0))
-    return bool(np.allclose(one, other, rtol=1e-2, atol=1e-2 * scale, equal_nan=True))
-
-
 def _in_order(array: Array) -> Array:
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)

@@ -11,6 +11,7 @@ from hedgerow.backends.base import Backend, Session, SessionOptions, input_fixed
 from hedgerow.config import ModelConfig
 from hedgerow.errors import BackendMissing, ConfigError, DeviceMissing, HedgerowError, ModelUnreadable
 from hedgerow.models.bundle.model_file import ModelFile
+from hedgerow.models.session.batch_trial import try_batches
 from hedgerow.models.session.signature import Signature
 
 DEFAULT_MAX_BATCH = 16
@@ -104,15 +105,22 @@ def batch_sizes(max_batch: int) -> tuple[int, ...]:
 
 
 def load_signature(source: ModelFile, config: ModelConfig) -> Signature:
-    """Return a model's signature, using the first backend that can open it.
+    """Return a model's signature, using the first backend that can open it, after trials of its batches.
 
     Raises: ConfigError, ModelError: no backend can, or the configuration does not match the model.
     """
     session = load(source, config, 1, None).session
     try:
-        return Signature(source.path.name, config, session.inputs, session.outputs)
+        signature = Signature(source.path.name, with_state(config, session), session.inputs, session.outputs)
+        try_batches(session, signature, DEFAULT_MAX_BATCH)
+        return signature
     finally:
         session.close()
+
+
+def with_state(config: ModelConfig, session: Session) -> ModelConfig:
+    """Return a model's configuration with the state that its backend has made explicit."""
+    return config.model_copy(update={"state": {**session.state, **config.state}}) if session.state else config
 
 
 def _open(

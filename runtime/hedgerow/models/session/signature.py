@@ -3,6 +3,7 @@
 It determines which requests may share a batch:
 - All inputs have a dynamic batch axis: requests with the same shapes share batches.
 - All inputs have a batch axis fixed to N > 1: requests share batches; a batch that is not full is padded with its last row.
+  If outputs have no row for each (`batch_trial.py`), that axis does not count frames: every request must have all rows.
 - An input has a batch axis fixed to 1: the model takes no batches; every request runs alone.
 - Scalar inputs have no batch axis: only requests with the same value share a batch.
 """
@@ -36,7 +37,8 @@ class Signature:
         axes: batch axis of every input in `inputs`; None: it has none.
         output_axes: batch axis of every output.
         fixed: number of rows the model is fixed to, if more than one; else None.
-        batches: whether requests may share a batch at all.
+        batches: whether the model claims that requests may share a batch.
+        unbatched: why they must not, found by trials (`batch_trial.py`); None: they may.
     """
 
     def __init__(
@@ -76,15 +78,20 @@ class Signature:
                 raise ModelMismatch(_uneven(name, self.inputs, self.axes), remedy=_which_axis(self.inputs, self.axes))
             self.fixed = sizes.pop()
             self.batches = True
+        self.unbatched: str | None = None
         self._admitted: dict[Hashable, tuple[Hashable, int]] = {}
         self._keyed_by_value = [key for key, axis in self.axes.items() if axis is None]
         self._names = tuple(self._specs)
 
     def limit(self, max_batch: int) -> int:
         """Return the most rows in a batch."""
-        if not self.batches:
+        if not self.batches or self.unbatched is not None:
             return 1
         return min(max_batch, self.fixed) if self.fixed is not None else max_batch
+
+    def require_all_rows(self, why: str) -> None:
+        """Admit only requests with all rows that the model is fixed to: its outputs cannot be split into those of a part."""
+        self.fixed, self.batches, self.unbatched = None, False, why
 
     def zero_state(self) -> dict[str, Array]:
         """Return the initial hidden state of a stream: zeros, one row, dynamic dimensions of size 1."""

@@ -1,0 +1,1 @@
+"""What the graphs in model files tell: files beside them, state inside, sizes that depend on values."""
