@@ -349,7 +349,11 @@ _ShortForm = BeforeValidator(
 class PipelineConfig(Section):
     """A subscription and the stages its frames run through."""
 
-    subscribe: Filters = Field(description="Topic filter, or a list of them.", examples=["plant/+/door/image"])
+    subscribe: Filters = Field(
+        description="Topic filter, or a list of them. None may match what the node itself publishes; the results of another "
+        "pipeline may be processed.",
+        examples=["plant/+/door/image"],
+    )
     qos: Literal[0, 1] = Field(
         1, description="QoS of the subscription; a frame arrives with its sender's QoS, or this one if lower."
     )
@@ -541,6 +545,11 @@ class NodeConfig(Section):
     fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
+
+    @property
+    def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
+        """Topic filters of the pipelines, by name."""
+        return {name: pipeline.subscribe for name, pipeline in self.pipelines.items()}
 
     @property
     def renamed_keys(self) -> Mapping[str, str]:
