@@ -357,6 +357,11 @@ class PipelineConfig(Section):
     qos: Literal[0, 1] = Field(
         1, description="QoS of the subscription; a frame arrives with its sender's QoS, or this one if lower."
     )
+    if_qos_lowered: Literal["fail", "degrade"] = Field(
+        "degrade",
+        description="If the broker grants only QoS 0 where `qos: 1` was requested, frames can be lost. `degrade` processes those "
+        "that arrive, and reports it in the log, in health and as event `qos-lowered`; `fail` takes none.",
+    )
     content_type: str | None = Field(
         None,
         description="Content type of payloads whose sender does not state one (MQTT 3.1.1 sensors cannot).",

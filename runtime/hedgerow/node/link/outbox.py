@@ -69,7 +69,7 @@ class NodeOutbox:
         """
         async with self._opening:
             if self._outbox is None:
-                client = Client(self._options, self._receive, self._link_changed)
+                client = Client(self._options, self._receive, self._link_changed, self._on_event)
                 limits = self._limits
                 outbox = Outbox(
                     self._path,
