@@ -416,6 +416,13 @@ class OutboxSection(Section):
         description="`evict` gives up the oldest result of the lowest priority and leaves a gap. `refuse` accepts no new ones: "
         "QoS 1 frames then wait at the broker, QoS 0 frames are dropped.",
     )
+    max_packet_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Largest MQTT packet that the brokers and bridges on the way to the region pass on; a larger one never "
+        "arrives. The frame of a larger result is dead-lettered as `result-too-large`. A topology sets it to "
+        "`limits.bridge_packet_bytes`. Default: the limit of the site's broker.",
+    )
     window: int = Field(
         256, ge=2, le=65_535, description="Maximum number of results sent to the region and not yet acknowledged."
     )

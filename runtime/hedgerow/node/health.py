@@ -197,6 +197,11 @@ class HealthReporter:
             findings.degraded(
                 f"outbox: {lost.total()} results given up, most as {worst}; {outbox.entries} wait for the region"
             )
+        if outbox.stuck:
+            findings.degraded(
+                f"outbox: {outbox.stuck} results do not reach the region although later ones do; compare their size and topic "
+                "with the packet limits, rules and ACL of the bridge"
+            )
 
 
 @dataclass(slots=True)
