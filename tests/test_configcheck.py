@@ -115,3 +115,26 @@ pipelines:
 
 def test_sections_of_the_wrong_type_are_the_only_problems_reported(file: Write) -> None:
     assert {line for line, *_ in problems(file("models: 7\npipelines: [7]\n"))} == {1, 2}
+
+
+def test_a_filter_that_matches_the_nodes_own_topics_is_reported_with_its_line(file: Write) -> None:
+    path = file(
+        """\
+node: {region: north, site: mill, name: press}
+pipelines:
+  doors:
+    subscribe: a/b
+    stages: [parse]
+  all:
+    subscribe: [a/c, $share/group/#]
+    stages: [parse]
+"""
+    )
+
+    ((line, field, message, remedy),) = problems(path)
+
+    assert (line, field) == (7, "pipelines.all.subscribe")
+    assert message == (
+        "'$share/group/#' also matches what this node publishes, for example hedgerow/v1/north/mill/press/status"
+    )
+    assert "sensors" in remedy

@@ -351,9 +351,18 @@ _ShortForm = BeforeValidator(
 class PipelineConfig(Section):
     """A subscription and the stages its frames run through."""
 
-    subscribe: Filters = Field(description="Topic filter, or a list of them.", examples=["plant/+/door/image"])
+    subscribe: Filters = Field(
+        description="Topic filter, or a list of them. None may match what the node itself publishes; the results of another "
+        "pipeline may be processed.",
+        examples=["plant/+/door/image"],
+    )
     qos: Literal[0, 1] = Field(
         1, description="QoS of the subscription; a frame arrives with its sender's QoS, or this one if lower."
+    )
+    if_qos_lowered: Literal["fail", "degrade"] = Field(
+        "degrade",
+        description="If the broker grants only QoS 0 where `qos: 1` was requested, frames can be lost. `degrade` processes those "
+        "that arrive, and reports it in the log, in health and as event `qos-lowered`; `fail` takes none.",
     )
     content_type: str | None = Field(
         None,
@@ -408,6 +417,13 @@ class OutboxSection(Section):
         "evict",
         description="`evict` gives up the oldest result of the lowest priority and leaves a gap. `refuse` accepts no new ones: "
         "QoS 1 frames then wait at the broker, QoS 0 frames are dropped.",
+    )
+    max_packet_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Largest MQTT packet that the brokers and bridges on the way to the region pass on; a larger one never "
+        "arrives. The frame of a larger result is dead-lettered as `result-too-large`. A topology sets it to "
+        "`limits.bridge_packet_bytes`. Default: the limit of the site's broker.",
     )
     window: int = Field(
         256, ge=2, le=65_535, description="Maximum number of results sent to the region and not yet acknowledged."
@@ -551,6 +567,11 @@ class NodeConfig(Section):
     fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
+
+    @property
+    def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
+        """Topic filters of the pipelines, by name."""
+        return {name: pipeline.subscribe for name, pipeline in self.pipelines.items()}
 
     @property
     def renamed_keys(self) -> Mapping[str, str]:

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from hedgerow import plugins
 from hedgerow.config import NodeConfig, PipelineConfig, StageEntry
 from hedgerow.configfile import BadConfigFile, Document, Problem
-from hedgerow.errors import HedgerowError
+from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.models.bundle import model_file
 from hedgerow.models.serving.pool import BUNDLE
+from hedgerow.topics import check_feedback
 
 Keys = tuple[int | str, ...]
 
@@ -49,8 +50,9 @@ def load(path: Path) -> NodeConfig:
     Model paths are relative to the file's folder. The valid parts of an invalid file are checked too, so that all
     problems are reported at once.
 
-    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; or a
-        model is not configured or its file is missing. Lists every problem with its line.
+    Raises: BadConfigFile: the file cannot be read or is invalid; a stage is missing, broken or misconfigured; a
+        model is not configured or its file is missing; or a pipeline subscribes to what the node itself publishes. Lists
+        every problem with its line.
     """
     document = Document.read(path)
     problems: list[Problem] = []
@@ -58,6 +60,8 @@ def load(path: Path) -> NodeConfig:
     try:
         config = document.validated()
         named = _named(config)
+        for keys, message, remedy in _feedback(config):
+            problems.append(Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy))
     except BadConfigFile as error:
         problems += error.problems
         named = _valid_parts(document.content)
@@ -66,6 +70,14 @@ def load(path: Path) -> NodeConfig:
     if config is None or problems:
         raise BadConfigFile(path, problems)
     return config
+
+
+def _feedback(config: NodeConfig) -> Iterator[_Finding]:
+    for name in config.pipelines:
+        try:
+            check_feedback(config.node.address, name, config.subscriptions)
+        except ConfigError as error:
+            yield _Finding(("pipelines", name, "subscribe"), str(error), error.remedy)
 
 
 def _named(config: NodeConfig) -> _Named:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Channel(StrEnum):
 
 
 _LATE = "/late"
+_PIPELINES = Channel.RESULT, Channel.DEAD
 _WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD})
 
 
@@ -158,3 +160,56 @@ def overlap(one: str, other: str) -> bool:
         if mine is None or theirs is None or (mine != theirs and "+" not in (mine, theirs)):
             return False
     return True
+
+
+def check_feedback(address: Address, pipeline: str, subscriptions: Mapping[str, Iterable[str]]) -> None:
+    """Check that a pipeline does not subscribe to what its own node publishes: each message would cause the next one.
+
+    The results of another pipeline are allowed, unless that one depends on this one's results.
+
+    Args:
+        address: the node's address.
+        pipeline: the pipeline to check.
+        subscriptions: topic filters of all pipelines of the node, by name.
+    Raises: ConfigError: names the filter and a topic that it matches.
+    """
+    for pattern in subscriptions[pipeline]:
+        if (topic := _feedback(address, pipeline, pattern, subscriptions)) is not None:
+            result = address.topic(Channel.RESULT, "PIPELINE")
+            raise ConfigError(
+                f"{pattern!r} also matches what this node publishes, for example {topic}",
+                remedy="Subscribe to the topics of the sensors only, e.g. `plant/#`. To process the results of another "
+                f"pipeline, subscribe to `{result}`; that pipeline must not depend on this one.",
+            )
+
+
+def _feedback(address: Address, pipeline: str, pattern: str, subscriptions: Mapping[str, Iterable[str]]) -> str | None:
+    """Return a topic of the node that the filter matches and the pipeline must not process."""
+    for channel in Channel:
+        tails = subscriptions if channel in _PIPELINES else ("NAME",) if channel in _WITH_TAIL else ("",)
+        for tail in tails:
+            topic = address.topic(channel, tail)
+            whole = f"{topic.removesuffix('/NAME')}/+/#" if tail == "NAME" else f"{topic}/#" if tail else topic
+            if not overlap(_without_group(pattern), whole):
+                continue
+            if channel is not Channel.RESULT or pipeline in _sources(address, tail, subscriptions):
+                return topic
+    return None
+
+
+def _sources(address: Address, pipeline: str, subscriptions: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return the pipelines whose results a pipeline depends on, itself included."""
+    found, waiting = {pipeline}, [pipeline]
+    while waiting:
+        filters = [_without_group(pattern) for pattern in subscriptions[waiting.pop()]]
+        for name in subscriptions.keys() - found:
+            whole = f"{address.topic(Channel.RESULT, name)}/#"
+            if any(overlap(pattern, whole) for pattern in filters):
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+def _without_group(pattern: str) -> str:
+    """Return the filter inside a shared subscription."""
+    return pattern.split("/", 2)[2] if pattern.startswith("$share/") else pattern

@@ -8,6 +8,7 @@ import pytest
 
 from hedgerow.bus.outgoing import MAX_PUBLISH_ID
 from hedgerow.bus.packets import Acked, encode_subscribe, encode_unsubscribe
+from hedgerow.bus.properties import MalformedPacket
 from hedgerow.bus.subscriptions import Refused, Subscriptions
 
 FIRST = MAX_PUBLISH_ID + 1
@@ -64,7 +65,7 @@ async def test_reason_codes_from_128_are_refusals(reason: int, refused: Refused)
 
 async def test_a_granted_filter_is_no_longer_refused() -> None:
     subscriptions = requesting(a=1, b=1, c=1)
-    for reasons in ((0x87, 0x87, 0x87), (1, 0x97)):
+    for reasons in ((0x87, 0x87, 0x87), (1, 0x97, 0x87)):
         subscriptions.subscribe({"a": 1, "b": 1, "c": 1})
         subscriptions.on_ack(Acked(subscriptions._next_id, reasons))
 
@@ -117,3 +118,40 @@ async def test_identifiers_are_above_those_of_publishes_and_never_shared() -> No
     subscriptions.on_ack(Acked(FIRST + 5, (1,)))
     assert subscriptions.subscribe({"a": 1})[0] == encode_subscribe(FIRST, {"a": 1})
     assert subscriptions.subscribe({"a": 1})[0] == encode_subscribe(FIRST + 5, {"a": 1})
+
+
+async def test_a_lower_qos_is_reported_until_the_requested_one_is_granted() -> None:
+    subscriptions = requesting(a=1, b=1, c=0)
+    for reasons, lowered in (((0, 1, 0), {"a": 0}), ((1, 0, 0), {"b": 0}), ((0, 0x87, 0), {"a": 0})):
+        subscriptions.subscribe({"a": 1, "b": 1, "c": 0})
+        assert subscriptions.on_ack(Acked(subscriptions._next_id, reasons)) == []
+        assert subscriptions.lowered == lowered
+    subscriptions.remove("a")
+    assert subscriptions.lowered == {}
+
+
+async def test_a_lower_qos_can_count_as_refused() -> None:
+    subscriptions = Subscriptions(refuse_lower_qos=True)
+    subscriptions.requested.update(a=1, b=1, c=0)
+    ((_, reply),) = subscriptions.reconcile()
+
+    assert subscriptions.on_ack(Acked(FIRST, (0, 1, 0))) == ["a"], "to unsubscribe: the broker would deliver"
+    assert await reply == subscriptions.refused == {"a": 0x9B}
+    assert subscriptions.lowered == {}
+    assert packets(subscriptions.reconcile()) == [encode_subscribe(FIRST + 1, {"a": 1})], "requested on the next link"
+
+
+async def test_a_refused_qos_that_was_not_granted_needs_no_unsubscribe() -> None:
+    subscriptions = requesting(a=1)
+    subscriptions.reconcile()
+
+    assert subscriptions.on_ack(Acked(FIRST, (0x9B,))) == []
+
+
+@pytest.mark.parametrize("reasons", [(1,), (1, 1, 1)])
+async def test_a_reply_for_another_number_of_filters_is_malformed(reasons: tuple[int, ...]) -> None:
+    subscriptions = requesting(a=1, b=1)
+    subscriptions.reconcile()
+
+    with pytest.raises(MalformedPacket, match="for 2 topic filters"):
+        subscriptions.on_ack(Acked(FIRST, reasons))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,70 @@ async def test_an_invalid_command_is_refused_with_a_remedy(site: Site, name: str
     async with site.node():
         assert error(await site.command(name, payload=payload)) == code
         assert (await site.command("ping"))["ok"]
+
+
+async def send_expiring(
+    site: Site, late_s: float, *, expiry_s: int | None = 5, key: bytes = b"key", name: str = "ping"
+) -> list[dict[str, Any]]:
+    """Send a command that by the node's clock expired `late_s` ago. Returns: the replies so far."""
+    before = len(site._replies(key))
+    fields: dict[str, Any] = {} if expiry_s is None else {"expiry_s": expiry_s}
+    await site.client.publish(
+        f"hedgerow/v1/{site.address}/command/{name}",
+        json.dumps({"expires_at": NOW - late_s}).encode(),
+        qos=1,
+        properties=properties(response_topic=f"{site.name}/replies", correlation=key, **fields),
+    )
+    await until(lambda: len(site._replies(key)) > before)
+    return site._replies(key)
+
+
+NOW = 1_900_000_000.0
+"""The node's clock in tests of expiry."""
+
+
+@pytest.mark.parametrize(
+    ("late_s", "expiry_s", "code"),
+    [
+        (-5.0, 5, None),
+        (-5.0, None, None),
+        (3.0, 5, None),
+        (8.0, 5, None),
+        (59.0, 1, None),
+        (61.0, 5, "command-expired"),
+        (3600.0, 5, "command-expired"),
+        (0.5, None, "command-expired"),
+    ],
+)
+async def test_a_command_is_executed_although_the_clocks_differ_a_little(
+    site: Site, monkeypatch: pytest.MonkeyPatch, late_s: float, expiry_s: int | None, code: str | None
+) -> None:
+    """Only if its message expiry shows that it has not waited; a larger difference is named."""
+    monkeypatch.setattr("hedgerow.node.commands.time", SimpleNamespace(time=lambda: NOW))
+    async with site.node():
+        (reply,) = await send_expiring(site, late_s, expiry_s=expiry_s)
+
+    assert (None if reply["ok"] else error(reply)) == code
+
+
+@pytest.mark.parametrize("late_s", [1.0, 8.0, 59.0])
+async def test_a_repeated_command_is_executed_once(site: Site, monkeypatch: pytest.MonkeyPatch, late_s: float) -> None:
+    """Such as one that a bridge or a recorder publishes again."""
+    monkeypatch.setattr("hedgerow.node.commands.time", SimpleNamespace(time=lambda: NOW))
+    async with site.node() as node:
+        first, *_ = await send_expiring(site, late_s)
+        _, second = await send_expiring(site, late_s)
+        (other,) = await send_expiring(site, late_s, key=b"another")
+        for _ in range(1000):  # it is forgotten after many others, and then must not be taken for a new one
+            node._commands._executed[len(node._commands._executed) + 10] = NOW - late_s
+        (third,) = await send_expiring(site, late_s, key=b"the one that makes it forget")
+        *_, fourth = await send_expiring(site, late_s)
+
+    assert first["ok"]
+    assert error(second) == "command-repeated"
+    assert other["ok"]
+    assert third["ok"]
+    assert error(fourth) == "command-expired"
 
 
 async def test_a_retained_command_is_not_executed(site: Site) -> None:

@@ -13,6 +13,7 @@ from hedgerow import configfile
 from hedgerow.bus.outbox import Ledger, Number, read_gap
 from hedgerow.errors import ConfigError
 from hedgerow.node.node import Node
+from hedgerow.testing import Mosquitto
 
 DURABLE = {"durable": True}
 
@@ -177,6 +178,49 @@ async def test_a_result_too_large_for_the_outbox_is_a_dead_letter(site: Site) ->
         (letter,) = await site.wait_dead_letters(1)
         assert letter["reason"] == "outbox-too-large"
         assert node.runners["p"].tally.balanced
+
+
+@pytest.mark.parametrize(
+    ("broker", "outbox"),
+    [([], {"max_packet_bytes": 20_000}), (["max_packet_size 20000"], {})],
+    ids=["bridge", "broker"],
+)
+async def test_a_result_that_cannot_reach_the_region_is_a_dead_letter(
+    tmp_path: Path, broker: list[str], outbox: dict[str, Any]
+) -> None:
+    """It would be sent for ever, and never be acknowledged."""
+    with Mosquitto(config=broker) as mosquitto:
+        async with Site(mosquitto.port, tmp_path) as site:
+            pipelines = {
+                "p": site.pipeline({"trial": {"tag": "x" * 30_000}}, publish=DURABLE),
+                "small": site.pipeline({"trial": {"tag": "x" * 15_000}}, publish=DURABLE),
+            }
+            async with site.node(pipelines, outbox=outbox) as node:
+                await until(lambda: node._outbox.client is not None and node._outbox.client.connected)
+                await site.frame(0)
+                (letter,) = await site.wait_dead_letters(1)
+                await site.wait_results(1, "small")
+                health = node.health()
+
+    assert letter["reason"] == "result-too-large"
+    assert "larger ones than 20,000" in letter["message"]
+    assert "bridge_max_packet_size" in letter["remedy"]
+    assert health.outbox is not None
+    assert health.outbox.entries == 1
+
+
+async def test_stored_results_that_a_lower_limit_excludes_are_declared_lost(site: Site) -> None:
+    pipeline = site.pipeline({"trial": {"tag": "x" * 30_000}}, publish=DURABLE)
+    async with site.node({"p": pipeline}):
+        await site.frame(0)
+        await site.wait_results(1)
+    async with site.node({"p": pipeline}, outbox={"max_packet_bytes": 20_000}) as node:
+        assert (await site.wait_event("outbox-lost"))["detail"] == {"too-large": 1}
+        health = node.health()
+        await until(lambda: site.events("gap"))
+
+    assert site.events("gap")[0]["reasons"] == {"too-large": 1}
+    assert any("given up, most as too-large" in reason for reason in health.reasons)
 
 
 async def test_results_of_workers_are_durable_too(site: Site) -> None:

@@ -196,6 +196,7 @@ sites:
         ("nodes: [a, b]", "nodes: [a]\n    up: {doors: {keep: [x], drop: [y]}}", 7, "give `keep` or `drop`"),
         ("nodes: [a, b]", "nodes: [a]\n    up: {doors: 3}", 7, "write true, false, "),
         ("nodes: [a, b]", "nodes: {a: {override: {log: {level: loud}}}}", 6, "must be one of 'debug'"),
+        ("nodes: [a, b]", "nodes: {a: {override: {pipelines: {doors: {subscribe: '#'}}}}}", 2, "also matches what this node"),
         ("nodes: [a, b]", "nodes: {a: {pipelines: none.yaml}}", 6, "cannot be read"),
         ("pipelines: base.yaml", "pipelines: bad.yaml", 2, "bad.yaml:1: nodde: unknown key"),
         ("pipelines: base.yaml", "up: {}", 6, "hall/a has no base file"),

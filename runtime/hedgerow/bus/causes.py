@@ -115,6 +115,50 @@ def _ended(message: str, reason: int, text: str) -> BusError:
     )
 
 
+def no_qos(where: str) -> BusError:
+    """Return the error for a broker that accepts QoS 0 only."""
+    return BusError(
+        f"{where} accepts QoS 0 only (Maximum QoS 0), so results, status and dead letters could be lost",
+        remedy="Allow QoS 1 in the broker's configuration (Mosquitto: remove `max_qos 0` from the listener), or use "
+        "another listener.",
+    )
+
+
+def qos_lowered(granted: Mapping[str, int]) -> BusError:
+    """Return the error for subscriptions that were granted with a lower QoS.
+
+    Args:
+        granted: QoS by topic filter.
+    """
+    what = ", ".join(f"{name} (QoS {qos})" for name, qos in granted.items())
+    return BusError(
+        f"The broker granted a lower QoS than requested, so messages can be lost: {what}",
+        remedy="Raise the QoS that the broker grants this client: see its ACL and its maximum QoS.",
+    )
+
+
+def session_lost(where: str, away_s: float | None, kept_s: int) -> BusError:
+    """Return the error for a broker without the session that it should have kept.
+
+    Args:
+        away_s: how long the link was down, in seconds; None: since an earlier run.
+        kept_s: how long the broker keeps a session, in seconds.
+    """
+    since = "this node last ran" if away_s is None else f"the link was lost {away_s:.1f} s ago"
+    if away_s is not None and away_s > kept_s:
+        cause, remedy = f"the broker kept it for {kept_s} s only", "Raise `broker: {session_expiry_s}`."
+    else:
+        cause = f"{where} restarted without its sessions, or this node was away for longer than {kept_s} s"
+        remedy = (
+            "Let the broker write its sessions to disk (Mosquitto: `persistence true`, a short `autosave_interval`), "
+            "and see its log for when it started."
+        )
+    return BusError(
+        f"The broker forgot the session, and with it the QoS 1 messages that have waited there since {since}: {cause}",
+        remedy=remedy,
+    )
+
+
 def bad_topic(topic: str, why: str) -> BusError:
     """Return the error for an invalid topic name."""
     return BusError(f"Cannot publish to {topic[:80]!r}: {why}", remedy="Use a topic name, not a filter.")

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from hedgerow.bus.causes import bad_topic, packet_too_large, subscription_refused, unreachable
 from hedgerow.bus.connect import ClientOptions
@@ -35,6 +35,7 @@ class Client:
         options: where and how to connect.
         on_messages: called with the messages of one read, in order, at least one.
         on_state: called when the link comes up or goes down, with the reason.
+        on_event: called with what may have cost messages, kind and detail: `session-lost`, `qos-lowered`; None: logged.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class Client:
         options: ClientOptions,
         on_messages: Callable[[list[Message]], None],
         on_state: Callable[[bool, str], None] | None = None,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
     ) -> None:
         self.options = options
-        self._session = MqttSession(options, on_messages, on_state)
+        self._session = MqttSession(options, on_messages, on_state, on_event)
 
     async def __aenter__(self) -> Self:
         self.resume()
@@ -67,6 +69,16 @@ class Client:
         They are requested again on every new link.
         """
         return {name: reason_name(reason) for name, reason in self._session.subscriptions.refused.items()}
+
+    @property
+    def lowered(self) -> Mapping[str, int]:
+        """Subscriptions that the broker granted with a lower QoS than requested: that QoS by topic filter."""
+        return self._session.subscriptions.lowered
+
+    @property
+    def sessions_lost(self) -> int:
+        """Times the broker had forgotten the session, and with it the QoS 1 messages that waited there."""
+        return self._session.lost
 
     @property
     def refused_publishes(self) -> int:
@@ -291,6 +303,8 @@ class Client:
         if self._session.link is not None:
             with contextlib.suppress(BusError):
                 await self.flush(timeout_s)
+        if forget_session:
+            self._session.forget()
         last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else b"")
         await self._session.leave(last, "closed")
         for publish in self._session.outbound.clear():

@@ -44,6 +44,8 @@ _NO_NEW_RETAINED: Final = (
     0x10  # retain handling 1 (§3.8.3.1): renewing a subscription does not resend retained messages
 )
 
+QOS_NOT_SUPPORTED: Final = 0x9B
+
 REASONS: Final[dict[int, str]] = {
     0x04: "disconnect with will message",
     0x10: "no matching subscribers",

@@ -11,14 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.backoff import Backoff
-from hedgerow.bus.causes import disconnected, publish_refused, refused, unreachable
+from hedgerow.bus.causes import (
+    disconnected,
+    no_qos,
+    publish_refused,
+    qos_lowered,
+    refused,
+    session_lost,
+    unreachable,
+)
 from hedgerow.bus.connect import ClientOptions, open_transport
 from hedgerow.bus.link import Link
 from hedgerow.bus.message import Message
@@ -60,7 +69,7 @@ class MqttSession:
     """State and connection task of one session; owns its links (`LinkOwner`).
 
     Args:
-        on_messages, on_state: as for `Client`.
+        on_messages, on_state, on_event: as for `Client`.
     Attributes:
         link: the link, once the broker has accepted it.
         connected: set while the link is up and the subscriptions are in place.
@@ -70,6 +79,7 @@ class MqttSession:
         bytes_received, bytes_sent: on all links that have ended.
         handler_errors: times `on_messages` raised.
         refused: QoS 1 publishes that the broker refused.
+        lost: times the broker had forgotten the session, and with it the QoS 1 messages that waited there.
     """
 
     def __init__(
@@ -77,13 +87,15 @@ class MqttSession:
         options: ClientOptions,
         on_messages: Callable[[list[Message]], None],
         on_state: Callable[[bool, str], None] | None,
+        on_event: Callable[[str, dict[str, Any]], None] | None,
     ) -> None:
         self.options = options
         self.on_messages = on_messages
         self.on_state = on_state
+        self.on_event = on_event
         self.acknowledgements = Acknowledgements()
         self.outbound = Outbound(self.finish)
-        self.subscriptions = Subscriptions()
+        self.subscriptions = Subscriptions(refuse_lower_qos=options.refuse_lower_qos)
         self.link: Link | None = None
         self.connected = asyncio.Event()
         self.last_error: HedgerowError | None = None
@@ -94,6 +106,9 @@ class MqttSession:
         self.bytes_sent = 0
         self.handler_errors = 0
         self.refused = 0
+        self.lost = 0
+        self._link_lost_at = 0.0
+        self._lowered: set[str] = set()
         self._refusal_logged_at = -_REFUSAL_LOG_INTERVAL_S
         self._client_id = options.client_id
         self._backoff = Backoff(options.url, options.min_backoff_s, options.max_backoff_s)
@@ -249,7 +264,9 @@ class MqttSession:
             if link is self._renewing and not self.outbound.in_flight:
                 self._settled.set()
         elif kind in (SUBACK, UNSUBACK):
-            self.subscriptions.on_ack(decode_suback(body))
+            if refused_qos := self.subscriptions.on_ack(decode_suback(body)):
+                link.send(self.subscriptions.unsubscribe(refused_qos)[0])
+            self._report_lowered()
         elif kind == CONNACK:
             self._accept(link, decode_connack(body))
         elif kind == DISCONNECT:
@@ -298,6 +315,7 @@ class MqttSession:
             return
         self._settled.set()
         self.link = None
+        self._link_lost_at = time.monotonic()
         self.connected.clear()
         self.acknowledgements.link_lost()
         self.subscriptions.link_lost()
@@ -318,9 +336,12 @@ class MqttSession:
             link.abort(refused(self.options.url, connack.reason, text))
             return
         properties = connack.properties
+        if properties.get(Property.MAXIMUM_QOS) == 0:
+            link.abort(no_qos(self.options.url))
+            return
         if not connack.session_present:
-            self.acknowledgements.session_lost()
-            self.subscriptions.session_lost()
+            self._session_lost(properties.get(Property.SESSION_EXPIRY, self.options.session_expiry_s))
+        self._mark_session()
         self.outbound.link_up(
             session_present=connack.session_present,
             receive_maximum=properties.get(Property.RECEIVE_MAXIMUM, 65_535),
@@ -338,6 +359,61 @@ class MqttSession:
         link.keep_alive(properties.get(Property.SERVER_KEEPALIVE, self.options.keepalive_s))
         link.flush_soon()
         self._accepted.set_result(None)
+
+    def _session_lost(self, kept_s: int) -> None:
+        """Start without the earlier session, and report it if there should be one."""
+        self.acknowledgements.session_lost()
+        filters = self.subscriptions.session_lost()
+        away_s = time.monotonic() - self._link_lost_at if self.links else None
+        if away_s is None and self._session_marked():
+            filters = [name for name, qos in self.subscriptions.requested.items() if qos]
+        if not filters or not self.options.session_expiry_s:  # nothing waited at the broker
+            return
+        self.lost += 1
+        error = session_lost(self.options.url, away_s, kept_s)
+        self._report("session-lost", {"filters": filters, "error": str(error), "remedy": error.remedy})
+
+    @property
+    def _session_mark(self) -> bytes:
+        return f"{self.options.client_id} {self.options.url}".encode()
+
+    def _session_marked(self) -> bool:
+        """Whether an earlier run had this session at this broker."""
+        file = self.options.session_file
+        with contextlib.suppress(OSError):
+            return file is not None and file.read_bytes() == self._session_mark
+        return False
+
+    def _mark_session(self) -> None:
+        """Leave a note for the next run that the broker has this session."""
+        file = self.options.session_file
+        if file is None or self.links or self._session_marked():
+            return
+        with contextlib.suppress(OSError):  # a full or failing disk: the next run will not notice a lost session
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(self._session_mark)
+
+    def forget(self) -> None:
+        """Expect no session at the next start."""
+        if self.options.session_file is not None:
+            with contextlib.suppress(OSError):
+                self.options.session_file.unlink(missing_ok=True)
+
+    def _report_lowered(self) -> None:
+        lowered = self.subscriptions.lowered
+        if new := lowered.keys() - self._lowered:
+            error = qos_lowered({name: lowered[name] for name in sorted(new)})
+            self._report("qos-lowered", {"filters": sorted(new), "error": str(error), "remedy": error.remedy})
+        self._lowered = set(lowered)
+
+    def _report(self, kind: str, detail: dict[str, Any]) -> None:
+        if self.on_event is None:
+            log.warning(kind, url=self.options.url, **detail)
+            return
+        try:
+            self.on_event(kind, detail)
+        except Exception:
+            log.exception("event-handler-failed")
 
     def _count_refusal(self, publish: Outgoing, reason: int) -> None:
         self.refused += 1

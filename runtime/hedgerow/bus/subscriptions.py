@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from hedgerow.bus.outgoing import MAX_PUBLISH_ID
-from hedgerow.bus.packets import Acked, encode_subscribe, encode_unsubscribe
+from hedgerow.bus.packets import QOS_NOT_SUPPORTED, Acked, encode_subscribe, encode_unsubscribe
+from hedgerow.bus.properties import MalformedPacket
 
 Refused: TypeAlias = dict[str, int]
 """Failure reason codes by topic filter."""
@@ -19,14 +20,19 @@ Refused: TypeAlias = dict[str, int]
 class Subscriptions:
     """Tracks which subscriptions are requested, pending and granted.
 
+    Args:
+        refuse_lower_qos: whether a subscription that is granted with a lower QoS than requested counts as refused.
     Attributes:
         requested: maximum QoS by topic filter.
         refused: reason codes of the subscriptions that the broker refused last time, by topic filter.
+        lowered: granted QoS of the subscriptions that have a lower one than requested, by topic filter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, refuse_lower_qos: bool = False) -> None:
         self.requested: dict[str, int] = {}
         self.refused: Refused = {}
+        self.lowered: dict[str, int] = {}
+        self._refuse_lower_qos = refuse_lower_qos
         self._granted: dict[str, int] = {}
         self._pending: dict[int, tuple[Callable[[Acked], Refused], asyncio.Future[Refused]]] = {}
         self._next_id = MAX_PUBLISH_ID
@@ -44,13 +50,21 @@ class Subscriptions:
         """Encode a request to subscribe. Returns: the packet, and a future of the refusals; a lost link refuses nothing."""
 
         def apply(acked: Acked) -> Refused:
+            if len(acked.reasons) != len(filters):
+                raise MalformedPacket(f"SUBACK with {len(acked.reasons)} reason codes for {len(filters)} topic filters")
             refused: Refused = {}
-            for (name, qos), reason in zip(filters.items(), acked.reasons, strict=False):
+            for (name, qos), reason in zip(filters.items(), acked.reasons, strict=True):
+                self.lowered.pop(name, None)
                 if reason >= 0x80:
                     refused[name] = reason
+                elif reason < qos and self._refuse_lower_qos:
+                    refused[name] = QOS_NOT_SUPPORTED
+                    self._granted[name] = reason
                 else:
                     self._granted[name] = qos
                     self.refused.pop(name, None)
+                    if reason < qos:
+                        self.lowered[name] = reason
             self.refused |= refused
             return refused
 
@@ -61,6 +75,7 @@ class Subscriptions:
         """Stop requesting a filter. `unsubscribe` or `reconcile` then ends a granted subscription."""
         self.requested.pop(name, None)
         self.refused.pop(name, None)
+        self.lowered.pop(name, None)
 
     def unsubscribe(self, names: Sequence[str]) -> tuple[bytes, asyncio.Future[Refused]]:
         """Encode a request to unsubscribe. Returns: the packet, and a future of the reply; nothing is refused."""
@@ -73,13 +88,17 @@ class Subscriptions:
         packet_id, reply = self._request(apply)
         return encode_unsubscribe(packet_id, names), reply
 
-    def on_ack(self, acked: Acked) -> None:
-        """Apply a SUBACK or UNSUBACK."""
-        if pending := self._pending.pop(acked.packet_id, None):
-            apply, reply = pending
-            refused = apply(acked)
-            if not reply.done():
-                reply.set_result(refused)
+    def on_ack(self, acked: Acked) -> list[str]:
+        """Apply a SUBACK or UNSUBACK. Returns: granted filters to unsubscribe, because they count as refused."""
+        pending = self._pending.get(acked.packet_id)
+        if pending is None:
+            return []
+        apply, reply = pending
+        refused = apply(acked)
+        del self._pending[acked.packet_id]
+        if not reply.done():
+            reply.set_result(refused)
+        return [name for name, reason in refused.items() if reason == QOS_NOT_SUPPORTED and name in self._granted]
 
     def link_lost(self) -> None:
         """Resolve pending requests: no reply will follow."""
@@ -88,9 +107,11 @@ class Subscriptions:
             if not reply.done():
                 reply.set_result({})
 
-    def session_lost(self) -> None:
-        """Forget granted subscriptions: the broker no longer has them."""
+    def session_lost(self) -> list[str]:
+        """Forget granted subscriptions: the broker no longer has them. Returns: those with QoS 1."""
+        lost = [name for name, qos in self._granted.items() if qos]
         self._granted.clear()
+        return lost
 
     def _request(self, apply: Callable[[Acked], Refused]) -> tuple[int, asyncio.Future[Refused]]:
         while True:

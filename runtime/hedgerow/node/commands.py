@@ -2,16 +2,21 @@
 
 Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it has none. Expired, retained or
 malformed commands are not executed; the reply says why.
+
+`expires_at` is by the sender's clock, which may differ from this one. If the command also has a message expiry, by which the
+broker has let it through, it is executed up to `CLOCK_TOLERANCE_S` later, but only once.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+import xxhash
 from pydantic import ValidationError
 
 from hedgerow.bus.properties import Property, PublishProperties, Value, encode_properties
@@ -27,6 +32,12 @@ log = structlog.get_logger(__name__)
 
 LARGEST_COMMAND: Final = 1 << 20
 """Most bytes of a command's payload; a configuration to reload is far smaller."""
+
+CLOCK_TOLERANCE_S: Final = 60.0
+"""How far the sender's clock may be behind this one."""
+
+_MOST_REMEMBERED: Final = 1000
+"""Executed commands that are remembered, to recognise a repetition."""
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Executes a command with its arguments; returns the reply's value."""
@@ -48,6 +59,8 @@ class CommandServer:
         self._client = client
         self._handlers = handlers
         self.counts: dict[str, int] = {"done": 0, "refused": 0}
+        self._executed: OrderedDict[int, float] = OrderedDict()  # digest → expires_at
+        self._forgotten_until = 0.0  # a repetition of a command that expired before cannot be recognised
 
     def filters(self) -> dict[str, int]:
         """Return subscriptions (filter → QoS): commands to this node, and to every node of the site."""
@@ -104,13 +117,35 @@ class CommandServer:
                 code="malformed-command",
                 remedy='Send JSON like {"args": {"pipeline": "doors"}, "expires_at": 1750000000.0}, or nothing.',
             ) from error
-        if command.expires_at is not None and command.expires_at < time.time():
+        if command.expires_at is not None:
+            self._check_expiry(message, command.expires_at)
+        return await handler(command.args)
+
+    def _check_expiry(self, message: Message, expires_at: float) -> None:
+        """Raises: CommandError: the command has expired, or may have been executed before."""
+        try:
+            properties = message.properties
+        except HedgerowError:  # malformed
+            properties = PublishProperties()
+        digest = xxhash.xxh3_64_intdigest(
+            b"\0".join((message.topic.encode(), bytes(message.payload), properties.correlation_data or b""))
+        )
+        late_s = time.time() - expires_at
+        tolerance_s = 0.0 if properties.expiry_s is None else CLOCK_TOLERANCE_S
+        if late_s > tolerance_s or (late_s > 0 and expires_at <= self._forgotten_until):
             raise CommandError(
-                f"The command expired {time.time() - command.expires_at:.1f} s ago",
+                f"The command expired {late_s:.1f} s ago by this node's clock",
                 code="command-expired",
                 remedy="Send it again. If it was sent just now, compare the clocks of sender and node.",
             )
-        return await handler(command.args)
+        if late_s > 0 and digest in self._executed:
+            raise CommandError(
+                "The command was executed before", code="command-repeated", remedy="Send it again as a new command."
+            )
+        self._executed[digest] = expires_at
+        while len(self._executed) > _MOST_REMEMBERED:
+            _, forgotten = self._executed.popitem(last=False)
+            self._forgotten_until = max(self._forgotten_until, forgotten)
 
     def _reply(self, message: Message, name: str, reply: Reply) -> None:
         try:

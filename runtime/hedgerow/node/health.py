@@ -44,6 +44,7 @@ class _PeriodStart:
     out: int
     latency: list[int]
     dead: Counter[str] = field(default_factory=Counter)
+    sessions_lost: int = 0
 
 
 class HealthReporter:
@@ -104,7 +105,13 @@ class HealthReporter:
         now, outbox = time.monotonic(), self._outbox.health()
         self._lost = Counter() if outbox is None else Counter(outbox.lost)
         self._period = {
-            name: _PeriodStart(now, runner.tally.out, list(runner.tally.latency.counts), runner.tally.dead.copy())
+            name: _PeriodStart(
+                now,
+                runner.tally.out,
+                list(runner.tally.latency.counts),
+                runner.tally.dead.copy(),
+                runner.sessions_lost,
+            )
             for name, runner in self._pipelines.runners.items()
         }
 
@@ -149,6 +156,7 @@ class HealthReporter:
                 findings.degraded(f"pipeline {name}: not connected to the broker")
             findings.degraded(*self._dead_letters(name, runner))
             findings.failing(*refused_subscriptions(name, runner))
+            findings.degraded(*self._frames_at_risk(name, runner))
             if (stuck := runner.stuck_for_s()) > STUCK_AFTER_S:
                 findings.failing(f"pipeline {name}: a stage has not returned for {stuck:.0f} s")
             findings.degraded(*(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.built.failing()))
@@ -185,6 +193,14 @@ class HealthReporter:
             (worst, _), *_ = dead.most_common(1)
             yield f"pipeline {name}: {dead.total()} frames dead-lettered, most with {worst}; {out} gave results"
 
+    def _frames_at_risk(self, name: str, runner: PipelineRunner) -> Iterator[str]:
+        """Yield a reason for each way in which the broker may lose, or has lost, QoS 1 frames."""
+        for pattern, qos in runner.lowered.items():
+            yield f"pipeline {name}: the broker grants only QoS {qos} for {pattern}, so frames can be lost"
+        before = self._period.get(name)
+        if runner.sessions_lost > (before.sessions_lost if before else 0):
+            yield f"pipeline {name}: the broker forgot the session, and with it the QoS 1 frames that waited there"
+
     def _examine_outbox(self, outbox: OutboxHealth, findings: _Findings) -> None:
         """Find out whether the outbox cannot store results, or gave any up in this period."""
         if outbox.failure is not None:
@@ -193,6 +209,11 @@ class HealthReporter:
             (worst, _), *_ = lost.most_common(1)
             findings.degraded(
                 f"outbox: {lost.total()} results given up, most as {worst}; {outbox.entries} wait for the region"
+            )
+        if outbox.stuck:
+            findings.degraded(
+                f"outbox: {outbox.stuck} results do not reach the region although later ones do; compare their size and topic "
+                "with the packet limits, rules and ACL of the bridge"
             )
 
 

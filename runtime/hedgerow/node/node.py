@@ -80,7 +80,7 @@ class Node:
             keep_session=False,
             will=last_will(self.address, self.session),
         )
-        self._link = Client(options, self._receive, self._link_changed)
+        self._link = Client(options, self._receive, self._link_changed, self._link_warns)
         self._announcer = Announcer(self.address, self.session, self._link)
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
@@ -249,6 +249,9 @@ class Node:
     def _link_changed(self, connected: bool, reason: str) -> None:
         if connected:  # also after a reconnect: the will has set the status to offline
             self._announcer.status("online")
+
+    def _link_warns(self, kind: str, detail: dict[str, Any]) -> None:
+        self._announcer.warn(kind, detail)
 
     async def _renew_other_links(self) -> None:
         await self._pipelines.renew_links()

@@ -129,6 +129,15 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
         yield "hedgerow_frames_queued", "Frames waiting in the queue.", {"pipeline": name}, runner.queued
         yield "hedgerow_streams", "Streams currently tracked.", {"pipeline": name}, runner.streams
         yield "hedgerow_reconnects", "Times the link reconnected.", {"pipeline": name}, runner.reconnects
+        lost = runner.sessions_lost
+        yield "hedgerow_sessions_lost", "Times the broker forgot the session and its frames.", {"pipeline": name}, lost
+        lowered = len(runner.lowered)
+        yield (
+            "hedgerow_qos_lowered",
+            "Subscriptions that the broker granted with QoS 0 only.",
+            {"pipeline": name},
+            lowered,
+        )
     for info in running_models(runners.values()).values():
         labels = {
             "model": info.name,

@@ -64,7 +64,7 @@ class PipelineRunner:
         self.built = built
         self.tally = tally or Tally()
         self.state: Literal["running", "paused", "stopping"] = "running"
-        self._source = Client(source, self._receive)
+        self._source = Client(source, self._receive, on_event=on_event)
         self._sink = Client(sink, _ignore)
         self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
         self._intake = Intake(built, self._settler, self.tally)
@@ -149,7 +149,7 @@ class PipelineRunner:
     def can_swap(self, built: BuiltPipeline) -> bool:
         """Whether `swap` can switch to another built pipeline: settings fixed by links and lanes must be equal."""
         now, then = (
-            (c.receive_maximum, c.max_payload_bytes, c.workers, c.publish.durable)
+            (c.receive_maximum, c.max_payload_bytes, c.if_qos_lowered, c.workers, c.publish.durable)
             for c in (built.config, self.built.config)
         )
         return now == then and built.lanes >= self._dispatcher.lanes
@@ -195,6 +195,16 @@ class PipelineRunner:
     def refused(self) -> Mapping[str, str]:
         """Subscriptions that the broker refuses, with its reason, by filter."""
         return self._source.refused
+
+    @property
+    def lowered(self) -> Mapping[str, int]:
+        """Subscriptions that the broker granted with a lower QoS than requested: that QoS by filter."""
+        return self._source.lowered
+
+    @property
+    def sessions_lost(self) -> int:
+        """Times the broker had forgotten the session, and with it the QoS 1 frames that waited there."""
+        return self._source.sessions_lost
 
     @property
     def refused_publishes(self) -> int:

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, Problem
+from hedgerow.errors import ConfigError
+from hedgerow.topics import check_feedback
 from hedgerow.topology import check
 from hedgerow.topology.check import TopologyIssue
 from hedgerow.topology.model import Topology
@@ -120,6 +122,11 @@ class _Reading:
             return
         self.texts[site, node], self.nodes[site, node] = text, config
         yield from self._models(site, node, base, config, keys)
+        for name in config.pipelines:
+            try:
+                check_feedback(config.node.address, name, config.subscriptions)
+            except ConfigError as error:
+                yield TopologyIssue(keys, f"{base}: pipelines.{name}.subscribe: {error}", error.remedy)
         for pipeline in config.pipelines.values():
             for stage in pipeline.stages:
                 self._include_files(site, base.parent, stage.config.values())

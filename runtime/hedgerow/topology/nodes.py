@@ -97,4 +97,5 @@ def _placement(topology: Topology, site: str, node: str) -> dict[str, Any]:
             "name": node,
             "state_dir": str(topology.machine.state / site / node),
         },
+        "outbox": {"max_packet_bytes": min(topology.limits.packet_bytes, topology.limits.bridge_packet_bytes)},
     }

@@ -110,6 +110,7 @@ class OutboxHealth(WireMessage):
     used_bytes: int = 0
     max_bytes: int = 0
     under_way: int = Field(0, description="Sent to the region and not acknowledged yet.")
+    stuck: int = Field(0, description="Not acknowledged although later ones are: a bridge does not carry them.")
     lost: dict[str, int] = Field(default_factory=dict, description="Results lost since the node started, by reason.")
     failure: str | None = Field(None, description="Why the outbox cannot store anything.")
 

@@ -251,3 +251,12 @@ def test_each_check_is_a_line_with_its_remedy_below(hedgerow) -> None:
     assert lines[at + 1].startswith(" " * 23 + "→ Check that it is running, or name another")
     assert lines[-1].startswith("1 check failed")
     assert any(line.startswith("ok       python        CPython 3.") for line in lines)
+
+
+def test_a_broker_with_qos_0_only_fails(findings) -> None:
+    with Mosquitto(config=["max_qos 0"]) as broker:
+        found = findings("--broker", broker.url)["broker"]
+
+    assert found["state"] == "failed"
+    assert "QoS 0 only" in found["detail"]
+    assert "max_qos 0" in found["remedy"]

@@ -11,9 +11,19 @@ Rules:
 
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.outbox import Outbox, OutboxStatus, Publish
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, Gap, Number, OutboxError, Record, read_gap
+from hedgerow.bus.outbox.records import (
+    PACKET_OVERHEAD_BYTES,
+    PRIORITIES,
+    Ack,
+    Gap,
+    Number,
+    OutboxError,
+    Record,
+    read_gap,
+)
 
 __all__ = [
+    "PACKET_OVERHEAD_BYTES",
     "PRIORITIES",
     "Ack",
     "Gap",

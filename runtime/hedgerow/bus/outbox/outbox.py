@@ -30,6 +30,7 @@ from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import (
     ACK_NOW,
+    PACKET_OVERHEAD_BYTES,
     PRIORITIES,
     Ack,
     Gap,
@@ -79,6 +80,7 @@ class OutboxStatus:
         used_bytes: their size on disk.
         in_flight: entries sent and not acknowledged.
         appending: calls of `append` still in progress.
+        stuck: records that the region does not acknowledge although it acknowledges later ones.
         lost: records lost since the start, by reason; each is declared to the region.
         failure: why nothing can be stored; None if it can.
     """
@@ -88,6 +90,7 @@ class OutboxStatus:
     used_bytes: int
     in_flight: int
     appending: int
+    stuck: int
     lost: dict[str, int]
     failure: str | None
 
@@ -110,6 +113,7 @@ class Outbox:
         boot: returns the time since boot.
     Attributes:
         max_record_bytes: size limit of a record.
+        max_packet_bytes: largest packet that reaches the region. A stored record that exceeds it is given up; None: unknown.
     """
 
     def __init__(
@@ -143,9 +147,11 @@ class Outbox:
         self._refusals: dict[int, int] = {}
         self._appending = 0
         self._to_resend: set[int] = set()
+        self._stuck_reported = False
         self._failure: OutboxError | None = None
         self._origins: OrderedDict[int, None] = OrderedDict()
         self.max_record_bytes = max_bytes // MAX_RECORD_FRACTION
+        self.max_packet_bytes: int | None = None
 
     async def __aenter__(self) -> Self:
         """Open the store.
@@ -180,6 +186,7 @@ class Outbox:
             last.used_bytes,
             self._window.in_flight,
             self._appending,
+            self._window.stuck,
             dict(self._lost),
             None if self._failure is None else str(self._failure),
         )
@@ -301,6 +308,9 @@ class Outbox:
     def _send(self, entries: Sequence[OutboxEntry], late: Callable[[str], str] | None = None) -> None:
         epoch = self.epoch
         for entry in entries:
+            if self._too_large(entry):
+                self._give_up(entry.key, "too-large")
+                continue
             number = Number(epoch, priority_of(entry.key), sequence_of(entry.key))
             topic, payload, properties = entry.topic, entry.payload, entry.properties
             if not topic:
@@ -317,6 +327,15 @@ class Outbox:
             except BusError as error:
                 done(error)
 
+    def _too_large(self, entry: OutboxEntry) -> bool:
+        limit = self.max_packet_bytes
+        return limit is not None and bool(entry.topic) and entry.size + PACKET_OVERHEAD_BYTES > limit
+
+    def _give_up(self, key: int, reason: str) -> None:
+        """Declare a gap in place of a record, and send that at the next tick."""
+        self._writer.submit(GiveUp(key, self.epoch, reason))
+        self._to_resend.add(key)
+
     def _published(self, epoch: str, key: int, error: Exception | None) -> None:
         """Handle the site broker's reply; its acceptance says nothing about the region."""
         if error is None:
@@ -328,15 +347,29 @@ class Outbox:
         if refusals >= _MAX_REFUSALS:
             del self._refusals[key]
             self._on_event("outbox-refused", {"sequence": sequence_of(key), "error": str(error)})
-            self._writer.submit(GiveUp(key, epoch, "refused"))
+            self._give_up(key, "refused")
         self._to_resend.add(key)  # at the next tick: the record, or the gap in its place
+
+    def _examine_stuck(self, now: float) -> None:
+        """Report records that do not get through, once, and give up those that have not for long."""
+        stuck = self._window.stuck
+        if stuck and not self._stuck_reported:
+            remedy = (
+                "A bridge or broker on the way does not carry them: compare their size with its packet limit, and their "
+                "topic with its rules and ACL. They are sent at growing intervals, and given up after a day."
+            )
+            self._on_event("outbox-stuck", {"results": stuck, "remedy": remedy})
+        self._stuck_reported = bool(stuck)
+        for key in self._window.hopeless(now):
+            self._give_up(key, "not-carried")
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         for key in self._to_resend:
             self._window.resend(key)
         self._to_resend.clear()
-        self._window.probe(time.monotonic())
+        self._window.probe(now := time.monotonic())
+        self._examine_stuck(now)
         if self._unreported_losses:
             self._on_event("outbox-lost", dict(self._unreported_losses))
             self._unreported_losses.clear()

@@ -26,6 +26,10 @@ _SHIFT: Final = 48
 _SEQUENCE: Final = (1 << _SHIFT) - 1
 
 
+PACKET_OVERHEAD_BYTES: Final = 160
+"""Upper bound of what a packet adds to a record: fixed header, number, suffix of the late topic, request for an ack."""
+
+
 class OutboxError(BusError):
     """The outbox cannot store records: check the node's disk.
 

@@ -9,6 +9,8 @@ Rules:
   §6.1, with a packet threshold of 1). After a long time without acknowledgement, one record is resent as a probe; the
   reply reveals the state of all others (§6.2). After a reconnect that time is short until the region replies: its own
   subscriptions may have come back later than this link, so the first records may have reached nobody.
+- A record that later ones overtake again and again is stuck: no bridge carries it. It leaves the window and is sent at growing
+  intervals (`overtaken.py`), so it delays no other.
 - Local subscribers do not wait for the region. If the window stays full, new records go out past it, once, and join the
   backlog for the region.
 - The region acknowledges on its own schedule unless a record requests it. One does for each half of the new records' and of
@@ -18,10 +20,12 @@ Rules:
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from hedgerow.bus.outbox.overtaken import OvertakenRecords
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, priority_of
 
 _PROBE_TIMEOUT_S: Final = 30.0
@@ -110,6 +114,8 @@ class SendWindow:
         self._rewound: int | None = None
         self._last_ack_at = self._probed_at = float("-inf")
         self._waiting_since: float | None = None
+        self._overtaken = OvertakenRecords()
+        self._passed: dict[int, int] = {}  # sent past a full window: key → turn
         self._probe: int | None = None
         self._probe_timeout_s = _PROBE_TIMEOUT_S
 
@@ -117,6 +123,15 @@ class SendWindow:
     def in_flight(self) -> int:
         """Number of entries sent and not acknowledged."""
         return len(self._in_flight)
+
+    @property
+    def stuck(self) -> int:
+        """Number of records that do not get through although later ones do."""
+        return self._overtaken.stuck
+
+    def hopeless(self, now: float) -> list[int]:
+        """Return, once, the keys of stuck records that should be given up."""
+        return self._overtaken.hopeless(now)
 
     def wants_ack(self, key: int) -> bool:
         """Whether an entry just sent should request an immediate acknowledgement."""
@@ -155,6 +170,8 @@ class SendWindow:
         """Probe: the broker may have lost the records in flight. The next record requests an acknowledgement."""
         self._probe_timeout_s = _RECONNECT_PROBE_TIMEOUT_S
         self._since_ack_request = list(self._ack_thresholds)
+        for key in self._overtaken.held():  # what did not carry them may have been changed
+            self.rewind(key)
         if self._in_flight:
             self._send_probe(now)
 
@@ -177,6 +194,7 @@ class SendWindow:
 
     def rewind(self, key: int) -> None:
         """Move the cursor back to a key that has to be sent (again)."""
+        self._overtaken.release(key)
         priority = priority_of(key)
         self._cursors[priority] = min(self._cursors[priority], key)
         if self._reading is not None and priority_of(self._reading.start) == priority:
@@ -184,7 +202,9 @@ class SendWindow:
 
     def discard(self, keys: Iterable[int]) -> None:
         """Drop waiting records that were given up."""
-        lost = self._waiting.keys() & set(keys)
+        given_up = set(keys)
+        self._overtaken.remove((key, key) for key in given_up)
+        lost = self._waiting.keys() & given_up
         if lost:
             self._waiting_bytes -= sum(self._waiting.pop(key) for key in lost)
             self._live = [deque(entry for entry in waiting if entry.key not in lost) for waiting in self._live]
@@ -221,7 +241,12 @@ class SendWindow:
             or len(self._waiting) > _MAX_WAITING_WINDOWS * self._max_entries
             or self._waiting_bytes > self._max_bytes
         ):
-            entries.append(self._to_backlog())
+            entry = self._to_backlog()
+            self._turn += 1
+            self._passed[entry.key] = self._turn
+            if len(self._passed) > _MAX_WAITING_WINDOWS * self._max_entries:
+                del self._passed[next(iter(self._passed))]
+            entries.append(entry)
         max_bytes = min(int(self._max_bytes * self._share) - self._bytes[0], self._max_bytes - sum(self._bytes))
         if self._reading is not None or not old or (max_bytes <= 0 and backlog_in_flight):
             return entries, None
@@ -237,7 +262,13 @@ class SendWindow:
         self._reading = None
         if entries is None:
             return []
-        chosen = [entry for entry in entries if entry.key not in self._in_flight and entry.key not in self._waiting]
+        chosen = [
+            entry
+            for entry in entries
+            if entry.key not in self._in_flight
+            and entry.key not in self._waiting
+            and not self._overtaken.holds(entry.key)
+        ]
         for entry in chosen:
             self._mark_sent(entry, now, live=False)
         reached = entries[-1].last + 1 if entries else request.end
@@ -268,12 +299,19 @@ class SendWindow:
     def acked(self, ack: Ack, now: float) -> None:
         """Remove acknowledged entries, and resend those lost before them."""
         latest = 0
-        for first, last in ack.ranges():
+        ranges = ack.ranges()
+        self._overtaken.remove(ranges)
+        for first, last in ranges:
             if last - first < len(self._in_flight):
                 keys = [key for key in range(first, last + 1) if key in self._in_flight]
             else:
                 keys = [key for key in self._in_flight if first <= key <= last]
             latest = max([latest, *(self._remove(key).turn for key in keys)])
+        if self._passed:
+            passed = sorted(self._passed)
+            for first, last in ranges:
+                keys = passed[bisect_left(passed, first) : bisect_right(passed, last)]
+                latest = max([latest, *(self._passed.pop(key, 0) for key in keys)])
         if not latest:
             return
         self._last_ack_at, self._probe_timeout_s = now, _PROBE_TIMEOUT_S
@@ -283,7 +321,10 @@ class SendWindow:
                 break
             lost.append(key)
         for key in lost:
-            self.resend(key)
+            if self._overtaken.add(key, now):
+                self._remove(key)
+            else:
+                self.resend(key)
 
     def resend(self, key: int) -> None:
         """Resend an entry that is in flight, in its place."""
@@ -292,7 +333,9 @@ class SendWindow:
             self.rewind(key)
 
     def probe(self, now: float) -> bool:
-        """Resend one entry if no acknowledgement arrived in time. Returns: whether it did."""
+        """Resend stuck entries whose pause is over, and one if no acknowledgement arrived in time. Returns: whether the latter."""
+        for key in self._overtaken.due(now):
+            self.rewind(key)
         if not self._in_flight or now - max(self._last_ack_at, self._probed_at) < self._probe_timeout_s:
             return False
         self._send_probe(now)

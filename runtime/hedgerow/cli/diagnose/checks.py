@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 from hedgerow import backends, configcheck, plugins
 from hedgerow.backends.cores import cores
+from hedgerow.bus.causes import no_qos
 from hedgerow.cli.base.client import payload_of, publish_properties, user_properties
 from hedgerow.cli.base.connection import HUNG_AFTER_S, broker_section, connected, is_hung
 from hedgerow.cli.base.console import plural, size
@@ -320,8 +321,6 @@ def _limits_text(limits: Any) -> str:
     packet = getattr(limits, "MaximumPacketSize", None)
     parts = [f"largest packet {size(packet) if packet else 'unlimited'}"]
     parts.append(f"{getattr(limits, 'ReceiveMaximum', 65_535):,} QoS 1 messages in flight")
-    if getattr(limits, "MaximumQoS", 2) == 0:
-        parts.append("QoS 0 only: frames can be lost")
     if not getattr(limits, "RetainAvailable", 1):
         parts.append("no retained messages: the status of nodes is not seen")
     return ", ".join(parts)
@@ -331,6 +330,8 @@ async def _round_trip(broker: BrokerSection, address: Address) -> tuple[Any, flo
     """Publish a message to ourselves. Return the broker's limits, milliseconds (None: not delivered), whether properties survived."""
     topic = address.topic(Channel.REPLY, f"doctor-{uuid.uuid4().hex[:12]}")
     async with connected(broker, timeout=5) as client:
+        if getattr(client.limits, "MaximumQoS", 2) == 0:
+            raise no_qos(broker.url)
         await client.subscribe(topic, qos=1)
         properties = publish_properties(ContentType="text/plain", UserProperty=[("id", "probe")])
         sent_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from hedgerow.bus.connect import ClientOptions
@@ -19,11 +20,14 @@ def link_options(
     max_payload_bytes: int = 1 << 20,
     keep_session: bool = True,
     will: Publication | None = None,
+    session_file: Path | None = None,
+    refuse_lower_qos: bool = False,
 ) -> ClientOptions:
     """Return the options of a link to the site's broker.
 
     Args:
         keep_session: whether the broker queues messages while the link is down.
+        session_file, refuse_lower_qos: see `ClientOptions`.
     Raises: ConfigError: the password file cannot be read.
     """
     return ClientOptions(
@@ -42,6 +46,8 @@ def link_options(
         receive_maximum=receive_maximum,
         max_payload_bytes=max_payload_bytes,
         will=will,
+        session_file=session_file,
+        refuse_lower_qos=refuse_lower_qos,
     )
 
 

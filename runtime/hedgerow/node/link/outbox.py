@@ -69,7 +69,7 @@ class NodeOutbox:
         """
         async with self._opening:
             if self._outbox is None:
-                client = Client(self._options, self._receive, self._link_changed)
+                client = Client(self._options, self._receive, self._link_changed, self._on_event)
                 limits = self._limits
                 outbox = Outbox(
                     self._path,
@@ -84,6 +84,7 @@ class NodeOutbox:
                     backlog_share=limits.backlog_share,
                     commit_every_s=limits.commit_every_s,
                 )
+                outbox.max_packet_bytes = limits.max_packet_bytes
                 await outbox.__aenter__()
                 self._outbox, self._client = outbox, client
                 client.resume()
@@ -120,6 +121,7 @@ class NodeOutbox:
             used_bytes=status.used_bytes,
             max_bytes=self._limits.max_bytes,
             under_way=status.in_flight,
+            stuck=status.stuck,
             lost=status.lost,
             failure=status.failure,
         )
@@ -136,6 +138,12 @@ class NodeOutbox:
         yield "hedgerow_outbox_bytes", "Bytes of the outbox on disk.", {}, status.used_bytes
         yield "hedgerow_outbox_max_bytes", "Maximum size of the outbox on disk, in bytes.", {}, self._limits.max_bytes
         yield "hedgerow_outbox_under_way", "Results sent and not yet acknowledged by the region.", {}, status.in_flight
+        yield (
+            "hedgerow_outbox_stuck",
+            "Results that the region does not acknowledge, unlike later ones.",
+            {},
+            status.stuck,
+        )
         yield "hedgerow_outbox_failing", "Whether the outbox cannot store results.", {}, status.failure is not None
         yield "hedgerow_outbox_bad_acks", "Unreadable acknowledgements.", {}, self.bad_acks
         for reason, count in status.lost.items():
@@ -152,5 +160,9 @@ class NodeOutbox:
             self._client.ack(message)
 
     def _link_changed(self, connected: bool, reason: str) -> None:
-        if self._outbox is not None:
-            self._outbox.link_changed(up=connected)
+        if self._outbox is None or self._client is None:
+            return
+        if connected:
+            limits = self._limits.max_packet_bytes, self._client.max_packet_bytes
+            self._outbox.max_packet_bytes = min(limit for limit in limits if limit is not None)
+        self._outbox.link_changed(up=connected)

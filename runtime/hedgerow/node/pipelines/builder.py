@@ -13,6 +13,7 @@ from hedgerow.node.link.announcer import Announcer
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
+from hedgerow.topics import check_feedback
 
 
 class PipelineBuilder:
@@ -36,8 +37,9 @@ class PipelineBuilder:
 
         Raises:
             ModelNotAssigned: the region has not yet chosen the version of one of its models.
-            HedgerowError: a stage or a model is missing or broken.
+            HedgerowError: a stage or a model is missing or broken, or the pipeline subscribes to what the node publishes.
         """
+        check_feedback(config.node.address, name, config.subscriptions)
         if config.pipelines[name].workers:
             return self.build_workers(config, name)
         return LocalPipeline(config, name, self._base_dir, self._pool, self._cores, self._announcer.event_sink(name))

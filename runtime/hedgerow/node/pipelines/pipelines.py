@@ -231,6 +231,8 @@ class Pipelines:
             client_id,
             receive_maximum=built.config.receive_maximum,
             max_payload_bytes=built.config.max_payload_bytes,
+            session_file=self.config.node.state_dir / "sessions" / built.name,
+            refuse_lower_qos=built.config.if_qos_lowered == "fail",
         )
         sink = link_options(self.config.broker, f"{client_id}/results")
         try:

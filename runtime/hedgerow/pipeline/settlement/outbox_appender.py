@@ -22,7 +22,7 @@ from typing import Final
 import xxhash
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox import Outbox, OutboxError, Record
+from hedgerow.bus.outbox import PACKET_OVERHEAD_BYTES, Outbox, OutboxError, Record
 from hedgerow.errors import FrameError
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.delivery import Delivery
@@ -85,7 +85,7 @@ class OutboxAppender:
         """Add the results of a frame to the next group; `flush` appends it.
 
         Returns: False if the results of an earlier delivery of the frame are stored or about to be.
-        Raises: OutboxError: the results are too large for the outbox.
+        Raises: OutboxError: the results are too large for the outbox, or one of them for the way to the region.
         """
         key: int | None = None
         if delivery.durable:
@@ -99,6 +99,16 @@ class OutboxAppender:
                 f"The results have {size} bytes; the outbox accepts at most {self.largest}",
                 remedy="Raise `outbox: max_bytes`, or publish smaller results.",
                 code="outbox-too-large",
+            )
+        limit = self._outbox.max_packet_bytes
+        packet = max((each.size for each in records), default=0) + PACKET_OVERHEAD_BYTES
+        if limit is not None and packet > limit:
+            raise OutboxError(
+                f"A result needs a packet of {packet:,} bytes; larger ones than {limit:,} do not reach the region",
+                remedy="Publish less (`publish: {fields: …}`), or allow larger packets on the whole way: `limits` of the "
+                "topology; else `bridge_max_packet_size` and `max_packet_size` of the brokers, then `outbox: "
+                "{max_packet_bytes}`.",
+                code="result-too-large",
             )
         if key is not None:
             self._origins.add(key)
