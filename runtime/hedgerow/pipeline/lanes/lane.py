@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import structlog
 
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, text_of
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.delivery import Delivery
 
@@ -29,9 +30,14 @@ class Job:
         """Run the list. For any thread; never raises."""
         try:
             return self.built.run(self.deliveries, lane)
-        except Exception as error:  # not expected; but a lane that ended would lose its frames
-            log.exception("lane-failed", pipeline=self.built.name)
-            fault = FrameError(f"Internal error: {error!r}", code="internal", remedy="Report this with the node's log.")
+        except BaseException as error:  # not expected; but a lane that ended would lose its frames
+            with suppress(Exception):
+                log.exception("lane-failed", pipeline=self.built.name)
+            fault = FrameError(
+                f"Internal error: {type(error).__name__}: {text_of(error)}",
+                code="internal",
+                remedy="Report this with the node's log.",
+            )
             return Completed([self.built.dead_letter(delivery, fault) for delivery in self.deliveries], [])
 
 
