@@ -57,7 +57,7 @@ class LaneBench:
 
     async def __aenter__(self) -> Self:
         source, sink = self.source, self.sink
-        self.settler = Settler(source, sink, self.tally, self._on_event, lambda: self.dispatcher.wake(), None)  # type: ignore[arg-type]
+        self.settler = Settler(source, sink, self.tally, self._on_event, self._wake, None)  # type: ignore[arg-type]
         self.intake = Intake(self.built, self.settler, self.tally)
         self.dispatcher = Dispatcher(self.built, self.intake, self.settler, self.tally)
         self.dispatcher.use(self.built)
@@ -66,6 +66,9 @@ class LaneBench:
     async def __aexit__(self, *exit: object) -> None:
         self.dispatcher.stop()
         self.built.close()
+
+    def _wake(self) -> None:
+        self.dispatcher.wake()
 
     def _on_event(self, kind: str, detail: dict[str, Any]) -> None:
         self.events.append((kind, detail))

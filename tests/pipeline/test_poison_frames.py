@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import itertools
 import math
-import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, NoReturn
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from tests.pipeline.lane_bench import LaneBench
 
 from hedgerow import Drop, Frame, FrameError, HedgerowError, Stage, StageConfig
-from tests.pipeline.lane_bench import LaneBench
+from hedgerow.pipeline.lanes.lane import Job
 
 LONG = 10_000_000
 OTHER = Frame(b"{}", id="other", stream="in/b", topic="in/b", result={"other": True})
@@ -42,7 +43,7 @@ class UnprintableToo(Exception):
 
 class NotText(Exception):
     def __str__(self) -> str:
-        return 5  # type: ignore[return-value]
+        return 5  # type: ignore[return-value]  # noqa: PLE0307 - that is the point
 
 
 class Bare(FrameError):
@@ -101,7 +102,7 @@ def raising(error: BaseException | type[BaseException]) -> Act:
 
 
 def returning(value: Any) -> Act:
-    return lambda frame: value
+    return lambda _: value
 
 
 def publishing(result: Any) -> Act:
@@ -207,14 +208,14 @@ ATTEMPTS: dict[str, Attempt] = {
     "the class Frame": Attempt(returning(Frame), message="instead of a Frame"),
     "an error": Attempt(returning(ValueError("x")), message="ValueError"),
     "a coroutine": Attempt(awaitable, message="returned a coroutine"),
-    "an object without a class": Attempt(lambda frame: Shifty(), message="raised "),
-    "a mock of a frame": Attempt(lambda frame: Mock(spec=Frame), message="a Mock instead"),
-    "a frame without attributes": Attempt(lambda frame: Frame.__new__(Frame), message="AttributeError"),
+    "an object without a class": Attempt(lambda _: Shifty(), message="raised "),
+    "a mock of a frame": Attempt(lambda _: Mock(spec=Frame), message="a Mock instead"),
+    "a frame without attributes": Attempt(lambda _: Frame.__new__(Frame), message="AttributeError"),
     "a frame of another stream": Attempt(returning(OTHER), message="in/b"),
     "a list with a frame of another stream": Attempt(lambda frame: [frame, OTHER], message="in/b"),
     "its frame moved to another stream": Attempt(moved, message="in/b"),
     "a million frames": Attempt(million, message="65,536"),
-    "endless frames": Attempt(lambda frame: repeat(frame), message="65,536"),
+    "endless frames": Attempt(repeat, message="65,536"),
     "a generator that is cancelled": Attempt(parts_then(asyncio.CancelledError()), message="raised CancelledError"),
     "a generator that panics": Attempt(parts_then(PanicException("late")), message="late"),
     # results
@@ -263,7 +264,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Stage[Any]], Act]
 
     def install(kind: type[Stage[Any]], act: Act) -> None:
         monkeypatch.setattr(Poison, "act", staticmethod(act))
-        monkeypatch.setattr("hedgerow.plugins.make", lambda name, config: kind(StageConfig()))
+        monkeypatch.setattr("hedgerow.plugins.make", lambda *_: kind(StageConfig()))
 
     return install
 
@@ -303,3 +304,187 @@ async def test_a_poison_frame_dies_alone(name: str, kind: type[Stage[Any]], inst
 
     assert letter["reason"] == attempt.code
     assert attempt.message in letter["message"]
+
+
+# What a whole list can do wrong.
+
+
+def in_place(outcome: Any) -> Callable[[Sequence[Frame]], Any]:
+    """Return an outcome in the poison frame's place."""
+    return lambda frames: [
+        outcome if frame.payload == POISON else frame.with_result({"n": int(bytes(frame.payload))}) for frame in frames
+    ]
+
+
+LISTS: dict[str, tuple[Callable[[Sequence[Frame]], Any], str]] = {
+    "a set": (set, "which has no order"),
+    "a mapping": (lambda frames: {frame.id: frame for frame in frames}, "which has no order"),
+    "a list that lies": (Liar, "0 outcomes for 1 frames"),
+    "endless frames": (lambda frames: repeat(frames[0]), "more than 1 outcomes for 1 frames"),
+    "nothing": (lambda _: None, "TypeError"),
+    "a number": (len, "TypeError"),
+    "a cancellation in its place": (in_place(asyncio.CancelledError("x")), "CancelledError: x"),
+    "a panic in its place": (in_place(PanicException), "returned a type"),
+    "one outcome too few": (lambda frames: frames[1:], "0 outcomes for 1 frames"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_a_list_with_a_poison_frame_costs_that_frame_alone(name: str, install: Install) -> None:
+    act, message = LISTS[name]
+
+    class Broken(Poison):
+        def process_many(self, frames: Sequence[Frame]) -> Any:
+            return act(frames) if any(frame.payload == POISON for frame in frames) else super().process_many(frames)
+
+    install(Broken, lambda frame: frame)
+    async with LaneBench() as bench:
+        letter = await survives(bench)
+
+    assert letter["reason"] == "stage-failed"
+    assert message in letter["message"]
+
+
+class Splitting(Stage[StageConfig]):
+    """Splits each frame into 300."""
+
+    def process(self, frame: Frame) -> Any:
+        return [frame] * 300
+
+
+async def test_stages_that_split_again_and_again_cannot_exhaust_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hedgerow.plugins.make", lambda *_: Splitting(StageConfig()))
+    async with LaneBench(stages=["splitting"] * 8) as bench:
+        bench.send([b"1"])
+        await bench.settled()
+
+    (letter,) = bench.published("dead")
+    assert "65,536" in letter["message"]
+
+
+# Drops, counters, tracebacks.
+
+
+class Odd:
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("reason", "counted"),
+    [
+        ("still", "still"),
+        ("", "dropped"),
+        (None, "None"),
+        ([1], "[1]"),
+        ("x" * LONG, "x" * 64),
+        ("\udcff\0", "\\udcff\\0"),
+        (Odd(), "(Odd cannot be formatted)"),
+    ],
+)
+async def test_a_drop_with_an_odd_reason_is_counted(reason: Any, counted: str, install: Install) -> None:
+    install(Poison, returning(Drop(reason)))
+    async with LaneBench() as bench:
+        bench.send([b"0", POISON, b"1"])
+        await bench.settled()
+
+    assert dict(bench.tally.dropped) == {counted: 1}
+    assert len(bench.source.acked) == 3
+
+
+def numbered_drop(count: Iterator[int]) -> Act:
+    return lambda _: Drop(f"score-{next(count)}")
+
+
+def numbered_error(count: Iterator[int]) -> Act:
+    def act(frame: Frame) -> NoReturn:
+        raise FrameError("x", code=f"score-{next(count)}")
+
+    return act
+
+
+@pytest.mark.parametrize("make", [numbered_drop, numbered_error])
+async def test_reasons_without_end_are_counted_within_limits(make: Any, install: Install) -> None:
+    """Each is a metric's label and part of every health report."""
+    install(Poison, make(itertools.count()))
+    async with LaneBench(queue={"max_frames_per_stream": 1000}) as bench:
+        bench.send([POISON] * 500)
+        await bench.settled()
+
+    counts = bench.tally.dropped + bench.tally.dead
+    assert (counts.total(), len(counts), counts["other"]) == (500, 101, 400)
+
+
+async def test_a_dead_letter_has_the_traceback_of_the_stage_alone(install: Install) -> None:
+    install(Poison, own_cause)
+    async with LaneBench() as bench:
+        letter = await survives(bench)
+
+    lines = letter["traceback"].splitlines()
+    assert any("in own_cause" in line for line in lines)
+    assert "ValueError: circular" in lines
+    assert "chain.py" not in letter["traceback"]
+
+
+async def test_a_traceback_without_end_is_cut(install: Install) -> None:
+    install(Poison, raising(ValueError("x" * LONG)))
+    async with LaneBench() as bench:
+        letter = await survives(bench)
+
+    assert len(letter["traceback"]) <= 10_000
+    assert letter["traceback"].startswith("Traceback")
+
+
+async def test_an_error_of_the_sensor_has_no_traceback(install: Install) -> None:
+    install(Poison, raising(FrameError("torn", code="torn")))
+    async with LaneBench() as bench:
+        assert "traceback" not in await survives(bench)
+
+
+# The lane itself.
+
+
+async def test_a_lane_whose_thread_ends_is_replaced_and_its_frame_is_dead(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code in the process can end any thread: here an exception outside all that catches."""
+    install(Poison, lambda frame: frame)
+    async with LaneBench() as bench:
+        (lane,) = bench.dispatcher._lanes
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "run", _exits)
+            bench.send([POISON])
+            await asyncio.to_thread(lane.join, 60)
+        assert (lane.is_alive(), bench.dispatcher.busy) == (False, 1)
+
+        assert bench.dispatcher.replace_dead_lanes() == 1
+        bench.send([b"1"])
+        await bench.settled()
+        assert bench.dispatcher.replace_dead_lanes() == 0
+
+    assert bench.tally.dead == {"lane-died": 1}
+    assert [body["result"]["n"] for body in bench.published("result")] == [1]
+    assert len(bench.source.acked) == 2
+
+
+def _exits(*_: Any) -> NoReturn:
+    raise SystemExit
+
+
+async def test_an_idle_lane_whose_thread_ends_is_replaced(install: Install) -> None:
+    install(Poison, lambda frame: frame)
+    async with LaneBench() as bench:
+        (lane,) = bench.dispatcher._lanes
+        _end(lane.ident or 0)
+        lane._inbox.put(object())  # type: ignore[arg-type] - wakes it up
+        await asyncio.to_thread(lane.join, 60)
+        assert bench.dispatcher.replace_dead_lanes() == 1
+        bench.send([b"1"])
+        await bench.settled()
+
+    assert [body["result"]["n"] for body in bench.published("result")] == [1]
+
+
+def _end(thread: int) -> None:
+    """Raise SystemExit in another thread, as debuggers and some schedulers do."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))

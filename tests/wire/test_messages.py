@@ -180,3 +180,8 @@ def test_messages_name_their_schema_and_omit_absent_fields() -> None:
 
 def test_times_are_formatted_as_rfc_3339() -> None:
     assert wire.rfc3339(1777896000.25) == "2026-05-04T12:00:00.250Z"
+
+
+def test_for_display_nan_is_null() -> None:
+    """A MessagePack result may hold NaN, and `hedgerow watch --json` must show it."""
+    assert json.loads(wire.encode_json({"a": math.nan, 1: 2}, lossy=True)) == {"a": None, "1": 2}

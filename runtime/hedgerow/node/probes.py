@@ -129,6 +129,8 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
         yield "hedgerow_frames_queued", "Frames waiting in the queue.", {"pipeline": name}, runner.queued
         yield "hedgerow_streams", "Streams currently tracked.", {"pipeline": name}, runner.streams
         yield "hedgerow_reconnects", "Times the link reconnected.", {"pipeline": name}, runner.reconnects
+        replaced = runner.lanes_replaced
+        yield "hedgerow_lanes_replaced", "Lanes whose thread ended unexpectedly.", {"pipeline": name}, replaced
     for info in running_models(runners.values()).values():
         labels = {
             "model": info.name,

@@ -205,9 +205,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be published")
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: Any, *, lossy: bool = False) -> bytes:
     """Encode as JSON; numpy arrays become lists, bytes become base64.
 
+    Args:
+        lossy: write null for NaN and infinity, and keep keys that become the same text; for display.
     Raises: FrameError: it contains a value without a JSON form, such as NaN, or keys that become the same text.
     """
     refusal: Exception | None = None
@@ -217,6 +219,8 @@ def encode_json(value: Any) -> bytes:
         except (TypeError, RecursionError) as error:
             refusal = error
             continue
+        if lossy:
+            return encoded
         if option & orjson.OPT_NON_STR_KEYS and (key := clashing_key(value)) is not None:
             raise unserialisable(ValueError(f"two keys become {key!r}"))
         if b"null" in encoded and (problem := not_finite(value)) is not None:  # NaN becomes null

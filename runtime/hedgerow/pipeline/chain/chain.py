@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Final, TypeAlias, cast
 
 from hedgerow.errors import FrameError, HedgerowError, text_of
@@ -187,6 +187,9 @@ class Chain:
                     outcome = StageFailed(step.name, ValueError(f"more than {MOST_PARTS:,} parts of one frame"))
                 outcomes[owner].record(step.name, outcome)
             timings.append((step.name, time.perf_counter() - started, len(live)))
+            if parts_of:  # the other parts of a dead frame need not run
+                alive = [outcomes[owner].error is None for owner in next_owners]
+                next_frames, next_owners = list(compress(next_frames, alive)), list(compress(next_owners, alive))
             live, owners = next_frames, next_owners
         for owner, frame in zip(owners, live, strict=True):
             outcomes[owner].results.append(frame)

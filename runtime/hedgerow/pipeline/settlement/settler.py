@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import structlog
+
 from hedgerow.bus.causes import packet_too_large
 from hedgerow.bus.client import Client
 from hedgerow.bus.outbox import Outbox, OutboxError
@@ -22,6 +24,8 @@ from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
+
+log = structlog.get_logger(__name__)
 
 MOST_OUTSTANDING = 2048
 """Number of unaccepted results above which a pipeline takes no more frames from its queue."""
@@ -79,22 +83,28 @@ class Settler:
     def settle(self, built: BuiltPipeline, settlements: Iterable[Settlement]) -> None:
         """Carry out the settlements of a list."""
         held, now = self._tally.held, time.monotonic()
-        appender = self._appender
         for settlement in settlements:
-            delivery = settlement.delivery
-            if delivery not in held:
+            if settlement.delivery not in held:
                 continue  # dropped when the pipeline stopped
-            if settlement.results is not None:
-                if appender is None:
-                    self._publish(built, delivery, settlement.results, now)
-                else:
-                    self._store(appender, built, delivery, settlement.results)
-            elif settlement.dead is not None:
-                self._publish_dead(built, settlement)
+            try:
+                self._settle(built, settlement, now)
+            except Exception:  # not expected; but a frame that is not settled would hold its place for ever
+                log.exception("settlement-failed", pipeline=built.name)
+                self._dead_lettered(settlement.delivery, "internal", None)
+        if self._appender is not None:
+            self._appender.flush()
+
+    def _settle(self, built: BuiltPipeline, settlement: Settlement, now: float) -> None:
+        delivery = settlement.delivery
+        if settlement.results is not None:
+            if self._appender is None:
+                self._publish(built, delivery, settlement.results, now)
             else:
-                self.drop(delivery, settlement.dropped or "dropped")
-        if appender is not None:
-            appender.flush()
+                self._store(self._appender, built, delivery, settlement.results)
+        elif settlement.dead is not None:
+            self._publish_dead(built, settlement)
+        else:
+            self.drop(delivery, settlement.dropped or "dropped")
 
     def dead_letter(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
         """Dead-letter a delivery that failed outside the stages."""
@@ -103,7 +113,7 @@ class Settler:
     def drop(self, delivery: Delivery, reason: str) -> None:
         """Drop a delivery, and acknowledge it unless it is returned to the broker."""
         self._tally.held.discard(delivery)
-        self._tally.dropped[str(reason)] += 1
+        self._tally.count_drop(str(reason))
         if reason is not DropReason.RETURNED:
             self._source.ack(delivery.message)
 
@@ -203,7 +213,7 @@ class Settler:
             # The broker refused the dead letter: only the counter and this event record it.
             self._on_event("dead-letter-refused", {"reason": reason, "error": str(error)})
         self._tally.held.discard(delivery)
-        self._tally.dead[reason] += 1
+        self._tally.count_death(reason)
         self._source.ack(delivery.message)
         self._wake()
 
