@@ -14,6 +14,7 @@ from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.intake.intake import Intake
 from hedgerow.pipeline.lanes.dispatcher import Dispatcher
 from hedgerow.pipeline.local_pipeline import LocalPipeline
@@ -47,17 +48,20 @@ class AcceptingLink:
 class LaneBench:
     """Runs messages through a pipeline `p`; `async with` starts its lanes."""
 
-    def __init__(self, *, built: BuiltPipeline | None = None, **pipeline: Any) -> None:
+    def __init__(
+        self, *, built: BuiltPipeline | None = None, on_event: EventSink | None = None, **pipeline: Any
+    ) -> None:
         self.source, self.sink, self.tally = AcceptingLink(), AcceptingLink(), Tally()
         self.events: list[tuple[str, dict[str, Any]]] = []
+        self.on_event = on_event or self._note
         self.built = built or LocalPipeline(
-            node_config(**pipeline), "p", Path.cwd(), ModelPool(cores=1), 1, self._on_event
+            node_config(**pipeline), "p", Path.cwd(), ModelPool(cores=1), 1, self.on_event
         )
         self._packet_id = 0
 
     async def __aenter__(self) -> Self:
         source, sink = self.source, self.sink
-        self.settler = Settler(source, sink, self.tally, self._on_event, self._wake, None)  # type: ignore[arg-type]
+        self.settler = Settler(source, sink, self.tally, self.on_event, self._wake, None)  # type: ignore[arg-type]
         self.intake = Intake(self.built, self.settler, self.tally)
         self.dispatcher = Dispatcher(self.built, self.intake, self.settler, self.tally)
         self.dispatcher.use(self.built)
@@ -70,7 +74,7 @@ class LaneBench:
     def _wake(self) -> None:
         self.dispatcher.wake()
 
-    def _on_event(self, kind: str, detail: dict[str, Any]) -> None:
+    def _note(self, kind: str, detail: dict[str, Any]) -> None:
         self.events.append((kind, detail))
 
     def send(self, payloads: Iterable[bytes], *, stream: str = "a", qos: int = 1, properties: bytes = b"") -> None:
