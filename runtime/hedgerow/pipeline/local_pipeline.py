@@ -43,6 +43,7 @@ class LocalPipeline(BuiltPipeline):
         lanes = config.pipelines[name].lanes
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
+        self._maker.on_event = on_event
         self._chain = build_chain(self.config.stages, self._context, on_event)
         self._slots = tuple(dict.fromkeys(self._context.slots))
         if not self.lanes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -14,6 +13,7 @@ from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
 from hedgerow.topics import Address, Channel
 from hedgerow.wire import messages as wire
+from hedgerow.wire.trace import trace_child
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 
@@ -146,13 +146,3 @@ def _only(fields: FieldsSection, result: Any) -> Any:
         return result if fields.keep is None else {}
     keep = result.keys() - set(fields.drop) if fields.keep is None else fields.keep
     return {name: value for name, value in result.items() if name in keep}
-
-
-def trace_child(traceparent: str) -> str:
-    """Return the trace context of a child span (W3C Trace Context §3.2): same trace, new parent.
-
-    Invalid input is returned unchanged.
-    """
-    if len(traceparent) != 55:
-        return traceparent
-    return f"{traceparent[:36]}{os.urandom(8).hex()}{traceparent[52:]}"
