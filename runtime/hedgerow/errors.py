@@ -132,7 +132,7 @@ class FrameError(HedgerowError):
         message: str,
         *,
         code: str | None = None,
-        remedy: str = "Check what the sensor sends; the dead letter contains the frame.",
+        remedy: str = "Check what the sensor sends; `hedgerow explain` reads the dead letter.",
     ) -> None:
         super().__init__(message, remedy=remedy)
         if code is not None:

@@ -27,7 +27,7 @@ class StageFailed(HedgerowError):
     def __init__(self, stage: str, cause: BaseException) -> None:
         super().__init__(
             f"Stage {stage} raised {type(cause).__name__}: {text_of(cause)}",
-            remedy=f"Fix the stage; `hedgerow plugin show {stage}` names the package. The dead letter contains the frame.",
+            remedy=f"Fix the stage; `hedgerow plugin show {stage}` names the package.",
         )
         self.__cause__ = cause
         self.traceback = _traceback(cause)
