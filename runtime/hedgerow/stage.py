@@ -181,7 +181,7 @@ class Stage(Generic[C]):
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither process nor process_many")
 
-    def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | BaseException]:
+    def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Process a list of frames.
 
         Override it to vectorise. If it raises, it is called again with one frame at a time, so that only the bad frame
@@ -189,7 +189,7 @@ class Stage(Generic[C]):
 
         Returns: one outcome per frame, in order; an exception dead-letters that frame only.
         """
-        outcomes: list[Outcome | BaseException] = []
+        outcomes: list[Any] = []
         process = self.process
         for frame in frames:
             try:

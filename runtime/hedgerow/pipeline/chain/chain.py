@@ -178,7 +178,7 @@ class Chain:
                     next_frames.append(outcome)
                     next_owners.append(owner)
                     continue
-                if type(outcome) is tuple and outcome:
+                if isinstance(outcome, tuple) and not isinstance(outcome, Drop) and outcome:
                     made = parts_of[owner] = parts_of.get(owner, 0) + len(outcome)
                     if made <= MOST_PARTS:
                         next_frames.extend(outcome)
