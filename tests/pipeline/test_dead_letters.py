@@ -62,6 +62,18 @@ async def test_a_large_payload_is_left_out_with_the_reason() -> None:
     assert "larger than 1 MiB" in text(tree(letter, letter["at"]))
 
 
+async def test_a_payload_that_exceeds_the_packet_limit_of_the_broker_is_left_out() -> None:
+    """Base64 takes a third more than the frame, which did fit."""
+    async with LaneBench(stages=["parse"], content_type="application/json") as bench:
+        bench.sink.max_packet_bytes = 2000
+        bench.send([b"x" * 1900])
+        await bench.settled()
+
+    (letter,) = bench.published("dead")
+    assert (letter["payload_bytes"], letter["payload_omitted"]) == (1900, "too-large")
+    assert len(bench.sink.sent[0][1]) < 2000
+
+
 async def test_an_empty_payload_is_not_left_out() -> None:
     letter = await letter_of(b"")
 

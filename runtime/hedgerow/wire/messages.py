@@ -344,6 +344,14 @@ def dead_letter(
     return encode_json(body)
 
 
+def without_payload(letter: bytes) -> bytes:
+    """Return an encoded dead letter without its frame's payload, because it would be too large for the broker."""
+    body = orjson.loads(letter)
+    if body.pop("payload_base64", None) is not None:
+        body["payload_omitted"] = "too-large"
+    return orjson.dumps(body)
+
+
 def clean(text: object, longest: int = 200) -> str:
     """Make a text encodable and limit its length: a message of unknown origin must not prevent its own report."""
     return text_of(text)[:longest].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

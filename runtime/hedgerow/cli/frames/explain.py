@@ -165,7 +165,7 @@ def _traceback(body: Mapping[str, Any]) -> list[Branch]:
 _OMITTED: Final = {
     "kept-back": "the pipeline keeps payloads back (`dead_letters: {payload: false}`, or `publish: {fields: …}`)",
     "not-received": "larger than the pipeline's `max_payload_bytes`",
-    "too-large": "larger than 1 MiB",
+    "too-large": "larger than 1 MiB, or than the broker's packet limit",
 }
 
 

@@ -24,6 +24,7 @@ from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
+from hedgerow.wire.messages import without_payload
 
 log = structlog.get_logger(__name__)
 
@@ -203,8 +204,10 @@ class Settler:
             self.drop(settlement.delivery, DropReason.BROKER_AWAY)
             return
         done = partial(self._dead_lettered, settlement.delivery, settlement.reason)
-        letter = settlement.dead
-        self._sink.publish(built.encoder.dead_topic, letter.payload, qos=1, properties=letter.properties, done=done)
+        letter, topic, payload = settlement.dead, built.encoder.dead_topic, settlement.dead.payload
+        if 0 < self._sink.max_packet_bytes < _packet_bytes(letter) + len(topic):  # base64 takes a third more
+            payload = without_payload(payload)
+        self._sink.publish(topic, payload, qos=1, properties=letter.properties, done=done)
 
     def _dead_lettered(self, delivery: Delivery, reason: str, error: Exception | None) -> None:
         if delivery not in self._tally.held or (error is not None and self.closing):
