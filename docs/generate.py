@@ -143,6 +143,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "queue": config.QueueSection,
         "publish": config.PublishSection,
         "fields": config.FieldsSection,
+        "dead-letters": config.DeadLettersSection,
         "outbox": config.OutboxSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,

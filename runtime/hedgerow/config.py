@@ -317,6 +317,16 @@ class PublishSection(Section):
         return self
 
 
+class DeadLettersSection(Section):
+    """What dead letters contain."""
+
+    payload: bool | None = Field(
+        None,
+        description="Whether a dead letter contains the frame's payload, if it has at most 1 MiB. Default: yes, unless "
+        "`publish: {fields: …}` keeps part of the results back.",
+    )
+
+
 class StageEntry(Section):
     """One stage of a pipeline: its name and its configuration. Written `name` or `name: {key: value}`."""
 
@@ -400,9 +410,16 @@ class PipelineConfig(Section):
         min_length=1, description="The stages, in order: `name` or `name: {key: value}`. See `hedgerow plugin list`."
     )
     publish: PublishSection = Field(PublishSection(), description="How results are published.")
+    dead_letters: DeadLettersSection = Field(DeadLettersSection(), description="What dead letters contain.")
     clock_tolerance_s: float = Field(
         60, gt=0, description="A frame captured further in the future than this is dead-lettered."
     )
+
+    @property
+    def dead_letters_have_payload(self) -> bool:
+        """Whether dead letters contain the frame's payload."""
+        chosen = self.dead_letters.payload
+        return not self.publish.fields if chosen is None else chosen
 
 
 class OutboxSection(Section):

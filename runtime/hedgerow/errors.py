@@ -11,10 +11,14 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+LONGEST_TEXT: Final = 10_000
+"""Most characters of an error that are reported."""
 
 
 class HedgerowError(Exception):
@@ -23,9 +27,11 @@ class HedgerowError(Exception):
     Attributes:
         code: short, stable name of the kind of error.
         remedy: what to do next, as a sentence.
+        traceback: the calls that led to it, if it stands for a bug in a stage.
     """
 
     code = "error"
+    traceback = ""
 
     def __init__(self, message: str, *, remedy: str) -> None:
         super().__init__(message)
@@ -34,6 +40,19 @@ class HedgerowError(Exception):
     def explain(self) -> str:
         """Return the message and the remedy, on two lines."""
         return f"{self}\n  → {self.remedy}"
+
+
+def text_of(value: object) -> str:
+    """Return an error or another object as text. An object of a plugin may raise anything when it is formatted."""
+    try:
+        return str(value)[:LONGEST_TEXT]
+    except BaseException:  # noqa: BLE001 - it must not prevent the report of what went wrong
+        return f"({type(value).__name__} cannot be formatted)"
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, which only the main thread receives; elsewhere a plugin has raised it."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def internal(error: Exception) -> HedgerowError:
@@ -131,7 +150,7 @@ class FrameError(HedgerowError):
         message: str,
         *,
         code: str | None = None,
-        remedy: str = "Check what the sensor sends; the dead letter contains the frame.",
+        remedy: str = "Check what the sensor sends; `hedgerow explain` reads the dead letter.",
     ) -> None:
         super().__init__(message, remedy=remedy)
         if code is not None:

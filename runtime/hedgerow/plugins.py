@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hedgerow import configfile
-from hedgerow.errors import ConfigError, PluginError
+from hedgerow.errors import ConfigError, PluginError, is_interrupt, text_of
 from hedgerow.stage import Stage
 
 if TYPE_CHECKING:
@@ -69,10 +69,12 @@ class StagePlugin:
         """
         try:
             found = self._entry.load()
-        except (Exception, SystemExit) as error:  # a plugin must not end the node
+        except BaseException as error:  # a plugin must not end the node
+            if is_interrupt(error):
+                raise
             raise PluginError(
                 f"Stage {self.name} of {self.package} {self.version} cannot be imported from {self.target}: "
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {text_of(error)}",
                 remedy=f"Try `python -c 'import {self.target.split(':')[0]}'`; reinstall {self.package} with its dependencies.",
             ) from error
         if not (isinstance(found, type) and issubclass(found, Stage)):
@@ -140,9 +142,11 @@ def configure(stage_type: type[Stage[Any]], config: Mapping[str, Any], name: str
         raise BadStageConfig(name, problems) from error
     try:
         return stage_type(validated)
-    except Exception as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         raise PluginError(
-            f"Stage {name} cannot be created: {type(error).__name__}: {error}",
+            f"Stage {name} cannot be created: {type(error).__name__}: {text_of(error)}",
             remedy="Fix the stage's __init__, or remove it and use setup().",
         ) from error
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +22,9 @@ from hedgerow.frame import Array, Drop, Frame
 
 Outcome: TypeAlias = Frame | Drop | Iterable[Frame] | None
 """Return value of a stage for one frame: a frame, several, none (None or empty), or a `Drop`."""
+
+MOST_PARTS: Final = 65_536
+"""Most frames that a stage may return for one frame."""
 
 S = TypeVar("S")
 
@@ -304,14 +308,14 @@ class Stage(Generic[C]):
 
         Returns: one outcome per frame, in order; an exception dead-letters that frame only.
         """
-        outcomes: list[Outcome | Exception] = []
+        outcomes: list[Any] = []
         process = self.process
         for frame in frames:
             try:
                 outcome = process(frame)
-                if outcome.__class__ is not Frame and outcome is not None and not isinstance(outcome, (Frame, Drop)):
-                    outcome = list(outcome)  # a generator raises only here
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+                if isinstance(outcome, Iterable) and not isinstance(outcome, (Drop, Sequence, Mapping)):
+                    outcome = list(islice(outcome, MOST_PARTS + 1))  # a generator runs only here
+            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, such as a panic of native code
                 outcomes.append(error)
             else:
                 outcomes.append(outcome)

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from trial_site import Site, tally_counts, until
 
+from hedgerow.pipeline.lanes.lane import Job
 from hedgerow.pipeline.settlement import settler
 from hedgerow.wire.codec import ENVELOPE
 
@@ -102,6 +103,44 @@ async def test_a_frame_that_exits_the_thread_does_not_affect_others(site: Site) 
         await site.wait_results(1)
 
     assert {letter["reason"] for letter in site.dead_letters()} == {"stage-failed"}
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+async def test_poison_frames_fill_neither_receive_maximum_nor_a_lane(site: Site, lanes: int) -> None:
+    """Each used to end its lane, lock its stream and stay unacknowledged; also on the event loop."""
+    pipeline = site.pipeline(lanes=lanes, receive_maximum=4)
+    async with site.node({"p": pipeline}) as node:
+        for number in range(12):
+            await site.frame(number, ("cancel", "panic", "exit", "other-stream")[number % 4])
+            await site.frame(100 + number)
+        await site.wait_dead_letters(12)
+        await site.wait_results(12)
+        runner = node.runners["p"]
+        await until(lambda: runner._source.unacknowledged == 0)
+        assert tally_counts(runner.tally)["dead"] == {"stage-failed": 12}
+        assert runner.lanes_replaced == 0
+
+    assert site.numbers() == list(range(100, 112))
+    assert any("raise Panic" in letter["traceback"] for letter in site.dead_letters() if "traceback" in letter)
+    assert not {letter["frame"]["stream"] for letter in site.dead_letters()} & {"elsewhere"}
+
+
+async def test_a_lane_that_dies_is_noticed_counted_and_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: Any) -> Any:
+        raise SystemExit
+
+    async with site.node({"p": site.pipeline(lanes=1)}) as node:
+        with monkeypatch.context() as patch:
+            patch.setattr(Job, "run", end)
+            await site.frame(1)
+            await until(lambda: node.runners["p"].lanes_replaced == 1)
+        await site.frame(2)
+        await site.wait_results(1)
+        event = await site.wait_event("lane-died")
+
+    assert site.numbers() == [2]
+    assert [letter["reason"] for letter in site.dead_letters()] == ["lane-died"]
+    assert event["pipeline"] == "p"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hedgerow_audio") is None, reason="hedgerow-audio is not installed")

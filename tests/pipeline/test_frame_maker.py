@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgpack
 import pytest
 from tests.pipeline.messages import config, message
 
@@ -15,6 +16,8 @@ from hedgerow.pipeline.delivery import QOS0_MAX_AGE_S, Delivery
 from hedgerow.pipeline.frame_maker import FrameMaker, message_error
 from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def make_frame(received: Message, **fields: Any) -> Frame:
@@ -28,10 +31,10 @@ def bare(maker: FrameMaker, received: Message, stream: str = "", sequence: int =
 
 def test_a_frame_takes_its_properties_from_the_message() -> None:
     frame = make_frame(
-        message(content_type="Image/JPEG; camera=2", id="f1", time="2026-05-04T12:00:00Z", traceparent="00-a")
+        message(content_type="Image/JPEG; camera=2", id="f1", time="2026-05-04T12:00:00Z", traceparent=TRACE)
     )
 
-    assert (frame.id, frame.captured_at, frame.traceparent) == ("f1", 1777896000.0, "00-a")
+    assert (frame.id, frame.captured_at, frame.traceparent) == ("f1", 1777896000.0, TRACE)
     assert (frame.content_type, frame.meta) == ("image/jpeg", {})
     assert (frame.stream, frame.topic, frame.sequence) == ("stream", "plant/line3/door", 7)
 
@@ -132,3 +135,47 @@ def test_an_oversized_or_malformed_message_is_refused() -> None:
     received.malformed = "its topic is no UTF-8"
     assert (message_error(received, 1000) or FrameError("")).code == "malformed-message"
     assert message_error(message(), 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (TRACE, TRACE),
+        (TRACE.replace("00-", "cc-", 1), TRACE),
+        (f"cc{TRACE[2:]}-what-the-future-will-be", TRACE),
+        (f"{TRACE}-extra", None),
+        (f"ff{TRACE[2:]}", None),
+        (TRACE.upper(), None),
+        (TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32), None),
+        (TRACE.replace("00f067aa0ba902b7", "0" * 16), None),
+        (TRACE[:-1], None),
+        (f" {TRACE}", None),
+        (f"{TRACE}\n", None),
+        (TRACE.replace("4", "４"), None),
+        ("", None),
+        ("x" * 65_000, None),
+        (f"cc{TRACE[2:]}-{'x' * 65_000}", None),
+    ],
+)
+def test_a_trace_context_is_valid_and_short_or_ignored_and_counted(sent: str, kept: str | None) -> None:
+    """Results repeat it: 65,000 characters from a sensor would be in each, and no collector could read them."""
+    events: list[str] = []
+    maker = FrameMaker(config())
+    maker.on_event = lambda kind, _: events.append(kind)
+    for received in (message(traceparent=sent), message(envelope(sent), content_type=ENVELOPE)):
+        if len(sent) > 1024 and received.payload != b"x":
+            continue  # refused with the envelope
+        frame = maker.complete(bare(maker, received), received)
+        assert frame.traceparent == kept
+    assert set(events) == (set() if kept else {"traceparent-ignored"})
+
+
+def envelope(traceparent: str) -> bytes:
+    return bytes(msgpack.packb({"payload": b"x", "traceparent": traceparent}))
+
+
+def test_a_content_type_without_end_is_refused() -> None:
+    """Results and dead letters repeat it."""
+    received = message(content_type="x/" + "y" * 2000)
+    with pytest.raises(FrameError, match="2002 characters"):
+        make_frame(received)

@@ -12,9 +12,10 @@ import pytest
 from hedgerow import Frame, FrameError
 from hedgerow.bus.properties import PublishProperties
 from hedgerow.config import PublishSection
-from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder, trace_child
+from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
 from hedgerow.topics import Address
 from hedgerow.wire.messages import JSON, MSGPACK
+from hedgerow.wire.trace import trace_child
 
 MODELS = [{"name": "door", "digest": "abc", "backend": "onnxruntime", "device": "CPU"}]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from typing import Any
 
 import msgpack
@@ -47,11 +48,36 @@ def test_numpy_values_are_published_as_numbers(encode: Any) -> None:
     }
 
 
-def test_json_has_no_nan_so_it_becomes_null() -> None:
-    assert json.loads(wire.encode_json({"a": math.nan, "b": np.array([1.0, math.inf])})) == {
-        "a": None,
-        "b": [1.0, None],
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ({"a": math.nan}, "a is NaN"),
+        ({"a": None, "b": [1, (2.0, -math.inf)]}, "b[1][1] is infinite"),
+        ({"a": np.array([[1.0, 2.0], [3.0, math.nan]])}, "a[1, 1] is NaN"),
+        ({"a": np.array([None, math.nan], object)}, "a[1] is NaN"),
+        ({"a": {np.float32(math.inf)}}, "a{} is infinite"),
+    ],
+)
+def test_json_has_no_nan_so_it_is_refused_with_its_place(value: Any, where: str) -> None:
+    """Encoders write null, which nobody can tell from a value that is missing on purpose."""
+    with pytest.raises(FrameError, match=re.escape(where)):
+        wire.encode_json(value)
+
+
+def test_null_is_published_as_it_is() -> None:
+    value = {"a": None, "b": [None, "null", 1.5], "c": np.array([1.0]), "d": np.array([1, 2])}
+
+    assert json.loads(wire.encode_json(value)) == {"a": None, "b": [None, "null", 1.5], "c": [1.0], "d": [1, 2]}
+
+
+def test_keys_that_are_no_text_are_published_as_text_unless_two_become_one() -> None:
+    assert json.loads(wire.encode_json({1: "a", None: "b", "2": [{True: "c"}]})) == {
+        "1": "a",
+        "null": "b",
+        "2": [{"true": "c"}],
     }
+    with pytest.raises(FrameError, match="two keys become '1'"):
+        wire.encode_json({"boxes": [{1: "a", "1": "b"}]})
 
 
 def test_messagepack_keeps_nan_and_bytes() -> None:
@@ -154,3 +180,8 @@ def test_messages_name_their_schema_and_omit_absent_fields() -> None:
 
 def test_times_are_formatted_as_rfc_3339() -> None:
     assert wire.rfc3339(1777896000.25) == "2026-05-04T12:00:00.250Z"
+
+
+def test_for_display_nan_is_null() -> None:
+    """A MessagePack result may hold NaN, and `hedgerow watch --json` must show it."""
+    assert json.loads(wire.encode_json({"a": math.nan, 1: 2}, lossy=True)) == {"a": None, "1": 2}

@@ -6,13 +6,9 @@ import asyncio
 import time
 from typing import Final
 
-import structlog
-
 from hedgerow.node.link.announcer import Announcer
-from hedgerow.telemetry import systemd
+from hedgerow.telemetry import logs, systemd
 from hedgerow.telemetry.clock import Clock
-
-log = structlog.get_logger(__name__)
 
 BEAT_EVERY_S: Final = 1.0
 _DEAD_AFTER_S: Final = 10 * BEAT_EVERY_S
@@ -39,8 +35,9 @@ class Heartbeat:
             systemd.alive()
             jump_s = self.clock.check(time.time(), self._last)
             if jump_s is not None:
-                log.warning("clock-jumped", by_s=round(jump_s, 3))
-                self._announcer.event("clock-jumped", {"by_s": round(jump_s, 3)})
+                self._announcer.warn("clock-jumped", {"by_s": round(jump_s, 3)})
+            self._announcer.report_repeats()
+            logs.report_repeats()
             await asyncio.sleep(BEAT_EVERY_S)
 
     def why_dead(self) -> list[str]:

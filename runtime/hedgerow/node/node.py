@@ -97,9 +97,8 @@ class Node:
         self._health = HealthReporter(
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates
         )
-        gauges = [
-            part.gauges for part in (self._health, self._outbox, self._fleet, self._certificates) if part is not None
-        ]
+        parts = (self._announcer, self._health, self._outbox, self._fleet, self._certificates)
+        gauges = [part.gauges for part in parts if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
         self._commands = CommandServer(self.address, self._link, CommandHandlers(self).handlers())
 
@@ -227,6 +226,7 @@ class Node:
         self._outbox.hurry()
         await self._pipelines.drain()
         await self._outbox.close()
+        self._announcer.report_repeats(final=True)
         self._announcer.status("offline", reason="stopped")
         await self._link.close(timeout_s=2.0)  # if the broker is unreachable, it publishes the will
         unfinished = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}

@@ -138,6 +138,8 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
             {"pipeline": name},
             lowered,
         )
+        replaced = runner.lanes_replaced
+        yield "hedgerow_lanes_replaced", "Lanes whose thread ended unexpectedly.", {"pipeline": name}, replaced
     for info in running_models(runners.values()).values():
         labels = {
             "model": info.name,

@@ -16,6 +16,7 @@ from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.frame_maker import FrameMaker
 from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
+from hedgerow.wire.messages import reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,14 @@ class BuiltPipeline(ABC):
         return self._maker.bare(delivery, time.time() - time.monotonic())
 
     def _dead_letter(self, delivery: Delivery, frame: Frame, error: HedgerowError, stage: str) -> Settlement:
-        letter = self.encoder.dead(frame, error, stage, delivery.message.oversized)
-        return Settlement(delivery, dead=letter, reason=error.code)
+        oversized = delivery.message.oversized
+        try:
+            # A stage may have changed its frame.
+            told = frame if frame.stream == delivery.stream else self._bare(delivery)
+            letter = self.encoder.dead(told, error, stage, oversized)
+        except BaseException:  # noqa: BLE001 - likewise: any object may be in it
+            letter = self.encoder.dead(self._bare(delivery), error, stage, oversized)
+        return Settlement(delivery, dead=letter, reason=reason_of(error))
 
 
 def pipeline_digest(config: NodeConfig, name: str) -> str:
@@ -126,5 +133,12 @@ def pipeline_digest(config: NodeConfig, name: str) -> str:
 def make_encoder(config: NodeConfig, name: str, models: Iterable[ServedModel]) -> ResultEncoder:
     """Return an encoder for a pipeline's results, which name these models as their lineage."""
     lineage = [model.as_lineage() for model in models]
-    publish = config.pipelines[name].publish
-    return ResultEncoder(config.node.address, name, publish, pipeline_digest(config, name), lineage)
+    pipeline = config.pipelines[name]
+    return ResultEncoder(
+        config.node.address,
+        name,
+        pipeline.publish,
+        pipeline_digest(config, name),
+        lineage,
+        dead_payload=pipeline.dead_letters_have_payload,
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 from hedgerow.bus.message import NO_PROPERTIES, Message
 from hedgerow.config import PipelineConfig
@@ -21,6 +23,7 @@ from hedgerow.wire.codec import (
     open_envelope,
     timestamp,
 )
+from hedgerow.wire.trace import trace_context
 
 _SENDER_META = ("rate", "channels")
 """Content type parameters that become meta. Others are ignored: meta is for communication between stages."""
@@ -31,10 +34,12 @@ class FrameMaker:
 
     Attributes:
         clock: this machine's clock; while it is doubtful, capture times are not checked against it.
+        on_event: called with events for operators.
     """
 
     def __init__(self, config: PipelineConfig) -> None:
         self.clock = Clock()
+        self.on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _detail: None
         self._content_type = config.content_type or ""
         self._tolerance_s = config.clock_tolerance_s
         self._run_id = os.urandom(4).hex()
@@ -68,6 +73,11 @@ class FrameMaker:
         if properties is NO_PROPERTIES and frame.content_type != ENVELOPE:
             return frame
         if properties.content_type:
+            if len(properties.content_type) > LONGEST_NAME:
+                raise FrameError(
+                    f"The content type has {len(properties.content_type)} characters; the limit is {LONGEST_NAME}",
+                    code="unknown-content-type",
+                )
             frame.content_type = mime(properties.content_type)
             if ";" in properties.content_type:
                 parameters = mime_parameters(properties.content_type)
@@ -87,6 +97,10 @@ class FrameMaker:
             stream = frame.stream
             frame = open_envelope(frame)
             frame.stream = stream  # set by `StreamKey`; order and state depend on it
+        if frame.traceparent is not None and (trace := trace_context(frame.traceparent)) != frame.traceparent:
+            if trace is None:
+                self.on_event("traceparent-ignored", {"topic": frame.topic, "traceparent": frame.traceparent[:60]})
+            frame.traceparent = trace
         ahead_s = frame.captured_at - time.time()
         if ahead_s > self._tolerance_s and not self.clock.doubtful:
             raise FrameError(

@@ -48,6 +48,7 @@ class LocalPipeline(BuiltPipeline):
         lanes = config.pipelines[name].lanes
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
+        self._maker.on_event = on_event
         self._chain = build_chain(self.config.stages, self._context, on_event, RECEIVED)
         if (futile := futile_setting(self.config, self._chain.steps)) is not None:
             log.warning("futile-setting", pipeline=name, error=str(futile[1]), remedy=futile[1].remedy)

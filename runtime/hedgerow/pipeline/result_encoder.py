@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -14,6 +13,7 @@ from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Frame
 from hedgerow.topics import Address, Channel
 from hedgerow.wire import messages as wire
+from hedgerow.wire.trace import trace_child
 
 _BYTES: Final = (bytes, bytearray, memoryview)
 
@@ -45,6 +45,7 @@ class ResultEncoder:
         publish: format, expiry and fields of results.
         config_digest: digest of the pipeline's configuration.
         models: name, digest, backend and device of each model it runs.
+        dead_payload: whether dead letters contain the frame's payload.
     """
 
     def __init__(
@@ -54,7 +55,10 @@ class ResultEncoder:
         publish: PublishSection,
         config_digest: str,
         models: Sequence[Mapping[str, str]],
+        *,
+        dead_payload: bool = True,
     ) -> None:
+        self._dead_payload = dead_payload
         self.topic = address.topic(Channel.RESULT, pipeline)
         self.dead_topic = address.topic(Channel.DEAD, pipeline)
         self._content_type = wire.MSGPACK if publish.format == "msgpack" else wire.JSON
@@ -102,7 +106,7 @@ class ResultEncoder:
             return [self._result(frame, index, lineage, at, time) for index, frame in enumerate(frames)]
         except FrameError:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise wire.unserialisable(error) from error  # a plugin's result may be any object
 
     def _result(self, frame: Frame, index: int, lineage: dict[str, Any], at: float, time: bytes) -> Encoded:
@@ -130,8 +134,8 @@ class ResultEncoder:
             stage: the stage it failed in; "" if outside the stages.
             payload_bytes: size of the payload, if the payload itself was discarded.
         """
-        payload = wire.dead_letter(frame, error, stage, self._head, payload_bytes)
-        reason = wire.clean(error.code)
+        payload = wire.dead_letter(frame, error, stage, self._head, payload_bytes, with_payload=self._dead_payload)
+        reason = wire.reason_of(error)
         properties = encode_properties([(Property.CONTENT_TYPE, wire.JSON), (Property.USER, ("reason", reason))])
         return Encoded(payload, properties, wire.JSON)
 
@@ -142,13 +146,3 @@ def _only(fields: FieldsSection, result: Any) -> Any:
         return result if fields.keep is None else {}
     keep = result.keys() - set(fields.drop) if fields.keep is None else fields.keep
     return {name: value for name, value in result.items() if name in keep}
-
-
-def trace_child(traceparent: str) -> str:
-    """Return the trace context of a child span (W3C Trace Context §3.2): same trace, new parent.
-
-    Invalid input is returned unchanged.
-    """
-    if len(traceparent) != 55:
-        return traceparent
-    return f"{traceparent[:36]}{os.urandom(8).hex()}{traceparent[52:]}"

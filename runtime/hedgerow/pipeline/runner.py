@@ -50,6 +50,8 @@ class PipelineRunner:
         on_event: called with events for operators.
         outbox: stores the results of a durable pipeline; without it they go out on the sink.
         tally: counters to continue, of the runner that this one replaces.
+    Attributes:
+        lanes_replaced: number of lanes whose thread ended unexpectedly.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class PipelineRunner:
         self.built = built
         self.tally = tally or Tally()
         self.state: Literal["running", "paused", "stopping"] = "running"
+        self.lanes_replaced = 0
+        self._on_event = on_event
         self._source = Client(source, self._receive, on_event=on_event)
         self._sink = Client(sink, _ignore)
         self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
@@ -245,10 +249,13 @@ class PipelineRunner:
         self._dispatcher.wake()
 
     async def _keep_house(self) -> None:
-        """Drop frames that expire while none is dispatched: during a pause, or while the broker is unreachable."""
+        """Drop frames that expire while none is dispatched, during a pause or an outage; and replace dead lanes."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             self._intake.expire()
+            if died := self._dispatcher.replace_dead_lanes():
+                self.lanes_replaced += died
+                self._on_event("lane-died", {"lanes": died, "replaced": self.lanes_replaced})
             self._dispatcher.dispatch()
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from copy import copy
 from enum import StrEnum
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 
 class DropReason(StrEnum):
@@ -39,6 +39,12 @@ class DropReason(StrEnum):
     """A QoS 1 frame delivered again after its durable results were stored; they are not stored twice."""
     RETURNED = "returned-to-broker"
     """A QoS 1 frame that still waited when the pipeline stopped. The broker keeps it and delivers it again."""
+    OTHER = "other"
+    """Further reasons of a pipeline whose stages give more than a hundred; put numbers into results, not reasons."""
+
+
+_MOST_REASONS: Final = 100
+"""Reasons that are counted separately, because each is a metric and part of every health report."""
 
 
 BUCKETS_S: tuple[float, ...] = (
@@ -119,6 +125,14 @@ class Tally:
         self.last_frame_at: float | None = None
         self.last_result_at: float | None = None
 
+    def count_drop(self, reason: str) -> None:
+        """Count a dropped frame."""
+        self.dropped[_countable(self.dropped, reason)] += 1
+
+    def count_death(self, reason: str) -> None:
+        """Count a dead frame."""
+        self.dead[_countable(self.dead, reason)] += 1
+
     def copy(self) -> Tally:
         """Return a copy that no longer changes."""
         copied = Tally()
@@ -141,3 +155,7 @@ class Tally:
     def balanced(self) -> bool:
         """Whether the conservation law holds."""
         return self.received == self.settled + self.in_flight
+
+
+def _countable(counts: Counter[str], reason: str) -> str:
+    return reason if reason in counts or len(counts) < _MOST_REASONS else DropReason.OTHER.value

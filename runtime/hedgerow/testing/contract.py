@@ -23,9 +23,11 @@ from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain, set_up
-from hedgerow.pipeline.chain.chain import FrameOutcome, StageFailed
+from hedgerow.pipeline.chain.chain import FrameOutcome
 from hedgerow.pipeline.chain.specs import RECEIVED, UNKNOWN, output_spec
+from hedgerow.pipeline.chain.stage_failure import StageFailed
 from hedgerow.stage import ArraySpec, FrameSpec
+from hedgerow.testing.kit import outcomes_of
 
 _TOLERANCE: Final = 1e-3
 """Allowed difference between a batch and single frames: backends sum in a different order."""
@@ -72,7 +74,7 @@ def try_stage(
         chain = build_chain(entries, context)
         try:
             lists = [list(frames)] if together else [[frame] for frame in frames]
-            return [outcome for batch in lists for outcome in chain.run(batch).outcomes]
+            return [outcome for batch in lists for outcome in outcomes_of(chain, batch)]
         finally:
             chain.close()
             context.release()

@@ -16,12 +16,13 @@ import numpy as np
 
 from hedgerow import plugins
 from hedgerow.config import ModelConfig, PipelineConfig, StageEntry
-from hedgerow.errors import HedgerowError
+from hedgerow.errors import HedgerowError, is_interrupt
 from hedgerow.frame import Array, Buffer, Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain.chain import Chain
+from hedgerow.pipeline.chain.chain import Chain, FrameOutcome
 from hedgerow.stage import Stage
+from hedgerow.wire.messages import reason_of
 
 ModelLike = str | Path | Mapping[str, Any] | ModelConfig
 """A model: a path, or an entry of `models:` in a configuration."""
@@ -133,15 +134,27 @@ def _run(chain: Chain, lists: Iterable[Sequence[Frame]]) -> PipelineRun:
     for batch in lists:
         if not batch:
             continue
-        for outcome in chain.run(batch).outcomes:
+        for outcome in outcomes_of(chain, batch):
             run.out.extend(outcome.results)
             if outcome.error is not None:
                 run.errors.append(outcome.error)
-                dead[outcome.error.code] += 1
+                dead[reason_of(outcome.error)] += 1
             elif outcome.dropped is not None:
                 dropped[outcome.dropped] += 1
     run.dropped, run.dead = dict(dropped), dict(dead)
     return run
+
+
+def outcomes_of(chain: Chain, frames: Sequence[Frame]) -> list[FrameOutcome]:
+    """Run a list of frames through a chain.
+
+    Raises: KeyboardInterrupt: Ctrl-C, which a chain takes for an error of the stage that it interrupts.
+    """
+    outcomes = chain.run(frames).outcomes
+    for outcome in outcomes:
+        if outcome.error is not None and is_interrupt(outcome.error.__cause__):
+            raise KeyboardInterrupt from outcome.error
+    return outcomes
 
 
 def _model(model: ModelLike) -> ModelConfig:

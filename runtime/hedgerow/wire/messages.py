@@ -19,7 +19,8 @@ import msgpack
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, text_of
+from hedgerow.wire.json_limits import clashing_key, not_finite
 
 if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
     from hedgerow.frame import Buffer, Frame
@@ -30,6 +31,8 @@ JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 LARGEST_DEAD_PAYLOAD: Final = 1 << 20
 """Largest payload, in bytes, that a dead letter includes."""
+
+_LONGEST_REASON: Final = 64
 
 
 class WireMessage(BaseModel):
@@ -203,17 +206,27 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be published")
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: Any, *, lossy: bool = False) -> bytes:
     """Encode as JSON; numpy arrays become lists, bytes become base64.
 
-    Raises: FrameError: it contains a value without a JSON form.
+    Args:
+        lossy: write null for NaN and infinity, and keep keys that become the same text; for display.
+    Raises: FrameError: it contains a value without a JSON form, such as NaN, or keys that become the same text.
     """
     refusal: Exception | None = None
     for option in _TRIES:
         try:
-            return orjson.dumps(value, default=_plain, option=option)
+            encoded = orjson.dumps(value, default=_plain, option=option)
         except (TypeError, RecursionError) as error:
             refusal = error
+            continue
+        if lossy:
+            return encoded
+        if option & orjson.OPT_NON_STR_KEYS and (key := clashing_key(value)) is not None:
+            raise unserialisable(ValueError(f"two keys become {key!r}"))
+        if b"null" in encoded and (problem := not_finite(value)) is not None:  # NaN becomes null
+            raise unserialisable(ValueError(f"{problem.removeprefix('.')}, which JSON cannot express"))
+        return encoded
     assert refusal is not None  # noqa: S101 - otherwise it has returned
     raise unserialisable(refusal) from refusal
 
@@ -234,12 +247,13 @@ def encode_msgpack(value: Any) -> bytes:
     return packed
 
 
-def unserialisable(error: Exception) -> FrameError:
+def unserialisable(error: BaseException) -> FrameError:
     """Return the error of a frame whose result cannot be encoded."""
     return FrameError(
-        f"The result cannot be encoded: {error}",
+        f"The result cannot be encoded: {text_of(error)}",
         code="unserialisable-result",
-        remedy="Let the last stage set a result of numbers, strings, lists, mappings or numpy values.",
+        remedy="Let the last stage set a result of finite numbers, strings, lists, mappings or numpy values; None where a "
+        "value is missing. `publish: {format: msgpack}` can express NaN and infinity.",
     )
 
 
@@ -287,7 +301,13 @@ def frame_body(frame: Frame) -> dict[str, Any]:
 
 
 def dead_letter(
-    frame: Frame, error: HedgerowError, stage: str, head: dict[str, Any], payload_bytes: int | None = None
+    frame: Frame,
+    error: HedgerowError,
+    stage: str,
+    head: dict[str, Any],
+    payload_bytes: int | None = None,
+    *,
+    with_payload: bool = True,
 ) -> bytes:
     """Encode a dead letter: why a frame could not be processed, with its payload unless that is too large.
 
@@ -297,28 +317,51 @@ def dead_letter(
         stage: where; empty: in none.
         head: fields common to all dead letters of a pipeline.
         payload_bytes: size of the payload, if it is no longer available.
+        with_payload: whether it may contain the payload.
     """
     size = len(frame.payload) if payload_bytes is None else payload_bytes
     body = {
         **head,
         "schema": DEAD_SCHEMA,
         "at": time.time(),
-        "reason": clean(error.code),
-        "message": clean(str(error), 10_000),
-        "remedy": clean(error.remedy, 10_000),
+        "reason": reason_of(error),
+        "message": clean(error, LONGEST_TEXT),
+        "remedy": clean(getattr(error, "remedy", None) or "See the node's log.", LONGEST_TEXT),
         "stage": stage or None,
         "frame": frame_body(frame),
-        "content_type": frame.content_type,
+        "content_type": clean(frame.content_type),
         "payload_bytes": size,
     }
-    if 0 < len(frame.payload) <= LARGEST_DEAD_PAYLOAD and len(frame.payload) == size:
+    if error.traceback:
+        body["traceback"] = clean(error.traceback, LONGEST_TEXT)
+    if not with_payload:
+        body["payload_omitted"] = "kept-back"
+    elif len(frame.payload) != size:
+        body["payload_omitted"] = "not-received"
+    elif size > LARGEST_DEAD_PAYLOAD:
+        body["payload_omitted"] = "too-large"
+    elif size:
         body["payload_base64"] = base64.b64encode(frame.payload).decode()
     return encode_json(body)
 
 
-def clean(text: str, longest: int = 200) -> str:
+def without_payload(letter: bytes) -> bytes:
+    """Return an encoded dead letter without its frame's payload, because it would be too large for the broker."""
+    body = orjson.loads(letter)
+    if body.pop("payload_base64", None) is not None:
+        body["payload_omitted"] = "too-large"
+    return orjson.dumps(body)
+
+
+def clean(text: object, longest: int = 200) -> str:
     """Make a text encodable and limit its length: a message of unknown origin must not prevent its own report."""
-    return str(text)[:longest].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return text_of(text)[:longest].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+def reason_of(error: HedgerowError) -> str:
+    """Return an error's code as counters and dead letters have it; a plugin's error may have anything there."""
+    code = getattr(error, "code", None) or type(error).code
+    return clean(code, _LONGEST_REASON)
 
 
 def rfc3339(at: float) -> str:

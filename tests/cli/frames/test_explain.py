@@ -82,7 +82,7 @@ def test_a_dead_letter_is_explained_with_stage_cause_and_remedy(hedgerow) -> Non
     assert printed[1:4] == [
         "├─ died in stage decode: bad-jpeg",
         "│  ├─ The JPEG ends after 2 bytes",
-        "│  └─ → Check what the sensor sends; the dead letter contains the frame.",
+        "│  └─ → Check what the sensor sends; `hedgerow explain` reads the dead letter.",
     ]
     assert printed[-1] == "└─ payload: 2 B of image/jpeg, included as payload_base64"
 

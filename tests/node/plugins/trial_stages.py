@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -13,6 +14,10 @@ import numpy as np
 import orjson
 
 from hedgerow import Drop, Frame, FrameError, PerStream, Stage, StageConfig, StageContext
+
+
+class Panic(BaseException):
+    """As native code raises it through pyo3."""
 
 
 class TrialConfig(StageConfig):
@@ -46,6 +51,14 @@ class Trial(Stage[TrialConfig]):
                 os._exit(9)
             case "exit":
                 sys.exit(3)
+            case "cancel":
+                raise asyncio.CancelledError
+            case "panic":
+                raise Panic("index out of bounds")
+            case "other-stream":
+                return Frame(stream="elsewhere", result={"n": body["n"]})
+            case "nan":
+                return frame.with_result({"n": float("nan")})
             case "unencodable":
                 return frame.with_result(object())
             case "large":

@@ -55,14 +55,14 @@ def print_json(value: Any) -> None:
 
     from hedgerow.wire.messages import encode_json
 
-    typer.echo(orjson.dumps(orjson.loads(encode_json(value)), option=orjson.OPT_INDENT_2))
+    typer.echo(orjson.dumps(orjson.loads(encode_json(value, lossy=True)), option=orjson.OPT_INDENT_2))
 
 
 def print_json_line(value: Any) -> None:
     """Print a value as a line of JSON, and flush it."""
     from hedgerow.wire.messages import encode_json
 
-    typer.echo(encode_json(value))
+    typer.echo(encode_json(value, lossy=True))
     sys.stdout.flush()
 
 

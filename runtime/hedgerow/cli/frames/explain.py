@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -153,12 +153,28 @@ def _cause(body: Mapping[str, Any]) -> Branch:
     lines = str(body.get("message") or "").splitlines() or ["(no message)"]
     return Branch(
         f"died {where}: {body.get('reason', '?')}",
-        [*map(Branch, lines), Branch(f"→ {body.get('remedy') or 'no remedy'}")],
+        [*map(Branch, lines), *_traceback(body), Branch(f"→ {body.get('remedy') or 'no remedy'}")],
     )
 
 
+def _traceback(body: Mapping[str, Any]) -> list[Branch]:
+    lines = str(body.get("traceback") or "").splitlines()
+    return [Branch("the stage's calls", [Branch(line) for line in lines])] if lines else []
+
+
+_OMITTED: Final = {
+    "kept-back": "the pipeline keeps payloads back (`dead_letters: {payload: false}`, or `publish: {fields: …}`)",
+    "not-received": "larger than the pipeline's `max_payload_bytes`",
+    "too-large": "larger than 1 MiB, or than the broker's packet limit",
+}
+
+
 def _payload(body: Mapping[str, Any]) -> str:
-    where = "included as payload_base64" if body.get("payload_base64") else "not included: too large or empty"
+    where = (
+        "included as payload_base64"
+        if body.get("payload_base64")
+        else f"not included: {_OMITTED.get(str(body.get('payload_omitted')), 'too large or empty')}"
+    )
     return f"{size(_number(body.get('payload_bytes')) or 0)} of {body.get('content_type') or 'unknown type'}, {where}"
 
 

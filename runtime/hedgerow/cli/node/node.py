@@ -36,7 +36,10 @@ def run(
         node.handle_signals()
         await node.run(_settle_garbage_collection)
 
-    run_on(settings.node.event_loop, main())
+    try:
+        run_on(settings.node.event_loop, main())
+    finally:
+        logs.report_repeats(final=True)
 
 
 def _settle_garbage_collection() -> None:

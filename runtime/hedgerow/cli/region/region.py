@@ -51,7 +51,10 @@ def run(config: File) -> None:
         collector.handle_signals()
         await collector.run()
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        logs.report_repeats(final=True)
 
 
 def check(

@@ -321,8 +321,7 @@ class Agent:
 
     def _refuse(self, reason: str, detail: str) -> None:
         self.counts["refused"] += 1
-        log.warning("desired-refused", reason=reason, detail=detail)
-        self._host.announcer.event("desired-refused", {"reason": reason, "detail": detail})
+        self._host.announcer.warn("desired-refused", {"reason": reason, "detail": detail})
 
 
 class VersionNotKept(HedgerowError):

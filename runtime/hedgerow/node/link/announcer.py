@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,6 +18,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.packets import Publication
 from hedgerow.bus.properties import Property, Value, encode_properties
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.telemetry.throttle import Throttle, kind_of
 from hedgerow.topics import Address, Channel
 from hedgerow.wire import messages as wire
 
@@ -30,12 +34,16 @@ class Announcer:
         address: the node's address.
         session: ID of this run of the node. Every status has it, so that a late will does not override a newer birth.
         client: the node's own link.
+    Attributes:
+        warned: number of warnings by kind and pipeline ("" if none).
     """
 
     def __init__(self, address: Address, session: str, client: Client) -> None:
         self.address = address
         self.session = session
         self._client = client
+        self.warned: Counter[tuple[str, str]] = Counter()
+        self._repeats: Throttle[tuple[str, dict[str, Any], str | None]] = Throttle()
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -69,20 +77,43 @@ class Announcer:
         properties = _JSON + encode_properties(pairs)
         self._client.publish(self.address.topic(Channel.EVENT, kind), event.encode(), qos=1, properties=properties)
 
-    def warn(self, kind: str, detail: dict[str, Any]) -> None:
-        """Log a warning and publish it as an event."""
-        log.warning(kind, **detail)
-        self.event(kind, detail)
+    def warn(self, kind: str, detail: dict[str, Any], pipeline: str | None = None) -> None:
+        """(any thread) Log a warning and publish it as an event.
+
+        What repeats is counted: the first of a kind passes at once, then the last of each minute; `times` is how many it
+        stands for.
+        """
+        self.warned[kind, pipeline or ""] += 1
+        named = detail if pipeline is None else {"pipeline": pipeline, **detail}
+        times = self._repeats.admit(kind_of(kind, named), (kind, detail, pipeline), time.monotonic())
+        if times is not None:
+            self._warn(kind, detail, pipeline, times)
+
+    def report_repeats(self, *, final: bool = False) -> None:
+        """Log and publish what was held back for a minute; call it every few seconds, and with `final` at the end."""
+        for (kind, detail, pipeline), times in self._repeats.due(time.monotonic(), final=final):
+            self._warn(kind, detail, pipeline, times)
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Yield metrics: name, help, labels, value."""
+        for (kind, pipeline), count in self.warned.copy().items():
+            yield (
+                "hedgerow_warnings",
+                "Warnings, also those not published.",
+                {"kind": kind, "pipeline": pipeline},
+                count,
+            )
+
+    def _warn(self, kind: str, detail: dict[str, Any], pipeline: str | None, times: int) -> None:
+        if times > 1:
+            detail = {**detail, "times": times}
+        log.warning(kind, **detail if pipeline is None else {"pipeline": pipeline, **detail})
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.event, kind, detail, pipeline)
 
     def event_sink(self, pipeline: str) -> EventSink:
         """Return a function that logs and publishes a pipeline's events; it may be called from any thread."""
-
-        def sink(kind: str, detail: dict[str, Any]) -> None:
-            log.warning(kind, pipeline=pipeline, **detail)
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self.event, kind, detail, pipeline)
-
-        return sink
+        return partial(self.warn, pipeline=pipeline)
 
 
 def last_will(address: Address, session: str) -> Publication:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from hedgerow import plugins
 from hedgerow.config import ModelConfig, StageEntry
-from hedgerow.errors import ConfigError, HedgerowError, PluginError
+from hedgerow.errors import ConfigError, HedgerowError, PluginError, is_interrupt, text_of
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
@@ -120,9 +120,11 @@ def set_up(
         stage.setup(context)
     except HedgerowError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         raise PluginError(
-            f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
+            f"Stage {name} cannot be set up: {type(error).__name__}: {text_of(error)}",
             remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
         ) from error
-    return ChainStep(name, stage, on_event)
+    return ChainStep(name, stage, on_event, context.pipeline)

@@ -8,50 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import compress, islice
+from typing import Any, Final, TypeAlias, cast
 
-from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.errors import FrameError, HedgerowError, text_of
 from hedgerow.frame import Drop, Frame
 from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
-from hedgerow.stage import Outcome, Stage
+from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed, log_failure
+from hedgerow.stage import MOST_PARTS, Stage
+from hedgerow.wire.messages import clean
 
 ABSORBED: Final = "absorbed"
 """Drop reason of a frame for which a stage returned nothing, e.g. samples of a window that is not full yet."""
-
-
-class StageFailed(HedgerowError):
-    """A stage raised something other than FrameError: a bug in the stage."""
-
-    code = "stage-failed"
-
-    def __init__(self, stage: str, cause: Exception) -> None:
-        super().__init__(
-            f"Stage {stage} raised {type(cause).__name__}: {_text(cause)}",
-            remedy=f"Fix the stage; `hedgerow plugin show {stage}` names the package. The dead letter contains the frame.",
-        )
-        self.__cause__ = cause
-
-
-def _text(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - a plugin's error may raise anything
-        return "(its message cannot be formatted)"
-
-
-class CircuitOpen(HedgerowError):
-    """A stage keeps failing, so its circuit breaker is open."""
-
-    code = "circuit-open"
-
-    def __init__(self, stage: str, failures: int) -> None:
-        super().__init__(
-            f"Stage {stage} failed {failures} times in a row and is skipped for now",
-            remedy="Earlier dead letters have the cause; the stage is tried again automatically.",
-        )
 
 
 @dataclass(slots=True)
@@ -70,6 +41,15 @@ class FrameOutcome:
     error: HedgerowError | None = None
     stage: str = ""
 
+    def record(self, stage: str, outcome: StepOutcome) -> None:
+        """Record how one part of the frame ended in a stage."""
+        if isinstance(outcome, HedgerowError):
+            if self.error is None:
+                self.error, self.stage = outcome, stage
+            return
+        self.dropped = self.dropped or (outcome.reason if isinstance(outcome, Drop) else ABSORBED)
+        self.stage = self.stage or stage
+
 
 @dataclass(slots=True)
 class ChainRun:
@@ -83,6 +63,11 @@ class ChainRun:
     outcomes: list[FrameOutcome]
     timings: list[tuple[str, float, int]]
 
+
+_LONGEST_REASON: Final = 64
+
+StepOutcome: TypeAlias = Frame | Drop | tuple[Frame, ...] | HedgerowError
+"""What a step makes of a frame: a frame, a drop, the frames it was split into (none: it was absorbed), or an error."""
 
 EventSink = Callable[[str, dict[str, Any]], None]
 """Called with an event for operators: its kind and details."""
@@ -99,50 +84,73 @@ class ChainStep:
     list runs only if it succeeds. The lists of other lanes are refused meanwhile.
     """
 
-    def __init__(self, name: str, stage: Stage[Any], on_event: EventSink = _no_events) -> None:
+    def __init__(self, name: str, stage: Stage[Any], on_event: EventSink = _no_events, pipeline: str = "") -> None:
         self.name = name
+        self._pipeline = pipeline
         self.stage = stage
         self.circuit = CircuitBreaker()
         self._on_event = on_event
         # Lanes run lists in parallel; a stage that is not concurrent runs them one at a time.
         self._lock: AbstractContextManager[object] = nullcontext() if stage.concurrent else threading.Lock()
 
-    def run(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
+    def run(self, frames: Sequence[Frame]) -> Sequence[StepOutcome]:
         """Run the stage over a list; return one outcome per frame, in order. Never raises."""
         if self.circuit.open_until is None:
             return self._run(frames)
-        first: Sequence[Outcome | Exception] = []
+        first: Sequence[StepOutcome] = []
         if self.circuit.take_trial(time.monotonic()):
             first, frames = self._run(frames[:1], trial=True), frames[1:]
             if not self.circuit.is_open:
                 return [*first, *self._run(frames)] if frames else first
         return [*first, *[CircuitOpen(self.name, self.circuit.failures)] * len(frames)]
 
-    def _run(self, frames: Sequence[Frame], *, trial: bool = False) -> Sequence[Outcome | Exception]:
+    def _run(self, frames: Sequence[Frame], *, trial: bool = False) -> Sequence[StepOutcome]:
+        streams = [frame.stream for frame in frames]  # a stage may change its frames
         outcomes = self._call(frames)
-        for outcome in outcomes:
-            if isinstance(outcome, Exception) and not isinstance(outcome, FrameError):
-                if self.circuit.failed(time.monotonic(), trial=trial):
-                    self._on_event("circuit-open", {"stage": self.name, "error": _text(outcome)})
+        for position, outcome in enumerate(outcomes):
+            error: BaseException | None = None
+            try:
+                # Not `isinstance`: an object may claim to be of another class.
+                if type(outcome) is not Frame or outcome.stream != streams[position]:
+                    if issubclass(type(outcome), BaseException):
+                        error = outcome
+                    else:
+                        outcomes[position] = _checked(outcome, streams[position])
+            except BaseException as raised:  # noqa: BLE001 - a plugin may return anything
+                error = raised
+            if error is not None:
+                outcomes[position] = self._failed(error, trial=trial)
             elif self.circuit.failures and self.circuit.succeeded():
                 self._on_event("circuit-closed", {"stage": self.name})
         return outcomes
 
-    def _call(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
+    def _call(self, frames: Sequence[Frame]) -> list[Any]:
+        """Return what the stage returns for each frame, or an error that it raised."""
         try:
             with self._lock:
                 outcomes = self.stage.process_many(frames)
-            if len(outcomes) == len(frames):
-                return outcomes
-            error: Exception = ValueError(f"process_many returned {len(outcomes)} outcomes for {len(frames)} frames")
-        except Exception as raised:  # noqa: BLE001 - a plugin may raise anything
+                returned = outcomes.copy() if type(outcomes) is list else _listed(outcomes, len(frames))
+            if len(returned) == len(frames):
+                return returned
+            count = f"more than {len(frames)}" if len(returned) > len(frames) else str(len(returned))
+            error: BaseException = ValueError(f"process_many returned {count} outcomes for {len(frames)} frames")
+        except BaseException as raised:  # noqa: BLE001 - a plugin may raise anything, such as a panic of native code
             error = raised
-        except SystemExit as raised:  # a stage must not end the lane's thread
-            error = RuntimeError(f"SystemExit: {raised}")
         if len(frames) == 1:
             return [error]
         # Run the frames one at a time, so that only the bad ones fail.
         return [self._call([frame])[0] for frame in frames]
+
+    def _failed(self, error: BaseException, *, trial: bool) -> HedgerowError:
+        if issubclass(type(error), FrameError):
+            return cast(FrameError, error)
+        failure = (
+            cast(HedgerowError, error) if issubclass(type(error), HedgerowError) else StageFailed(self.name, error)
+        )
+        log_failure(self._pipeline, self.name, failure)
+        if self.circuit.failed(time.monotonic(), trial=trial):
+            self._on_event("circuit-open", {"stage": self.name, "error": text_of(error)})
+        return failure
 
 
 class Chain:
@@ -164,13 +172,24 @@ class Chain:
             step_outcomes = step.run(live)
             next_frames: list[Frame] = []
             next_owners: list[int] = []
+            parts_of: dict[int, int] = {}
             for owner, outcome in zip(owners, step_outcomes, strict=True):
-                if outcome.__class__ is Frame:
+                if type(outcome) is Frame:
                     next_frames.append(outcome)
                     next_owners.append(owner)
-                else:
-                    _record(outcomes[owner], owner, outcome, step.name, next_frames, next_owners)
+                    continue
+                if isinstance(outcome, tuple) and not isinstance(outcome, Drop) and outcome:
+                    made = parts_of[owner] = parts_of.get(owner, 0) + len(outcome)
+                    if made <= MOST_PARTS:
+                        next_frames.extend(outcome)
+                        next_owners.extend([owner] * len(outcome))
+                        continue
+                    outcome = StageFailed(step.name, ValueError(f"more than {MOST_PARTS:,} parts of one frame"))
+                outcomes[owner].record(step.name, outcome)
             timings.append((step.name, time.perf_counter() - started, len(live)))
+            if parts_of:  # the other parts of a dead frame need not run
+                alive = [outcomes[owner].error is None for owner in next_owners]
+                next_frames, next_owners = list(compress(next_frames, alive)), list(compress(next_owners, alive))
             live, owners = next_frames, next_owners
         for owner, frame in zip(owners, live, strict=True):
             outcomes[owner].results.append(frame)
@@ -186,51 +205,39 @@ class Chain:
         for step in self.steps:
             try:
                 step.stage.close()
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-                step._on_event("stage-close-failed", {"stage": step.name, "error": _text(error)})
+            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
+                step._on_event("stage-close-failed", {"stage": step.name, "error": text_of(error)})
 
 
-def _record(
-    frame_outcome: FrameOutcome,
-    owner: int,
-    outcome: Outcome | Exception,
-    stage: str,
-    next_frames: list[Frame],
-    next_owners: list[int],
-) -> None:
-    """Record a stage's outcome that is not a single frame."""
-    if isinstance(outcome, Exception):
-        if frame_outcome.error is None:
-            frame_outcome.error = outcome if isinstance(outcome, HedgerowError) else StageFailed(stage, outcome)
-            frame_outcome.stage = stage
-    elif isinstance(outcome, Drop):
-        frame_outcome.dropped = frame_outcome.dropped or outcome.reason
-        frame_outcome.stage = frame_outcome.stage or stage
-    else:
-        try:
-            parts = _parts(outcome)
-        except Exception as error:  # noqa: BLE001 - a plugin's generator may raise anything
-            _record(frame_outcome, owner, error, stage, next_frames, next_owners)
-            return
-        if parts:
-            next_frames.extend(parts)
-            next_owners.extend([owner] * len(parts))
-        else:
-            frame_outcome.dropped = frame_outcome.dropped or ABSORBED
-            frame_outcome.stage = frame_outcome.stage or stage
+def _listed(outcomes: Any, count: int) -> list[Any]:
+    """Return what `process_many` returned as a list, at most one longer than it should be."""
+    if isinstance(outcomes, (Set, Mapping)):
+        raise TypeError(f"process_many returned a {type(outcomes).__name__}, which has no order")
+    return list(islice(outcomes, count + 1))
 
 
-def _parts(outcome: Any) -> tuple[Frame, ...]:
-    """Return the frames of an outcome.
+def _checked(outcome: Any, stream: str) -> Drop | Frame | tuple[Frame, ...]:
+    """Return what a stage returned for a frame of `stream`, as a drop, a frame, or the frames that it was split into.
 
-    Raises: TypeError: it contains something else; and whatever a generator raises.
+    Raises: TypeError, ValueError: it is something else; and whatever a generator raises.
     """
+    kind = type(outcome)
     if outcome is None:
         return ()
-    if isinstance(outcome, Frame):
-        return (outcome,)
-    parts = tuple(outcome)
+    if issubclass(kind, Drop):
+        return Drop(clean(text_of(outcome.reason), _LONGEST_REASON) or "dropped")
+    parts: tuple[Any, ...]
+    if issubclass(kind, Frame):
+        parts = (outcome,)
+    elif issubclass(kind, (str, bytes, Mapping)) or not issubclass(kind, Iterable):
+        raise TypeError(f"process returned a {kind.__name__} instead of a Frame")
+    else:
+        parts = tuple(islice(outcome, MOST_PARTS + 1))
+    if len(parts) > MOST_PARTS:
+        raise ValueError(f"process returned more than {MOST_PARTS:,} frames for one frame")
     for part in parts:
-        if not isinstance(part, Frame):
+        if not issubclass(type(part), Frame):
             raise TypeError(f"process returned a {type(part).__name__} instead of a Frame")
-    return parts
+        if part.stream != stream:
+            raise ValueError(f"process returned a frame of stream {part.stream!r} for a frame of stream {stream!r}")
+    return parts[0] if len(parts) == 1 and type(parts[0]) is Frame else parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from hedgerow.errors import FrameError
 from hedgerow.models.session.batch_size import LONG_S
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot
 from hedgerow.pipeline.delivery import Delivery
@@ -82,6 +83,23 @@ class Dispatcher:
         for lane in self._lanes:
             lane.stop()
 
+    def replace_dead_lanes(self) -> int:
+        """Replace lanes whose thread ended though it was not told to, and dead-letter their frames; return how many.
+
+        Nothing in a lane raises; but code in the same process can end any thread.
+        """
+        dead = [lane for lane in self._lanes if not lane.stopped and not lane.is_alive()]
+        for lane in dead:
+            replacement = self._lanes[lane.index] = Lane(lane.index, self._built.name, self._finished)
+            replacement.start()
+            if lane in self._idle:
+                self._idle.remove(lane)
+            self._idle.append(replacement)
+            job, lane.job = lane.job, None
+            if job is not None:
+                self._completed(self._intake.queue_of(lane.index), job, job.failed(_lane_died()))
+        return len(dead)
+
     def stuck_for_s(self) -> float:
         """Return how long the oldest list in progress has been running; 0 if none is."""
         started = [lane.job.started_at for lane in self._lanes if lane.job is not None]
@@ -153,13 +171,17 @@ class Dispatcher:
         return min(batch, max(1, int(LONG_S / self._service_time.needs(1))))
 
     def _finished(self, lane: Lane, job: Job, completed: Completed) -> None:
+        if lane.job is not job:
+            return  # its thread ended, and it has been replaced
         lane.job = None
-        self._completed(self._intake.queue_of(lane.index), job, completed)
-        if completed.not_run:  # their streams stay in this lane, which keeps them in order
-            self._built.running += 1
-            lane.submit(Job(self._built, list(completed.not_run), time.monotonic()))
-        else:
-            self._idle.append(lane)
+        try:
+            self._completed(self._intake.queue_of(lane.index), job, completed)
+        finally:  # whatever happens, the lane goes on
+            if completed.not_run:  # their streams stay in this lane, which keeps them in order
+                self._built.running += 1
+                lane.submit(Job(self._built, list(completed.not_run), time.monotonic()))
+            else:
+                self._idle.append(lane)
         self.dispatch()
 
     def _completed(self, queue: FrameQueue[Delivery], job: Job, completed: Completed) -> None:
@@ -181,3 +203,11 @@ class Dispatcher:
             tally.stage_s[name] += seconds
             tally.stage_frames[name] += count
         self._settler.settle(job.built, completed.settlements)
+
+
+def _lane_died() -> FrameError:
+    return FrameError(
+        "The lane's thread ended while it ran this frame",
+        code="lane-died",
+        remedy="Look for code that ends threads, such as PyThreadState_SetAsyncExc; `workers: 1` keeps it out of the node.",
+    )

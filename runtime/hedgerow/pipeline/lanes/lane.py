@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import structlog
 
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, text_of
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.delivery import Delivery
 
@@ -29,10 +30,20 @@ class Job:
         """Run the list. For any thread; never raises."""
         try:
             return self.built.run(self.deliveries, lane)
-        except Exception as error:  # not expected; but a lane that ended would lose its frames
-            log.exception("lane-failed", pipeline=self.built.name)
-            fault = FrameError(f"Internal error: {error!r}", code="internal", remedy="Report this with the node's log.")
-            return Completed([self.built.dead_letter(delivery, fault) for delivery in self.deliveries], [])
+        except BaseException as error:  # not expected; but a lane that ended would lose its frames
+            with suppress(Exception):
+                log.exception("lane-failed", pipeline=self.built.name)
+            return self.failed(
+                FrameError(
+                    f"Internal error: {type(error).__name__}: {text_of(error)}",
+                    code="internal",
+                    remedy="Report this with the node's log.",
+                )
+            )
+
+    def failed(self, error: FrameError) -> Completed:
+        """Return the list with every frame dead."""
+        return Completed([self.built.dead_letter(delivery, error) for delivery in self.deliveries], [])
 
 
 class Lane(threading.Thread):
@@ -44,12 +55,14 @@ class Lane(threading.Thread):
         finished: called on the event loop when a list has run.
     Attributes:
         job: the list in progress, or None; `finished` clears it.
+        stopped: whether the thread was told to end.
     """
 
     def __init__(self, index: int, name: str, finished: Callable[[Lane, Job, Completed], None]) -> None:
         super().__init__(name=f"{name}-{index}", daemon=True)
         self.index = index
         self.job: Job | None = None
+        self.stopped = False
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._finished = finished
         self._loop = asyncio.get_running_loop()
@@ -61,6 +74,7 @@ class Lane(threading.Thread):
 
     def stop(self) -> None:
         """End the thread after the list in progress."""
+        self.stopped = True
         self._inbox.put(None)
 
     def run(self) -> None:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import structlog
+
 from hedgerow.bus.causes import packet_too_large
 from hedgerow.bus.client import Client
 from hedgerow.bus.outbox import Outbox, OutboxError
@@ -22,6 +24,9 @@ from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
+from hedgerow.wire.messages import without_payload
+
+log = structlog.get_logger(__name__)
 
 MOST_OUTSTANDING = 2048
 """Number of unaccepted results above which a pipeline takes no more frames from its queue."""
@@ -79,22 +84,28 @@ class Settler:
     def settle(self, built: BuiltPipeline, settlements: Iterable[Settlement]) -> None:
         """Carry out the settlements of a list."""
         held, now = self._tally.held, time.monotonic()
-        appender = self._appender
         for settlement in settlements:
-            delivery = settlement.delivery
-            if delivery not in held:
+            if settlement.delivery not in held:
                 continue  # dropped when the pipeline stopped
-            if settlement.results is not None:
-                if appender is None:
-                    self._publish(built, delivery, settlement.results, now)
-                else:
-                    self._store(appender, built, delivery, settlement.results)
-            elif settlement.dead is not None:
-                self._publish_dead(built, settlement)
+            try:
+                self._settle(built, settlement, now)
+            except Exception:  # not expected; but a frame that is not settled would hold its place for ever
+                log.exception("settlement-failed", pipeline=built.name)
+                self._dead_lettered(settlement.delivery, "internal", None)
+        if self._appender is not None:
+            self._appender.flush()
+
+    def _settle(self, built: BuiltPipeline, settlement: Settlement, now: float) -> None:
+        delivery = settlement.delivery
+        if settlement.results is not None:
+            if self._appender is None:
+                self._publish(built, delivery, settlement.results, now)
             else:
-                self.drop(delivery, settlement.dropped or "dropped")
-        if appender is not None:
-            appender.flush()
+                self._store(self._appender, built, delivery, settlement.results)
+        elif settlement.dead is not None:
+            self._publish_dead(built, settlement)
+        else:
+            self.drop(delivery, settlement.dropped or "dropped")
 
     def dead_letter(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
         """Dead-letter a delivery that failed outside the stages."""
@@ -103,7 +114,7 @@ class Settler:
     def drop(self, delivery: Delivery, reason: str) -> None:
         """Drop a delivery, and acknowledge it unless it is returned to the broker."""
         self._tally.held.discard(delivery)
-        self._tally.dropped[str(reason)] += 1
+        self._tally.count_drop(str(reason))
         if reason is not DropReason.RETURNED:
             self._source.ack(delivery.message)
 
@@ -193,8 +204,10 @@ class Settler:
             self.drop(settlement.delivery, DropReason.BROKER_AWAY)
             return
         done = partial(self._dead_lettered, settlement.delivery, settlement.reason)
-        letter = settlement.dead
-        self._sink.publish(built.encoder.dead_topic, letter.payload, qos=1, properties=letter.properties, done=done)
+        letter, topic, payload = settlement.dead, built.encoder.dead_topic, settlement.dead.payload
+        if 0 < self._sink.max_packet_bytes < _packet_bytes(letter) + len(topic):  # base64 takes a third more
+            payload = without_payload(payload)
+        self._sink.publish(topic, payload, qos=1, properties=letter.properties, done=done)
 
     def _dead_lettered(self, delivery: Delivery, reason: str, error: Exception | None) -> None:
         if delivery not in self._tally.held or (error is not None and self.closing):
@@ -203,7 +216,7 @@ class Settler:
             # The broker refused the dead letter: only the counter and this event record it.
             self._on_event("dead-letter-refused", {"reason": reason, "error": str(error)})
         self._tally.held.discard(delivery)
-        self._tally.dead[reason] += 1
+        self._tally.count_death(reason)
         self._source.ack(delivery.message)
         self._wake()
 

@@ -22,6 +22,7 @@ from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.pipe import pack, unpack
+from hedgerow.telemetry import logs
 
 
 def main(descriptor: int) -> None:
@@ -35,6 +36,7 @@ def main(descriptor: int) -> None:
         pool = ModelPool(cores=task["cores"])
         try:
             config = NodeConfig.model_validate(task["config"])
+            logs.configure(config.log.level, config.log.format)
             pool = ModelPool(cores=task["cores"], state_dir=config.node.state_dir)
             for version in map(ModelVersion.from_dict, task["versions"]):
                 pool.assign(version.name, version)
@@ -61,6 +63,7 @@ def main(descriptor: int) -> None:
         finally:
             built.close()
             pool.close()
+            logs.report_repeats(final=True)
 
 
 def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
@@ -83,6 +86,7 @@ def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list
         with_results = [index for index, results, *_ in settlements if results]
         new_events = events[:]
         del events[: len(new_events)]
+        logs.report_repeats()
         models: list[dict[str, Any]] = []
         if time.monotonic() - models_sent_at > 1.0:  # counters need not be sent with every list
             models_sent_at = time.monotonic()

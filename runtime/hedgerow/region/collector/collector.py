@@ -36,7 +36,7 @@ from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.records import PingRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
-from hedgerow.telemetry import systemd
+from hedgerow.telemetry import logs, systemd
 from hedgerow.telemetry.metrics import ProbeServer
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
@@ -292,6 +292,7 @@ class Collector:
         while True:
             self._last_beat = time.monotonic()
             systemd.alive()
+            logs.report_repeats()
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:

@@ -97,4 +97,4 @@ def _json(value: Any) -> str:
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:  # bytes from MessagePack, for instance
-        return encode_json(value).decode()
+        return encode_json(value, lossy=True).decode()
