@@ -288,11 +288,18 @@ class Client:
             forget_session: let the broker drop subscriptions and queued messages.
             timeout_s: longest wait for outstanding publishes.
         """
-        if self._session.link is not None:
-            with contextlib.suppress(BusError):
-                await self.flush(timeout_s)
         last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else b"")
-        await self._session.leave(last, "closed")
+        try:
+            if self._session.link is not None:
+                with contextlib.suppress(BusError):
+                    await self.flush(timeout_s)
+        finally:  # even if cancelled
+            try:
+                await self._session.leave(last, "closed")
+            finally:
+                self._fail_outstanding()
+
+    def _fail_outstanding(self) -> None:
         for publish in self._session.outbound.clear():
             self._session.finish(
                 publish,
