@@ -95,7 +95,9 @@ async def cancel_at_every_place(attempt: Callable[[Cancelling], Awaitable[None]]
         try:
             await attempt(cancelling)
         except BaseException as error:
-            error.add_note(f"cancelled {moment} at {' > '.join(f'{name}:{line}' for name, line in cancelling.place or ())}")
+            error.add_note(
+                f"cancelled {moment} at {' > '.join(f'{name}:{line}' for name, line in cancelling.place or ())}"
+            )
             raise
         if cancelling.place is None:
             return len(tried)
@@ -129,7 +131,9 @@ class _Counted(Coroutine[Any, Any, Any]):
 def _place_of(work: Any) -> Place:
     """Return the stack of coroutines that wait, outermost first."""
     place = []
-    while work is not None and (frame := getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None)) is not None:
+    while (
+        work is not None and (frame := getattr(work, "cr_frame", None) or getattr(work, "gi_frame", None)) is not None
+    ):
         place.append((frame.f_code.co_qualname, frame.f_lineno))
         work = getattr(work, "cr_await", None) or getattr(work, "gi_yieldfrom", None)
     return tuple(place)

@@ -78,14 +78,16 @@ async def run_to_end(work: Awaitable[T], name: str) -> T:
     return task.result()
 
 
-async def in_thread(work: Callable[[], T], name: str, discard: Callable[[T], None]) -> T:
-    """Run a blocking function in a thread.
-
-    A thread cannot be cancelled: if the caller is, the function runs on, and its result is discarded.
+async def in_thread(work: Callable[[], T], name: str, discard: Callable[[T], None] | None = None) -> T:
+    """Run a blocking function in a thread, to its end: a thread cannot be cancelled.
 
     Args:
-        discard: releases a result that nobody waits for any more.
+        work: the function.
+        name: see `start`.
+        discard: if given, a caller that is cancelled does not wait; the result, once there, is released by this function.
     """
+    if discard is None:
+        return await run_to_end(asyncio.to_thread(work), name)
     task = _started(asyncio.to_thread(work), name)
     try:
         return await asyncio.shield(task)
@@ -100,7 +102,7 @@ def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
     def run() -> None:
         try:
             work()
-        except BaseException:  # noqa: BLE001 - nothing in a thread can be told of it
+        except BaseException:  # noqa: BLE001 - logged; nobody waits for a thread
             _report(name)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
@@ -153,7 +155,7 @@ async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], name: str
             if this is None or this.cancelling():
                 raise
             _report(name)  # what it awaited was cancelled, not the task itself
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged with its traceback
             _report(name)
         else:
             return
