@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import structlog
 from structlog.testing import capture_logs
+from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
 
 from hedgerow import tasks
-from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ async def test_the_result_of_a_thread_that_nobody_waits_for_is_discarded(moment:
 
         asyncio.get_running_loop().call_later(0.01, gate.set)
         result = await cancelling.run(operation())
-        while result is None and (open_files or not gate.is_set()):
+        while result is None and (open_files or not gate.is_set()):  # noqa: ASYNC110 - a thread sets no event here
             await asyncio.sleep(0.001)
 
         assert open_files == ({1} if result else set())

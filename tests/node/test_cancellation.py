@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from trial_site import Site, until
+from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
+from trial_site import until
 
 from hedgerow.bus import Client, ClientOptions
 from hedgerow.testing import Mosquitto
-from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
 
 Attempt = Callable[[Cancelling], Awaitable[None]]
 
