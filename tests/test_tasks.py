@@ -17,7 +17,7 @@ from hedgerow import tasks
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_PAUSE_S", (0.0, 0.01))
+    monkeypatch.setattr("hedgerow.tasks.failures._PAUSE_S", (0.0, 0.01))
 
 
 def failures(name: str) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socketserver
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hedgerow import tasks
 from hedgerow.errors import ConfigError
 from hedgerow.telemetry.tally import BUCKETS_S, Tally
 
@@ -133,8 +133,7 @@ class ProbeServer:
             ) from error
         self._server.set_app(self._answer)
         self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
-        self._thread.start()
+        tasks.supervise_thread(self._server.serve_forever, "probes")
 
     def close(self) -> None:
         """Stop serving."""

@@ -1,33 +1,19 @@
-"""Starts asyncio tasks and threads so that none of them ends unnoticed, and ends them so that nothing is left half done.
-
-Rules:
-- Every task and thread starts here; `tests/test_conventions.py` refuses any other way.
-- An exception is logged with its traceback, and counted in `hedgerow_task_failures`. A long-lived task or thread then starts
-  again, after a pause that grows.
-- A cancelled operation either has changed nothing, or is finished first: `run_to_end`.
-"""
+"""Asyncio tasks that do not end unnoticed, and work that a cancellation does not leave half done."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
+
+from hedgerow.tasks.failures import RestartPause, report
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_PAUSE_S: Final = (0.1, 60.0)
-"""Pause before a failed task starts again: at first, and at most. It doubles with each failure."""
-_STEADY_S: Final = 60.0
-"""A task that ran this long before it failed starts again after the shortest pause."""
-
-_failures: Counter[str] = Counter()
 _running: set[asyncio.Future[Any]] = set()
 """The event loop itself holds only weak references to its tasks."""
 
@@ -96,46 +82,6 @@ async def in_thread(work: Callable[[], T], name: str, discard: Callable[[T], Non
         raise
 
 
-def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
-    """Start a daemon thread that ends by itself."""
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - logged; nobody waits for a thread
-            _report(name)
-
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    return thread
-
-
-def supervise_thread(work: Callable[[], None], name: str) -> threading.Thread:
-    """Start a daemon thread that runs until it returns. If it fails, it starts again."""
-
-    def run() -> None:
-        pause_s = _PAUSE_S[0]
-        while True:
-            began = time.monotonic()
-            try:
-                work()
-            except BaseException:  # noqa: BLE001 - see above
-                _report(name)
-            else:
-                return
-            pause_s = _next_pause_s(pause_s, began)
-            time.sleep(pause_s)
-
-    return start_thread(run, name)
-
-
-def gauges() -> Iterator[tuple[str, str, dict[str, str], float]]:
-    """Yield metrics: name, help, labels, value."""
-    text = "Times that a task or thread of this process failed; see `task-failed` in its log."
-    for name, count in dict(_failures).items():
-        yield "hedgerow_task_failures", text, {"task": name}, count
-
-
 def _started(work: Awaitable[T], name: str) -> asyncio.Future[T]:
     task = asyncio.ensure_future(work)
     if isinstance(task, asyncio.Task):
@@ -146,25 +92,20 @@ def _started(work: Awaitable[T], name: str) -> asyncio.Future[T]:
 
 
 async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-    this, pause_s = asyncio.current_task(), _PAUSE_S[0]
+    this, pause = asyncio.current_task(), RestartPause()
     while True:
-        began = time.monotonic()
+        pause.began()
         try:
             await work()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if this is None or this.cancelling():
                 raise
-            _report(name)  # what it awaited was cancelled, not the task itself
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            _report(name)
+            report(name, error)  # what it awaited was cancelled, not the task itself
+        except Exception as error:  # noqa: BLE001 - logged with its traceback
+            report(name, error)
         else:
             return
-        pause_s = _next_pause_s(pause_s, began)
-        await asyncio.sleep(pause_s)
-
-
-def _next_pause_s(pause_s: float, began: float) -> float:
-    return _PAUSE_S[0] if time.monotonic() - began > _STEADY_S else min(2 * pause_s, _PAUSE_S[1])
+        await asyncio.sleep(pause.next_s())
 
 
 async def _wait(*tasks: asyncio.Future[Any]) -> None:
@@ -179,18 +120,11 @@ async def _wait(*tasks: asyncio.Future[Any]) -> None:
         raise cancelled
 
 
-def _ended(task: asyncio.Future[Any]) -> None:
+def _ended(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
-        name = task.get_name() if isinstance(task, asyncio.Task) else ""
-        _failures[name] += 1
-        log.error("task-failed", task=name, exc_info=error)
+        report(task.get_name(), error)
 
 
 def _failed(task: asyncio.Future[Any]) -> bool:
     return task.cancelled() or task.exception() is not None
-
-
-def _report(name: str) -> None:
-    _failures[name] += 1
-    log.exception("task-failed", task=name)
