@@ -147,6 +147,7 @@ class OutboxWriter(threading.Thread):
                 outcome.wrote = True
             except Exception as error:  # noqa: BLE001 - see `_explained`
                 outcome.failure = _explained(error)
+                self._abandon()
         return self._store
 
     def _run_jobs(self, jobs: Sequence[Job], outcome: CommitOutcome) -> None:
@@ -222,8 +223,7 @@ class OutboxWriter(threading.Thread):
                 self._trim(store)
             self._acks.clear()
         except Exception:  # noqa: BLE001 - of whatever kind, the store is opened again
-            store.abandon()
-            self._store = None
+            self._abandon()
             return False
         return retry
 
@@ -231,10 +231,19 @@ class OutboxWriter(threading.Thread):
         store = self._store
         if store is not None:
             outcome.epoch, outcome.next_keys, outcome.entries = store.epoch, store.next_keys, store.entries
-            outcome.changes = store.take_changes()
-            with contextlib.suppress(OutboxError):
+            try:
+                outcome.changes = store.take_changes()
                 outcome.used_bytes = store.used_bytes
+            except OutboxError:
+                pass  # the size is not known now
+            except Exception as error:  # noqa: BLE001 - see `_explained`
+                outcome.failure = outcome.failure or _explained(error)
         self._report(outcome)
+
+    def _abandon(self) -> None:
+        if self._store is not None:
+            store, self._store = self._store, None
+            store.abandon()
 
 
 def _explained(error: Exception) -> OutboxError:
