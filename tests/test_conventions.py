@@ -1,4 +1,4 @@
-"""Rules against flaky tests, checked in the source code; each rule has samples that it must refuse.
+"""Rules against flaky tests and lost errors, checked in the source code; each rule has samples that it must refuse.
 
 Exempt files are listed with the reason.
 """
@@ -17,6 +17,8 @@ PLACES = ("tests", "plugins/*/tests", "benchmarks", "runtime/hedgerow/testing", 
 FILES = sorted(
     path for place in PLACES for folder in ROOT.glob(place) for path in folder.rglob("*.py") if path != Path(__file__)
 )
+
+RUNTIME = sorted((ROOT / "runtime" / "hedgerow").rglob("*.py"))
 
 Rule = Callable[[ast.AST, str], bool]
 
@@ -62,12 +64,23 @@ def process_may_outlive_test(node: ast.AST, line: str) -> bool:
     )
 
 
+def may_end_unseen(node: ast.AST, line: str) -> bool:
+    """Starts a task or a thread whose failure may be lost; use `hedgerow.tasks`."""
+    if isinstance(node, ast.ClassDef):
+        return any(re.search(r"(^|\.)Thread$", ast.unparse(base)) for base in node.bases)
+    return (
+        re.search(r"(^|\.)(create_task|ensure_future|TaskGroup|Thread|Timer|start_new_thread)$", callee(node))
+        is not None
+    )
+
+
 RULES: tuple[Rule, ...] = (
     port_not_held,
     port_by_number,
     sleep_without_condition,
     process_may_outlive_test,
 )
+RUNTIME_RULES: tuple[Rule, ...] = (may_end_unseen,)
 EXEMPT: dict[Rule, dict[str, str]] = {
     port_not_held: {
         "runtime/hedgerow/testing/ports.py": "implements the rule",
@@ -86,29 +99,46 @@ EXEMPT: dict[Rule, dict[str, str]] = {
         "benchmarks/peers/adapter.py": "runs without Hedgerow installed",
         "tests/mutants/run.py": "forks to reuse imports; waits for each child or kills it",
     },
+    may_end_unseen: {
+        "runtime/hedgerow/tasks/tasks.py": "implements the rule",
+        "runtime/hedgerow/tasks/threads.py": "implements the rule",
+        "runtime/hedgerow/backends/background.py": "a timer, whose function suppresses every error it can meet",
+        "runtime/hedgerow/bus/outbox/writer.py": "survives every exception of its work, and reports it",
+        "runtime/hedgerow/region/store/writer.py": "survives every exception of its work, and reports it",
+        "runtime/hedgerow/region/rollouts/service.py": "survives every exception of a turn, and reports it",
+        "runtime/hedgerow/pipeline/lanes/lane.py": "survives every exception of a list, and dead-letters its frames",
+        "runtime/hedgerow/testing/faults.py": "a tool of tests; a task group loses no error",
+        "runtime/hedgerow/cli/base/client.py": "awaits its task",
+        "runtime/hedgerow/cli/frames/sender.py": "awaits its tasks: a refusal is shown to the user, not logged",
+        "runtime/hedgerow/cli/demo/demo.py": "awaits its tasks",
+        "runtime/hedgerow/cli/demo/feeds.py": "a task group loses no error",
+        "runtime/hedgerow/cli/demo/region.py": "awaits its tasks",
+        "runtime/hedgerow/cli/demo/rollout.py": "awaits its tasks",
+    },
 }
 """Files exempt from a rule, with the reason."""
 
 
-def violations(source: str) -> Iterator[tuple[int, Rule]]:
+def violations(source: str, rules: tuple[Rule, ...] = (*RULES, *RUNTIME_RULES)) -> Iterator[tuple[int, Rule]]:
     """Yield the line and rule of each violation in a source."""
     lines = source.splitlines()
     parsed = ast.parse(source)
     waiting = {inner for outer in ast.walk(parsed) if isinstance(outer, ast.While) for inner in ast.walk(outer)}
     for node in ast.walk(parsed):
-        if isinstance(node, ast.Call | ast.Constant | ast.keyword | ast.arg):
-            for rule in RULES:
+        if isinstance(node, ast.Call | ast.Constant | ast.keyword | ast.arg | ast.ClassDef):
+            for rule in rules:
                 if rule(node, lines[node.lineno - 1]) and not (rule is sleep_without_condition and node in waiting):
                     yield node.lineno, rule
 
 
 def test_no_rule_is_broken() -> None:
     found = []
-    for path in FILES:
-        name = str(path.relative_to(ROOT))
-        for line, rule in violations(path.read_text("utf-8")):
-            if name not in EXEMPT.get(rule, {}):
-                found.append(f"{name}:{line}: {rule.__name__}. {rule.__doc__}")
+    for paths, rules in ((FILES, RULES), (RUNTIME, RUNTIME_RULES)):
+        for path in paths:
+            name = str(path.relative_to(ROOT))
+            for line, rule in violations(path.read_text("utf-8"), rules):
+                if name not in EXEMPT.get(rule, {}):
+                    found.append(f"{name}:{line}: {rule.__name__}. {rule.__doc__}")
 
     assert not found, "\n".join(found)
 
@@ -139,6 +169,13 @@ def test_every_exemption_is_needed() -> None:
         ),
         ('subprocess.run([sys.executable, "-m", "hedgerow"])', process_may_outlive_test),
         ("os.fork()", process_may_outlive_test),
+        ("asyncio.create_task(work())", may_end_unseen),
+        ("self._loop.create_task(work(), name='x')", may_end_unseen),
+        ("asyncio.ensure_future(work())", may_end_unseen),
+        ("async def f():\n    async with asyncio.TaskGroup() as group:\n        pass", may_end_unseen),
+        ("threading.Thread(target=work).start()", may_end_unseen),
+        ("threading.Timer(1, work)", may_end_unseen),
+        ("class Writer(threading.Thread):\n    pass", may_end_unseen),
     ],
 )
 def test_a_rule_refuses_its_samples(source: str, rule: Rule) -> None:
@@ -157,6 +194,9 @@ def test_a_rule_refuses_its_samples(source: str, rule: Rule) -> None:
         "time.sleep(seconds)",
         'processes.start(["mosquitto"])',
         'subprocess.run(["mosquitto_passwd"])',
+        'tasks.start(work(), "work")',
+        "async def f():\n    await asyncio.gather(one(), other())",
+        "class Writer:\n    thread: threading.Thread",
     ],
 )
 def test_valid_code_is_accepted(source: str) -> None:

@@ -22,6 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from hedgerow import tasks
+
 NICE: Final = 10
 """Nice steps by which priority is lowered: a background thread gets about a tenth of a contended core."""
 
@@ -98,9 +100,7 @@ def can_raise_priority() -> bool:
             os.setpriority(os.PRIO_PROCESS, 0, usual)
             raised.append(True)
 
-    thread = threading.Thread(target=attempt, name="priority")
-    thread.start()
-    thread.join()
+    tasks.start_thread(attempt, "priority").join()
     return bool(raised)
 
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from hedgerow import tasks
 from hedgerow.backends.base import Backend, Session, SessionOptions, input_fixed_to_one
 from hedgerow.backends.tuned import Choice
 from hedgerow.errors import HedgerowError
@@ -258,9 +259,7 @@ def _run(setting: Setting, session: Session, batch: Mapping[str, Array], seconds
         except HedgerowError as error:
             errors.append(str(error))
 
-    helpers = [threading.Thread(target=work, args=(own,)) for own in times[1:]]
-    for helper in helpers:
-        helper.start()
+    helpers = [tasks.start_thread(partial(work, own), "tuning") for own in times[1:]]
     work(times[0])
     for helper in helpers:
         helper.join()

@@ -103,7 +103,7 @@ class DocumentRequest:
 def decode_document_request(payload: bytes | memoryview) -> DocumentRequest:
     """Decode a request. Raises: BadAnnouncement: it is invalid."""
     match _unpack(payload):
-        case [str(path), int(offset)] if 0 < len(path) <= _LONGEST_PATH and 0 <= offset < 1 << 40:
+        case [str(path), int(offset)] if _is_document(path) and 0 <= offset < 1 << 40:
             return DocumentRequest(path, offset)
     raise BadAnnouncement(f"Not a document request: {bytes(payload[:40])!r}")
 
@@ -131,7 +131,7 @@ def decode_document_part(payload: bytes | memoryview) -> DocumentPart:
     """Decode a part. Raises: BadAnnouncement: it is invalid."""
     match _unpack(payload):
         case [str(path), int(offset), int() | None as total, bytes(data)] if (
-            0 < len(path) <= _LONGEST_PATH and offset >= 0 and len(data) <= MAX_PART_BYTES
+            _is_document(path) and offset >= 0 and len(data) <= MAX_PART_BYTES
         ):
             return DocumentPart(path, offset, total, data)
     raise BadAnnouncement(f"Not a part of a document: {bytes(payload[:40])!r}")
@@ -170,6 +170,18 @@ def document_request_topic(address: Address) -> str:
 def document_topic(address: Address) -> str:
     """Return the topic on which the region publishes parts of documents to the site."""
     return address.everyone().topic(Channel.BLOB, "document")
+
+
+def _is_document(path: str) -> bool:
+    """Return whether a path is one that a repository's documents may have."""
+    parts = path.split("/")
+    return (
+        len(path) <= _LONGEST_PATH
+        and parts[0] in ("metadata", "targets")
+        and len(parts) > 1
+        and path.isprintable()
+        and not any(part in ("", ".", "..") for part in parts)
+    )
 
 
 def _unpack(payload: bytes | memoryview) -> Any:

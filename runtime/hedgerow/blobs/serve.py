@@ -15,12 +15,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.blobs.announcements import (
     MAX_PART_BYTES,
     RESEND_AFTER_S,
@@ -45,9 +46,10 @@ log = structlog.get_logger(__name__)
 
 MAX_WAITING: Final = 256
 """Limit on queued requests per site; further ones are dropped, and nodes repeat them."""
+MAX_SITES: Final = 4096
+"""Limit on sites with queued requests."""
 MAX_IN_FLIGHT: Final = 16
 """Limit on replies not yet acknowledged by the broker."""
-_REMEMBERED: Final = 1024
 _EXPIRY: Final = encode_properties([(Property.EXPIRY, 120)])
 
 
@@ -61,7 +63,16 @@ class _SiteRequest(NamedTuple):
 
 @dataclass(slots=True)
 class ServeCounts:
-    """Counters of the server."""
+    """Counters of the server.
+
+    Attributes:
+        chunks, chunk_bytes, documents, document_bytes: sent, and accepted by the broker.
+        missing: requests for chunks that the repository lacks.
+        repeated: requests answered a moment ago.
+        refused: requests dropped because a site had too many waiting.
+        unreadable: messages that are no valid request.
+        failed: requests that could not be answered because of an unexpected error.
+    """
 
     chunks: int = 0
     chunk_bytes: int = 0
@@ -71,6 +82,7 @@ class ServeCounts:
     repeated: int = 0
     refused: int = 0
     unreadable: int = 0
+    failed: int = 0
 
 
 class BlobServer:
@@ -100,7 +112,7 @@ class BlobServer:
         self.client = Client(options, self._on_messages)
         self.counts = ServeCounts()
         self._sites: OrderedDict[str, OrderedDict[_SiteRequest, None]] = OrderedDict()
-        self._sent: dict[str, OrderedDict[_SiteRequest, float]] = {}
+        self._sent: OrderedDict[tuple[str, _SiteRequest], float] = OrderedDict()
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._task: asyncio.Task[None] | None = None
@@ -111,17 +123,18 @@ class BlobServer:
             {announcement_topic(everyone, AnnouncementKind.ASK): 1, document_request_topic(everyone): 1}
         )
         self.client.resume()
-        self._task = asyncio.create_task(self._serve(), name="blobs to sites")
+        self._task = tasks.supervise(self._serve, "chunks for sites")
         log.info("blobs-served", repository=str(self._folder))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self.client.close(forget_session=True, timeout_s=1.0)
+        try:
+            if self._task is not None:
+                await tasks.cancel(self._task)
+        finally:
+            await self.client.close(forget_session=True, timeout_s=1.0)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield gauges: name, help, labels, value."""
@@ -138,6 +151,10 @@ class BlobServer:
             {},
             counts.refused,
         )
+        text = "Messages that are no valid request, e.g. for a path outside the repository."
+        yield "hedgerow_region_blobs_unreadable", text, {}, counts.unreadable
+        text = "Requests not answered because of an unexpected error; see the log."
+        yield "hedgerow_region_blobs_failed", text, {}, counts.failed
 
     def _on_messages(self, messages: list[Message]) -> None:
         for message in messages:
@@ -163,10 +180,10 @@ class BlobServer:
 
     def _enqueue(self, site: str, request: _SiteRequest) -> None:
         waiting = self._sites.get(site, OrderedDict())
-        sent_at = self._sent[site].get(request, float("-inf")) if site in self._sent else float("-inf")
+        sent_at = self._sent.get((site, request), float("-inf"))
         if request in waiting or time.monotonic() - sent_at < RESEND_AFTER_S:
             self.counts.repeated += 1
-        elif len(waiting) >= MAX_WAITING:
+        elif len(waiting) >= MAX_WAITING or (not waiting and len(self._sites) >= MAX_SITES):
             self.counts.refused += 1
         else:
             self._sites.setdefault(site, waiting)[request] = None
@@ -177,16 +194,31 @@ class BlobServer:
             while (following := self._next()) is None:
                 self._wake.clear()
                 await self._wake.wait()
-            site, request = following
+            await self._answer(*following)
+
+    async def _answer(self, site: str, request: _SiteRequest) -> None:
+        """Send the reply to a request; a request that fails must not stop those after it."""
+        try:
             topic, payload = await asyncio.to_thread(self._reply, Address(self._region, site, EVERY_NODE), request)
-            sent = self._sent.setdefault(site, OrderedDict())
-            sent[request] = time.monotonic()
-            sent.move_to_end(request)
-            if len(sent) > _REMEMBERED:
-                sent.popitem(last=False)
-            self.client.publish(
-                topic, payload, qos=1, properties=_EXPIRY, done=partial(self._done, request, len(payload))
-            )
+            done = partial(self._done, request, len(payload))
+            self.client.publish(topic, payload, qos=1, properties=_EXPIRY, done=done)
+        except Exception:
+            self._slots.release()
+            self.counts.failed += 1
+            if self.counts.failed.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+                log.exception("request-failed", site=site, request=repr(request)[:200], failed=self.counts.failed)
+        except BaseException:
+            self._slots.release()
+            raise
+        self._remember(site, request)
+
+    def _remember(self, site: str, request: _SiteRequest) -> None:
+        """Remember for `RESEND_AFTER_S` that a request was answered."""
+        now = time.monotonic()
+        self._sent.pop((site, request), None)
+        self._sent[site, request] = now
+        while now - next(iter(self._sent.values())) > RESEND_AFTER_S:
+            self._sent.popitem(last=False)
 
     def _next(self) -> tuple[str, _SiteRequest] | None:
         """Remove and return the next request, in turn by site."""
@@ -229,15 +261,11 @@ class BlobServer:
         return b""
 
     def _document(self, request: DocumentRequest) -> DocumentPart:
-        path = PurePosixPath(request.path)
-        inside = path.parts[:1] in (("metadata",), ("targets",)) and ".." not in path.parts
         try:
-            if inside and str(path) == request.path:
-                with (self._folder / path).open("rb") as stream:
-                    total = stream.seek(0, 2)
-                    stream.seek(min(request.offset, total))
-                    # The fields around the data fit in the part's own limit.
-                    return DocumentPart(request.path, request.offset, total, stream.read(MAX_PART_BYTES))
+            with (self._folder / request.path).open("rb") as stream:
+                total = stream.seek(0, 2)
+                stream.seek(min(request.offset, total))
+                # The fields around the data fit in the part's own limit.
+                return DocumentPart(request.path, request.offset, total, stream.read(MAX_PART_BYTES))
         except OSError:
-            pass
-        return DocumentPart(request.path, request.offset, None)
+            return DocumentPart(request.path, request.offset, None)

@@ -300,13 +300,20 @@ class Client:
             forget_session: let the broker drop subscriptions and queued messages.
             timeout_s: longest wait for outstanding publishes.
         """
-        if self._session.link is not None:
-            with contextlib.suppress(BusError):
-                await self.flush(timeout_s)
-        if forget_session:
-            self._session.forget()
         last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else b"")
-        await self._session.leave(last, "closed")
+        try:
+            if self._session.link is not None:
+                with contextlib.suppress(BusError):
+                    await self.flush(timeout_s)
+        finally:  # even if cancelled
+            if forget_session:
+                self._session.forget()
+            try:
+                await self._session.leave(last, "closed")
+            finally:
+                self._fail_outstanding()
+
+    def _fail_outstanding(self) -> None:
         for publish in self._session.outbound.clear():
             self._session.finish(
                 publish,

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.backoff import Backoff
 from hedgerow.bus.causes import (
@@ -123,7 +124,7 @@ class MqttSession:
     def start(self) -> None:
         """Connect and stay connected."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(), name=f"bus {self.options.url}")
+            self._task = tasks.supervise(self._run, "link")
 
     def drained(self) -> asyncio.Future[None]:
         """Return a future that is resolved when no publish is outstanding."""
@@ -139,13 +140,13 @@ class MqttSession:
         if task is None:
             return
         link = self.link
-        if link is not None:
-            link.close(last)
-            await link.closed.wait()
-        task.cancel()  # aborts a link that is still up or being opened
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        self._report_state(False, reason, "")
+        try:
+            if link is not None:
+                link.close(last)
+                await link.closed.wait()
+        finally:
+            self._report_state(False, reason, "")
+            await tasks.cancel(task)  # aborts a link that is still up or being opened
 
     async def renew(self) -> None:
         """Replace the link without losing or repeating messages.
@@ -157,11 +158,13 @@ class MqttSession:
         if link is None or self._renewing is link:
             return  # the next link reads the files anyway
         self._renewing, self._settled = link, asyncio.Event()
-        if self.outbound.in_flight:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SETTLE_S):
-                    await self._settled.wait()
-        link.close(encode_disconnect())
+        try:
+            if self.outbound.in_flight:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SETTLE_S):
+                        await self._settled.wait()
+        finally:
+            link.close(encode_disconnect())  # even if cancelled: nothing more is published on it
         await link.closed.wait()
 
     async def _run(self) -> None:

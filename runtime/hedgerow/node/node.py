@@ -11,13 +11,14 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
@@ -97,7 +98,7 @@ class Node:
         self._health = HealthReporter(
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates
         )
-        parts = (self._announcer, self._health, self._outbox, self._fleet, self._certificates)
+        parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates)
         gauges = [part.gauges for part in parts if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
         self._commands = CommandServer(self.address, self._link, CommandHandlers(self).handlers())
@@ -133,9 +134,9 @@ class Node:
         if not on_loopback(broker) and broker.startswith("mqtt:"):
             log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// with certificates.")
         self._probes.serve()
-        beat = self._loop.create_task(self._heartbeat.run())
+        self._keep(tasks.supervise(self._heartbeat.run, "heartbeat"))
         if self._certificates is not None:
-            self._spawn(self._certificates.run())
+            self._keep(tasks.supervise(self._certificates.run, "certificates"))
         try:
             async with self._link:
                 await self._start()
@@ -148,21 +149,13 @@ class Node:
                 )
                 started()
                 systemd.ready()
-                health = self._loop.create_task(self._health.run())
+                health = self._keep(tasks.supervise(self._health.run, "health"))
                 await self._stop.wait()
                 systemd.stopping()
-                health.cancel()
+                await tasks.cancel(health)
                 await self._drain()
         finally:
-            beat.cancel()
-            for task in list(self._tasks):
-                task.cancel()
-            if self._fleet is not None:
-                await self._fleet.close()
-            await self._outbox.close()
-            self._pipelines.close()
-            self._pool.close()
-            self._probes.close()
+            await tasks.run_to_end(self._close(), "end of the node")
 
     def stop(self) -> None:
         """Ask the node to drain and stop."""
@@ -176,12 +169,14 @@ class Node:
             if self._stop.is_set():
                 log.warning("stopping-at-once", signal=number.name)
                 os._exit(128 + number)  # not `sys.exit`: what blocks draining would block it too
-            log.info("stopping", signal=number.name, drain_s=self.config.node.drain_s)
             self.stop()
+            log.info("stopping", signal=number.name, drain_s=self.config.node.drain_s)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, interrupt, number)
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._live_config.reload_on_signal()))
+        self._loop.add_signal_handler(
+            signal.SIGHUP, lambda: self._keep(tasks.start(self._live_config.reload_on_signal(), "reload"))
+        )
 
     def health(self) -> Health:
         """Return a current health report."""
@@ -232,6 +227,17 @@ class Node:
         unfinished = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
         log.info("node-stopped", unfinished=unfinished)
 
+    async def _close(self) -> None:
+        """End all parts, each whatever becomes of the others, last first."""
+        async with AsyncExitStack() as parts:
+            parts.callback(self._probes.close)
+            parts.callback(self._pool.close)
+            parts.push_async_callback(self._outbox.close)
+            parts.push_async_callback(self._pipelines.close)
+            if self._fleet is not None:
+                parts.push_async_callback(self._fleet.close)
+            parts.push_async_callback(tasks.cancel, *self._tasks)
+
     # The node's own link
 
     @property
@@ -243,7 +249,7 @@ class Node:
             if self._fleet is not None and message.topic == self._desired_topic:
                 self._fleet.agent.receive(message)
             else:
-                self._spawn(self._commands.answer(message))
+                self._keep(tasks.start(self._commands.answer(message), "command"))
             self._link.ack(message)
 
     def _link_changed(self, connected: bool, reason: str) -> None:
@@ -279,12 +285,8 @@ class Node:
 
         return CertificateWatch(self._link, self._renew_other_links, self._announcer.warn)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+    def _keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Cancel a task when the node ends."""
         self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task-failed", exc_info=error)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from hedgerow import tasks
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Frame
@@ -100,8 +101,7 @@ class BuiltPipeline(ABC):
         """Close it once no list is running; in a thread, since a plugin's `close` may be slow."""
         self.retired = True
         if self.running == 0 and self._closing is None:
-            self._closing = threading.Thread(target=self.close, name=f"{self.name}-close", daemon=True)
-            self._closing.start()
+            self._closing = tasks.start_thread(self.close, "close of a pipeline")
 
     def wait_closed(self, timeout_s: float) -> bool:
         """Wait until it is closed, after `retire`; return whether it is."""

@@ -20,6 +20,7 @@ from typing import Literal
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
@@ -83,8 +84,7 @@ class PipelineRunner:
         Args:
             paused: wait for `resume` before connecting.
         """
-        loop = asyncio.get_running_loop()
-        self._housekeeping = loop.create_task(self._keep_house(), name=f"{self.built.name}-housekeeping")
+        self._housekeeping = tasks.supervise(self._keep_house, "housekeeping of a pipeline")
         self._dispatcher.use(self.built)
         if paused:
             self._set_paused(True)

@@ -10,7 +10,6 @@ import errno
 import json
 import socket
 import socketserver
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -22,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hedgerow import tasks
 from hedgerow.errors import ConfigError
 from hedgerow.telemetry.tally import BUCKETS_S, Tally
 
@@ -143,8 +143,7 @@ class ProbeServer:
         self._server.set_app(self._answer)
         self.port: int = self._server.server_port
         self.url = f"http://{host_port(host, self.port)}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
-        self._thread.start()
+        tasks.supervise_thread(self._server.serve_forever, "probes")
 
     def close(self) -> None:
         """Stop serving."""

@@ -24,7 +24,6 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
 from hedgerow.models.bundle.manifest import MANIFEST
 from hedgerow.models.bundle.version import ModelVersion
-from hedgerow.node.fleet.agent import _cancel
 from hedgerow.node.node import Node
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
@@ -423,31 +422,6 @@ async def test_a_newer_document_cancels_the_swap_in_progress_and_the_previous_ve
     numbers = [body["frame"]["sequence"] for body in site.results()]
     assert numbers == list(range(sent[0]))
     assert not site.dead_letters()
-
-
-async def test_an_agent_waiting_for_cancelled_work_can_be_stopped() -> None:
-    """Cancelled work rolls back its swap first, and the agent may be stopped meanwhile."""
-    rolled_back = asyncio.Event()
-
-    async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            while not rolled_back.is_set():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await rolled_back.wait()
-
-    working = asyncio.create_task(work())
-    await asyncio.sleep(0)
-    cancelling = asyncio.create_task(_cancel(working))
-    await asyncio.sleep(0)
-    cancelling.cancel()
-    asyncio.get_running_loop().call_later(0.01, rolled_back.set)
-    with pytest.raises(asyncio.CancelledError):
-        await cancelling
-    await _cancel(working)
-
-    assert working.cancelled()
 
 
 async def test_older_generations_and_documents_for_other_nodes_are_refused(region: Region, good: ModelRef) -> None:

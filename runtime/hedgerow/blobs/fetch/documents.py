@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
+from hedgerow import tasks
 from hedgerow.blobs.announcements import (
     BadAnnouncement,
     DocumentPart,
@@ -37,6 +38,8 @@ _MUTABLE_TTL_S: Final = 5.0
 _IMMUTABLE_TTL_S: Final = 900.0
 """How long replies are cached: mutable documents, and immutable ones."""
 _CACHE_BYTES: Final = 8 << 20
+_CACHE_ENTRIES: Final = 1024
+"""Limits of the cache; a document that the region lacks is an entry without bytes."""
 
 
 class RegionDocuments:
@@ -57,7 +60,6 @@ class RegionDocuments:
         self._cache_bytes = 0
         self._requested_at: dict[tuple[str, int], float] = {}
         self._arrived = asyncio.Condition()
-        self._notifications: set[asyncio.Task[None]] = set()
         self.requests = 0
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
@@ -127,12 +129,10 @@ class RegionDocuments:
         _, old = self._cache.pop(key, (0.0, None))
         self._cache_bytes += len(part.data) - (0 if old is None else len(old.data))
         self._cache[key] = time.monotonic(), part
-        while self._cache_bytes > _CACHE_BYTES:
+        while self._cache_bytes > _CACHE_BYTES or len(self._cache) > _CACHE_ENTRIES:
             _, (_, old) = self._cache.popitem(last=False)
             self._cache_bytes -= len(old.data)
-        notification = self._loop.create_task(self._notify())
-        self._notifications.add(notification)
-        notification.add_done_callback(self._notifications.discard)
+        tasks.start(self._notify(), "notification of a document")
 
     async def _notify(self) -> None:
         async with self._arrived:

@@ -15,7 +15,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from itertools import islice
 from random import Random
@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.blobs.announcements import (
     MAX_DIGESTS,
     MAX_PAYLOAD_BYTES,
@@ -133,13 +134,13 @@ class BlobFetcher:
     async def __aenter__(self) -> Self:
         site = self._address._replace(node="+")
         filters = {document_topic(self._address): 1, document_request_topic(site): 1}
-        self._tasks = [asyncio.create_task(self._store_parts(), name="blobs")]
+        self._tasks = [tasks.supervise(self._store_parts, "storing of chunks")]
         if self._peers is not None:
             filters |= {
                 announcement_topic(site, AnnouncementKind.WANT): 1,
                 announcement_topic(site, AnnouncementKind.HAVE): 1,
             }
-            self._tasks.append(asyncio.create_task(self._peers.run(), name="blobs to peers"))
+            self._tasks.append(tasks.supervise(self._peers.run, "chunks for peers"))
         await self.client.subscribe(filters)
         self.client.resume()
         return self
@@ -147,11 +148,10 @@ class BlobFetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._mirrors.close()
-        await self.client.close(forget_session=True, timeout_s=1.0)
+        async with AsyncExitStack() as parts:  # each is closed, even if this is cancelled
+            parts.push_async_callback(self.client.close, forget_session=True, timeout_s=1.0)
+            parts.push_async_callback(self._mirrors.close)
+            parts.push_async_callback(tasks.cancel, *self._tasks)
 
     async def fetch(self, files: Sequence[File], progress: Callable[[float], None] | None = None) -> None:
         """Fetch files into the store, complete and verified. A cancelled fetch resumes with the next call.
@@ -239,7 +239,7 @@ class BlobFetcher:
             self._scheduler = None
             self._mirrors.stop()
             with suppress(BusError):
-                await asyncio.shield(self.client.unsubscribe(filters))
+                await asyncio.shield(tasks.start(self.client.unsubscribe(filters), "end of a fetch"))
         log.info("fetch-done", chunks=len(sizes), group=group)
 
     def _fetch_unshared(self, scheduler: FetchScheduler, now: float) -> float:

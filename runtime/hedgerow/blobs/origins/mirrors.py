@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.blobs.errors import ContentDamaged
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk
 from hedgerow.blobs.store.parts import hex_of, matches
@@ -86,7 +87,7 @@ class Mirrors:
         key = hex_of(piece.chunk.digest)
         if key in self._tasks:
             return False
-        task = self._tasks[key] = asyncio.create_task(self._fetch(key, piece), name=f"fetch {key[:8]}")
+        task = self._tasks[key] = tasks.start(self._fetch(key, piece), "fetch from a mirror")
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
         return True
 
@@ -97,10 +98,11 @@ class Mirrors:
 
     async def close(self) -> None:
         """Cancel all fetches and shut the threads down."""
-        self.stop()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        try:
+            await tasks.cancel(*self._tasks.values())
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _fetch(self, key: str, piece: PlacedChunk) -> None:
         while (state := self._next()) is not None:

@@ -82,15 +82,14 @@ class PeerServer:
         await self._slots.acquire()
         try:
             data = await asyncio.to_thread(self._store.chunk, digest)
+            topic = part_topic(self._address, group, digest)
+            self._client.publish(topic, data, qos=1, done=partial(self._sent, len(data)))
         except (ContentMissing, BlobStoreError) as error:
             log.warning("chunk-not-given", digest=digest, error=str(error))
             self._slots.release()
-            return
         except BaseException:
             self._slots.release()
             raise
-        topic = part_topic(self._address, group, digest)
-        self._client.publish(topic, data, qos=1, done=partial(self._sent, len(data)))
 
     def _sent(self, size: int, error: Exception | None) -> None:
         self._slots.release()

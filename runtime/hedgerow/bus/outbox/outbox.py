@@ -20,6 +20,7 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -242,7 +243,8 @@ class Outbox:
 
     def _report(self, outcome: CommitOutcome) -> None:
         """(writer's thread) Pass an outcome to the event loop."""
-        self._loop.call_soon_threadsafe(self._finished, outcome)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._finished, outcome)
 
     def _finished(self, outcome: CommitOutcome) -> None:
         """Handle the outcome of a group of jobs."""

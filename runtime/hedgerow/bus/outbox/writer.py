@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
+
 from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.records import Ack, OutboxEntry, OutboxError, Record
 from hedgerow.bus.outbox.store import OutboxChanges, OutboxStore
 from hedgerow.bus.outbox.window import ReadRequest
+
+log = structlog.get_logger(__name__)
 
 _GROUP_BYTES: Final = 2 << 20
 _GROUP_JOBS: Final = 1000
@@ -159,8 +163,9 @@ class OutboxWriter(threading.Thread):
                 self._store = self._open_store()
                 outcome.origins = self._store.origins()
                 outcome.wrote = True
-            except OutboxError as error:
-                outcome.failure = error
+            except Exception as error:  # noqa: BLE001 - see `_explained`
+                outcome.failure = _explained(error)
+                self._abandon()
         return self._store
 
     def _run_jobs(self, jobs: Sequence[Job], outcome: CommitOutcome) -> None:
@@ -179,7 +184,8 @@ class OutboxWriter(threading.Thread):
                 if appends or given_up or (not idle and (self._acks or store.has_expired)):
                     self._write(store, appends, given_up, outcome)
                 outcome.reads = [(request, store.read(*request)) for request in reads]
-            except OutboxError as error:
+            except Exception as problem:  # noqa: BLE001 - see `_explained`
+                error = _explained(problem)
                 if self._failed(store, error) and attempts_left and not outcome.callbacks:
                     continue
                 outcome.failure = error
@@ -234,9 +240,8 @@ class OutboxWriter(threading.Thread):
             with store.transaction():
                 self._trim(store)
             self._acks.clear()
-        except OutboxError:
-            store.abandon()
-            self._store = None
+        except Exception:  # noqa: BLE001 - of whatever kind, the store is opened again
+            self._abandon()
             return False
         return retry
 
@@ -244,10 +249,27 @@ class OutboxWriter(threading.Thread):
         store = self._store
         if store is not None:
             outcome.epoch, outcome.next_keys, outcome.entries = store.epoch, store.next_keys, store.entries
-            outcome.changes = store.take_changes()
-            with contextlib.suppress(OutboxError):
+            try:
+                outcome.changes = store.take_changes()
                 outcome.used_bytes = store.used_bytes
+            except OutboxError:
+                pass  # the size is not known now
+            except Exception as error:  # noqa: BLE001 - see `_explained`
+                outcome.failure = outcome.failure or _explained(error)
         self._report(outcome)
+
+    def _abandon(self) -> None:
+        if self._store is not None:
+            store, self._store = self._store, None
+            store.abandon()
+
+
+def _explained(error: Exception) -> OutboxError:
+    """Return an error as one of the outbox. A bug must not end the thread: nothing would be stored any more."""
+    if isinstance(error, OutboxError):
+        return error
+    log.error("outbox-failed", exc_info=error)
+    return OutboxError(f"{type(error).__name__}: {error}", remedy="Report this with the node's log.", code="internal")
 
 
 def _all_then_each(jobs: Sequence[Append]) -> Iterator[Sequence[Append]]:

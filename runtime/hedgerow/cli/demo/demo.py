@@ -145,6 +145,7 @@ async def _run(
     *,
     quiet: bool,
 ) -> dict[str, Any]:
+    from hedgerow import tasks
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
     from hedgerow.cli.frames.message_board import Board
     from hedgerow.cli.frames.watch import LiveTable, print_outage
@@ -156,7 +157,7 @@ async def _run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     table = None if quiet else LiveTable(totals.board)
-    watching = asyncio.create_task(_watch(broker, totals, print_outage if table is None else table.show_outage))
+    watching = tasks.start(_watch(broker, totals, print_outage if table is None else table.show_outage), "watching")
     drawing = None
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -165,7 +166,7 @@ async def _run(
         if not ready.done():
             raise KeyboardInterrupt  # there are no results to report yet
         ready.result()
-        drawing = None if table is None else asyncio.create_task(table.run())
+        drawing = None if table is None else tasks.start(table.run(), "table")
         started = time.monotonic()
         feeding = asyncio.create_task(run_feeds(broker, feeds))
         await asyncio.wait((feeding, stopping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -97,7 +97,9 @@ def _filters(node: str, pipeline: str) -> list[str]:
 
 
 async def _run_for(seconds: float | None, watching: Awaitable[None], table: LiveTable | None) -> None:
-    drawing = None if table is None else asyncio.create_task(table.run())
+    from hedgerow import tasks
+
+    drawing = None if table is None else tasks.start(table.run(), "table")
     try:
         async with asyncio.timeout(seconds):
             await watching

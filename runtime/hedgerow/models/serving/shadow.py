@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 import structlog
 
+from hedgerow import tasks
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Array
 from hedgerow.models.bundle.golden import compare
@@ -62,8 +63,7 @@ class Shadow:
         self._tolerance = shadow.model_version.variant.tolerance if shadow.model_version is not None else Tolerance()
         self._hidden = set(shadow.state.values())
         self._queue: Queue[_Batch | None] = Queue(WAITING)
-        self._thread = threading.Thread(target=self._work, name=f"{shadow.name}-shadow", daemon=True)
-        self._thread.start()
+        self._thread = tasks.supervise_thread(self._work, "shadow")
         serving.observers = (*serving.observers, self)
 
     def __call__(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:

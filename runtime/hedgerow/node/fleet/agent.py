@@ -15,11 +15,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 from pydantic import ValidationError
 
+from hedgerow import tasks
 from hedgerow.errors import BusError, HedgerowError, internal
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.node.fleet.agent_host import AgentHost
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from hedgerow.bus.message import Message
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _RETRY_S: Final = (1.0, 30.0)
 """Shortest and longest pause before retrying an unreachable region."""
@@ -85,7 +89,7 @@ class Agent:
 
     async def restore(self) -> None:
         """Restore kept versions and the overlay. Call it before pipelines are built."""
-        for failure in await asyncio.to_thread(self._restore):
+        for failure in await _in_thread(self._restore):
             self._host.announcer.event("model-not-restored", failure)
         if self._desired is not None:
             self._host.config.restore_overlay(self._desired.pipelines)
@@ -124,7 +128,7 @@ class Agent:
     async def run(self) -> None:
         """Apply documents until cancelled."""
         self._reporter.update(labels=self._labels, force=True)
-        work: asyncio.Task[None] | None = None
+        work: list[asyncio.Task[None]] = []
         if self._desired is not None:
             self._wake.set()
         try:
@@ -133,15 +137,15 @@ class Agent:
                     async with asyncio.timeout(_CHECK_EVERY_S):
                         await self._wake.wait()
                 if not self._wake.is_set():
-                    if work is None or work.done():
+                    if all(task.done() for task in work):
                         self._reporter.update()
                     continue
+                await tasks.cancel(*work)
                 self._wake.clear()
-                await _cancel(work)
                 assert self._desired is not None  # noqa: S101 - set before the event
-                work = asyncio.create_task(self._apply(self._desired), name="desired")
+                work = [tasks.start(self._apply(self._desired), "desired document")]
         finally:
-            await _cancel(work)
+            await tasks.cancel(*work)
 
     # Applying a document
 
@@ -159,7 +163,7 @@ class Agent:
         state: JobState = "succeeded"
         failure: HedgerowError | None = None
         try:
-            installed = await asyncio.to_thread(self._save_desired, desired)
+            installed = await _in_thread(partial(self._save_desired, desired))
             async with asyncio.timeout(desired.swap.timeout_s):
                 for step in reconcile(desired, self._running(installed)):
                     await self._take_step(step, desired)
@@ -217,31 +221,30 @@ class Agent:
             pause_s = min(2 * pause_s, _RETRY_S[1])
 
     async def _swap(self, model: str, ref: ModelRef, desired: Desired) -> None:
-        candidate = await asyncio.to_thread(self._prepare, model, ref)
+        candidate = await _in_thread(partial(self._prepare, model, ref))
         serving = self._swaps.serving().get(model)
         previous = None if serving is None else serving.model
-        outcome = await self._swaps.swap_to(candidate, desired.swap, self._reporter.steps_of(model))
-        if not outcome.kept:
-            await asyncio.to_thread(self._protect)
-            if outcome.served:
-                self._reporter.update(rolled_back=[*self._reporter.report.rolled_back, model])
-            what = f"{ref}" if ref.name == model else f"{model}: {ref}"
-            raise VersionNotKept(f"{what} was rolled back: {outcome.reason}", outcome)
         old = self._kept.get(model)
-        self._kept[model] = KeptModel(
+        kept = KeptModel(
             ref=ref,
             variant=candidate.variant.name,
             previous=previous,
             previous_variant=old.variant if old is not None and old.ref == previous else None,
         )
-        await asyncio.to_thread(self._save_models)
+        on_kept = partial(self._save_kept, model, kept)
+        outcome = await self._swaps.swap_to(candidate, desired.swap, self._reporter.steps_of(model), on_kept)
+        if not outcome.kept:
+            await _in_thread(self._protect)
+            if outcome.served:
+                self._reporter.update(rolled_back=[*self._reporter.report.rolled_back, model])
+            what = f"{ref}" if ref.name == model else f"{model}: {ref}"
+            raise VersionNotKept(f"{what} was rolled back: {outcome.reason}", outcome)
 
     async def _swap_to_file(self, model: str, desired: Desired) -> None:
-        outcome = await self._swaps.swap_to_file(model, desired.swap, self._reporter.steps_of(model))
+        on_kept = partial(self._save_kept, model, None)
+        outcome = await self._swaps.swap_to_file(model, desired.swap, self._reporter.steps_of(model), on_kept)
         if not outcome.kept:
             raise VersionNotKept(f"{model}: its own file was not kept: {outcome.reason}", outcome)
-        self._kept.pop(model, None)
-        await asyncio.to_thread(self._save_models)
 
     def _running(self, installed: Iterable[str]) -> Running:
         file = self._host.config.file
@@ -295,7 +298,12 @@ class Agent:
         self._protect(ref)
         return candidate
 
-    def _save_models(self) -> None:
+    def _save_kept(self, model: str, kept: KeptModel | None) -> None:
+        """Save that a model's version was kept, or for None, that the node's own file was."""
+        if kept is None:
+            self._kept.pop(model, None)
+        else:
+            self._kept[model] = kept
         self._protect()
         self._state.save_models(self._kept)
 
@@ -332,10 +340,6 @@ class VersionNotKept(HedgerowError):
         self.code = outcome.code
 
 
-async def _cancel(work: asyncio.Task[None] | None) -> None:
-    """Cancel a task and wait for its end; raise its error, or CancelledError if the caller itself is cancelled."""
-    if work is not None:
-        work.cancel()
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.result()
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run a function in a thread, to its end: what it writes must not come after what the next document writes."""
+    return await tasks.in_thread(work, "desired document")

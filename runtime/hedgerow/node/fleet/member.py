@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from hedgerow import tasks
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.node.fleet.agent import Agent
 from hedgerow.node.fleet.verify import Verifier
@@ -28,7 +29,7 @@ class FleetMember:
     async def open(self) -> None:
         """Connect, and start the agent."""
         await self._fetcher.__aenter__()
-        self._work = asyncio.create_task(self.agent.run(), name="agent")
+        self._work = tasks.supervise(self.agent.run, "agent")
 
     async def renew_link(self) -> None:
         """Reconnect with the current certificate files."""
@@ -36,9 +37,10 @@ class FleetMember:
 
     async def close(self) -> None:
         """Stop the agent; the next run resumes its document."""
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
+        try:
+            if self._work is not None:
+                await tasks.cancel(self._work)
+        finally:
             await self._fetcher.__aexit__(None, None, None)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:

@@ -5,12 +5,11 @@ verify (trust) ─▶ fetch (blobs) ─▶ store ─▶ candidate
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
-from hedgerow import backends
+from hedgerow import backends, tasks
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.models.bundle.manifest import MANIFEST, Manifest, Variant, read_manifest
@@ -60,7 +59,8 @@ class ModelProvider:
         on_step("fetch", 0.0)
         await self._fetcher.fetch(version.files, partial(on_step, "fetch"))
         on_step("install", None)
-        await asyncio.to_thread(self._store.install, version.manifest, version.files)
+        install = partial(self._store.install, version.manifest, version.files)
+        await tasks.in_thread(install, "installation of a model")
 
     async def verify_again(self, ref: ModelRef, labels: dict[str, str]) -> None:
         """Verify a stored version again. Raises: TrustError: it may no longer serve."""

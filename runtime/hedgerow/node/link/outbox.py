@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from hedgerow import topics
+from hedgerow import tasks, topics
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
@@ -67,30 +67,34 @@ class NodeOutbox:
 
         Raises: OutboxError: it is in use, or of another version. A full or failing disk does not raise: it may recover.
         """
-        async with self._opening:
+        async with self._opening:  # opening takes the file's lock, so it may not stop half-way
             if self._outbox is None:
-                client = Client(self._options, self._receive, self._link_changed, self._on_event)
-                limits = self._limits
-                outbox = Outbox(
-                    self._path,
-                    gap_topic=self._address.topic(Channel.EVENT, _GAP),
-                    late=topics.late,
-                    publish=client.publish,
-                    on_event=self._on_event,
-                    max_bytes=limits.max_bytes,
-                    when_full=limits.when_full,
-                    window=limits.window,
-                    window_bytes=limits.window_bytes,
-                    backlog_share=limits.backlog_share,
-                    commit_every_s=limits.commit_every_s,
-                )
-                outbox.max_packet_bytes = limits.max_packet_bytes
-                await outbox.__aenter__()
-                self._outbox, self._client = outbox, client
-                client.resume()
-                await client.subscribe({self._address.topic(Channel.ACK): 1})
-                log.info("outbox-open", path=str(self._path), waiting=outbox.status.entries)
+                return await tasks.run_to_end(self._open(), "opening of the outbox")
             return self._outbox
+
+    async def _open(self) -> Outbox:
+        client = Client(self._options, self._receive, self._link_changed, self._on_event)
+        limits = self._limits
+        outbox = Outbox(
+            self._path,
+            gap_topic=self._address.topic(Channel.EVENT, _GAP),
+            late=topics.late,
+            publish=client.publish,
+            on_event=self._on_event,
+            max_bytes=limits.max_bytes,
+            when_full=limits.when_full,
+            window=limits.window,
+            window_bytes=limits.window_bytes,
+            backlog_share=limits.backlog_share,
+            commit_every_s=limits.commit_every_s,
+        )
+        outbox.max_packet_bytes = limits.max_packet_bytes
+        await outbox.__aenter__()
+        self._outbox, self._client = outbox, client
+        client.resume()
+        await client.subscribe({self._address.topic(Channel.ACK): 1})
+        log.info("outbox-open", path=str(self._path), waiting=outbox.status.entries)
+        return outbox
 
     async def renew_link(self) -> None:
         """Reconnect with the current certificate files."""
@@ -104,11 +108,14 @@ class NodeOutbox:
 
     async def close(self) -> None:
         """Write pending results to disk. Results that the region has not acknowledged stay for the next run."""
-        if self._outbox is None or self._client is None or self._closed:
-            return
-        self._closed = True
-        await self._outbox.close()
-        await self._client.close(forget_session=True, timeout_s=1.0)
+        async with self._opening:
+            if self._outbox is not None and self._client is not None and not self._closed:
+                self._closed = True
+                await tasks.run_to_end(self._close(self._outbox, self._client), "closing of the outbox")
+
+    async def _close(self, outbox: Outbox, client: Client) -> None:
+        await outbox.close()
+        await client.close(forget_session=True, timeout_s=1.0)
 
     def health(self) -> OutboxHealth | None:
         """Return the outbox's part of the health report; None if it is not open."""

@@ -40,6 +40,7 @@ class LiveConfig:
         self._path = path
         self._pipelines = pipelines
         self._announcer = announcer
+        self._changing = asyncio.Lock()
         _warn_about_renamed_keys(file)
 
     def effective(self) -> NodeConfig:
@@ -58,8 +59,8 @@ class LiveConfig:
 
     async def set_overlay(self, overlay: Overlay) -> None:
         """Apply another overlay. Raises: HedgerowError: it is invalid; nothing has changed."""
-        await self._pipelines.reload(overlaid(self.file, overlay))
-        self.overlay = overlay
+        async with self._changing:
+            await self._pipelines.reload(overlaid(self.file, overlay), lambda: setattr(self, "overlay", overlay))
 
     async def reload(self, text: str | None = None) -> dict[str, list[str]]:
         """Apply a new configuration; if any part of it is invalid, nothing changes.
@@ -77,8 +78,9 @@ class LiveConfig:
                     code="restart-needed",
                     remedy="Restart the node. A reload can change pipelines and models.",
                 )
-        outcome = await self._pipelines.reload(overlaid(file, self.overlay))
-        self.file = file
+        async with self._changing:
+            effective = overlaid(file, self.overlay)
+            outcome = await self._pipelines.reload(effective, lambda: setattr(self, "file", file))
         _warn_about_renamed_keys(file)
         log.info("reloaded", **outcome)
         self._announcer.event("reloaded", dict(outcome))

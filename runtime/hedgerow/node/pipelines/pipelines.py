@@ -7,11 +7,13 @@ config ──▶ built pipelines (stages set up, models loaded) ──▶ runner
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
 from hedgerow.models.serving.pool import ModelNotAssigned
@@ -28,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 class Pipelines:
     """Runs the configured pipelines. A pipeline that fails does not affect the others.
+
+    Building can be cancelled; what it has built is then closed. Starting, replacing and removing runners cannot, as a runner
+    that is stopped half-way neither runs nor ends: the caller is cancelled when that is done, after `drain_s` at most.
 
     Args:
         config: the initial configuration.
@@ -74,10 +79,7 @@ class Pipelines:
         if self._outbox.exists:
             with suppress(HedgerowError):  # a pipeline that needs it reports the error
                 await self._outbox.open()
-        built_pipelines = await self._build(config, config.pipelines, self.failures)
-        async with self.committing:
-            for built in built_pipelines.values():
-                await self._start(built)
+        await self._build_and_start(config, config.pipelines)
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Wait until the pipelines' links are up, at most this long."""
@@ -96,10 +98,12 @@ class Pipelines:
             drain_s = self.config.node.drain_s
             await asyncio.gather(*(runner.stop(drain_s) for runner in self.runners.values()))
 
-    def close(self) -> None:
-        """Cancel pending starts."""
-        for task in list(self._pending_starts):
-            task.cancel()
+    async def close(self) -> None:
+        """Cancel pending starts, and stop at once what still runs."""
+        self.closing = True
+        await tasks.cancel(*self._pending_starts)
+        async with self.committing:
+            await asyncio.gather(*(runner.stop(0) for runner in self.runners.values()))
 
     def model_assigned(self, model: str) -> None:
         """(any thread) Start the pipelines that wait for a version of this model."""
@@ -108,32 +112,40 @@ class Pipelines:
 
     def _schedule_start(self) -> None:
         if self.waiting and not self.closing:
-            task = self._loop.create_task(self._start_waiting())
+            task = tasks.start(self._start_waiting(), "start of waiting pipelines")
             self._pending_starts.add(task)
             task.add_done_callback(self._pending_starts.discard)
 
     async def _start_waiting(self) -> None:
         async with self.reloading:
-            names = [name for name in self.waiting if name in self.config.pipelines]
-            built_pipelines = await self._build(self.config, names, self.failures)
-            async with self.committing:
-                for built in built_pipelines.values():
-                    if self.closing:
-                        built.retire()
-                    else:
-                        await self._start(built)
+            await self._build_and_start(self.config, [name for name in self.waiting if name in self.config.pipelines])
 
-    async def reload(self, config: NodeConfig) -> dict[str, list[str]]:
+    async def _build_and_start(self, config: NodeConfig, names: Iterable[str]) -> None:
+        built_pipelines: dict[str, BuiltPipeline] = {}
+        try:
+            await self._build(config, names, built_pipelines, self.failures)
+            async with self.committing:
+                for name in list(built_pipelines):
+                    if not self.closing:
+                        await tasks.run_to_end(self._start(built_pipelines.pop(name)), "start of a pipeline")
+        finally:
+            _retire(built_pipelines)
+
+    async def reload(self, config: NodeConfig, committed: Callable[[], None] = lambda: None) -> dict[str, list[str]]:
         """Apply a new configuration; if any part of it is invalid, nothing changes.
 
+        Args:
+            config: the new configuration.
+            committed: called once it is the current one, even if the caller is cancelled meanwhile.
         Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
         Raises: HedgerowError: it is invalid.
         """
         async with self.reloading:
             changed = [name for name in config.pipelines if self._is_changed(config, name)]
             failures: dict[str, HedgerowError] = {}
-            built_pipelines = await self._build(config, changed, failures)
+            built_pipelines: dict[str, BuiltPipeline] = {}
             try:
+                await self._build(config, changed, built_pipelines, failures)
                 if failures:
                     name, error = next(iter(failures.items()))
                     raise CommandError(
@@ -142,19 +154,23 @@ class Pipelines:
                         remedy=f"{error.remedy} The node keeps its old configuration.",
                     ) from error
                 async with self.committing:
-                    return await self._commit(config, built_pipelines)
-            except HedgerowError:
-                for built in built_pipelines.values():
-                    built.retire()
-                raise
+                    commit = self._commit(config, built_pipelines, committed)
+                    return await tasks.run_to_end(commit, "change of pipelines")
+            finally:
+                _retire(built_pipelines)
 
     def _is_changed(self, config: NodeConfig, name: str) -> bool:
         if name not in self.runners:
             return True
         return pipeline_digest(config, name) != pipeline_digest(self.config, name)
 
-    async def _commit(self, config: NodeConfig, built_pipelines: Mapping[str, BuiltPipeline]) -> dict[str, list[str]]:
-        """Start built pipelines in place of the old ones. Raises: HedgerowError: nothing has changed."""
+    async def _commit(
+        self, config: NodeConfig, built_pipelines: dict[str, BuiltPipeline], committed: Callable[[], None]
+    ) -> dict[str, list[str]]:
+        """Start built pipelines in place of the old ones, and take them out of `built_pipelines`.
+
+        Raises: HedgerowError: nothing has changed.
+        """
         if self.closing:  # what starts now would not be drained
             raise CommandError("The node is stopping", code="stopping", remedy="Restart it with the new configuration.")
         await self._subscribe_for(built_pipelines)
@@ -165,12 +181,13 @@ class Pipelines:
             "kept": [name for name in config.pipelines if name not in built_pipelines],
         }
         self.config = config
+        committed()
         self.failures.clear()
         self.waiting = {name: why for name, why in self.waiting.items() if name in config.pipelines}
         for name in outcome["removed"]:
             await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
-        for name, built in built_pipelines.items():
-            await self.replace(name, built)
+        for name in list(built_pipelines):
+            await self.replace(name, built_pipelines.pop(name))
         return outcome
 
     async def _subscribe_for(self, built_pipelines: Mapping[str, BuiltPipeline]) -> None:
@@ -192,7 +209,7 @@ class Pipelines:
             raise
 
     async def replace(self, name: str, built: BuiltPipeline) -> None:
-        """Replace the running pipeline, or start a new one. The caller holds `committing`."""
+        """Replace the running pipeline, or start a new one. The caller holds `committing`, and lets it run to its end."""
         runner = self.runners.get(name)
         if runner is None:
             await self._start(built)
@@ -204,13 +221,17 @@ class Pipelines:
             await self._start(built, runner.tally, paused=paused)
 
     async def _build(
-        self, config: NodeConfig, names: Iterable[str], failures: dict[str, HedgerowError]
-    ) -> dict[str, BuiltPipeline]:
+        self,
+        config: NodeConfig,
+        names: Iterable[str],
+        built_pipelines: dict[str, BuiltPipeline],
+        failures: dict[str, HedgerowError],
+    ) -> None:
         """Build pipelines in a thread, so that frames and commands are not delayed."""
-        built_pipelines: dict[str, BuiltPipeline] = {}
         for name in names:
             try:
-                built_pipelines[name] = await asyncio.to_thread(self._builder.build, config, name)
+                build = partial(self._builder.build, config, name)
+                built_pipelines[name] = await tasks.in_thread(build, "build of a pipeline", BuiltPipeline.retire)
                 self.waiting.pop(name, None)
             except ModelNotAssigned as error:
                 self.waiting[name] = error
@@ -222,7 +243,6 @@ class Pipelines:
                 log.exception("pipeline-failed", pipeline=name)
                 failures[name] = internal(error)
                 self._report_failure(name, failures[name])
-        return built_pipelines
 
     async def _start(self, built: BuiltPipeline, tally: Tally | None = None, *, paused: bool = False) -> None:
         client_id = f"hedgerow/{self._announcer.address}/{built.name}"
@@ -258,3 +278,9 @@ class Pipelines:
         detail = {"code": error.code, "error": str(error), "remedy": error.remedy}
         log.error("pipeline-failed", pipeline=name, **detail)
         self._announcer.event("pipeline-failed", detail, name)
+
+
+def _retire(built_pipelines: Mapping[str, BuiltPipeline]) -> None:
+    """Close built pipelines that were not started."""
+    for built in built_pipelines.values():
+        built.retire()

@@ -6,10 +6,10 @@ them between two lists of frames.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
+from hedgerow import tasks
 from hedgerow.config import ModelConfig
 from hedgerow.models.monitor.observations import Observations
 from hedgerow.models.serving.served_model import ServedModel
@@ -73,6 +73,8 @@ class WorkerPipelines:
         async with self._pipelines.reloading:
             assigned = self._builder.versions().get(model)
             old = {pipeline: built for pipeline, built in self._using(model) if built.versions.get(model) != assigned}
+            if not old:
+                return 0
             fresh: dict[str, WorkerPipeline] = {}
             try:
                 for pipeline, built in old.items():
@@ -81,11 +83,7 @@ class WorkerPipelines:
                 async with self._pipelines.committing:
                     if self._pipelines.closing:
                         return 0
-                    for pipeline in list(fresh):
-                        built = fresh.pop(pipeline)
-                        self._previous[pipeline] = old[pipeline].observations()
-                        built.observe(self._observed)
-                        await self._pipelines.replace(pipeline, built)
+                    await tasks.run_to_end(self._replace(old, fresh), "change of workers")
             finally:
                 for built in fresh.values():
                     built.retire()
@@ -99,12 +97,15 @@ class WorkerPipelines:
             before: observations of the previous version: the new one is warmed up with the same batch sizes.
         """
         build = partial(self._builder.build_workers, self._pipelines.config, pipeline, {model: before.recent_s.keys()})
-        starting = asyncio.ensure_future(asyncio.to_thread(build))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(_retire)
-            raise
+        return await tasks.in_thread(build, "start of workers", WorkerPipeline.retire)
+
+    async def _replace(self, old: Mapping[str, WorkerPipeline], fresh: dict[str, WorkerPipeline]) -> None:
+        """Replace pipelines by fresh ones, and take these out of `fresh`."""
+        for pipeline in list(fresh):
+            built = fresh.pop(pipeline)
+            self._previous[pipeline] = old[pipeline].observations()
+            built.observe(self._observed)
+            await self._pipelines.replace(pipeline, built)
 
     def _using(self, model: str | None = None) -> Iterator[tuple[str, WorkerPipeline]]:
         """Yield running pipelines with workers, by name; only those that use the model, if given."""
@@ -112,9 +113,3 @@ class WorkerPipelines:
             built = runner.built
             if isinstance(built, WorkerPipeline) and (model is None or model in {info.name for info in built.models()}):
                 yield pipeline, built
-
-
-def _retire(starting: asyncio.Future[WorkerPipeline]) -> None:
-    """Stop workers whose start was cancelled."""
-    if not starting.cancelled() and starting.exception() is None:
-        starting.result().retire()

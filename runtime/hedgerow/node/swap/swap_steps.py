@@ -59,6 +59,7 @@ class SwapSteps:
         served: whether the version served live frames, here or in workers.
         kept: whether the version was kept.
         measures: measures so far.
+        previous: the version assigned before; None: the file in the configuration.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SwapSteps:
         self._policy = policy
         self._worker_config = worker_config
         self._slot_swaps = [_SlotSwap(slot, slot.serving) for slot in pool.slots(name)]
-        self._previous = pool.assigned().get(name)
+        self.previous = pool.assigned().get(name)
         self._unattached: Engine | None = None
         self._gap = False
         self._gap_started = 0.0
@@ -237,7 +238,7 @@ class SwapSteps:
         failure: HedgerowError | None = None
         self.stop_shadow()
         if self._promoted:
-            self._pool.assign(self.name, self._previous)
+            self._pool.assign(self.name, self.previous)
         for swap in self._slot_swaps:
             swap.slot.end_split()
             if swap.old is not None and swap.slot.serving is not swap.old:
@@ -262,7 +263,7 @@ class SwapSteps:
         if swap.new is not None and swap.new.state_token is old.state_token:
             old.state_token = object()  # the rejected version has changed the streams' hidden state
         if swap.unloaded:
-            reloaded = self._pool.open(self.name, swap.slot.config, swap.slot.base_dir, self._previous)
+            reloaded = self._pool.open(self.name, swap.slot.config, swap.slot.base_dir, self.previous)
             reloaded.state_token = old.state_token
             old = reloaded
         swap.slot.promote(old)

@@ -16,12 +16,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.canary_analysis import CRASHED
@@ -67,25 +67,38 @@ class Swaps:
         for each in quarantine.newly_quarantined:
             on_event("model-quarantined", each.model_dump(exclude_none=True))
 
-    async def swap_to(self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+    async def swap_to(
+        self, candidate: ModelVersion, policy: SwapPolicy, on_step: OnStep, on_kept: Callable[[], None] = lambda: None
+    ) -> SwapOutcome:
         """Swap to an installed and verified version.
 
-        If cancelled, the previous version keeps serving, or serves again.
+        If cancelled, the previous version keeps serving, or serves again; unless the version was just being kept.
 
+        Args:
+            candidate: the version.
+            policy: how to swap.
+            on_step: called at each step.
+            on_kept: (in a thread) records that it was kept; called even if the caller is cancelled meanwhile.
         Returns: whether the version was kept, and why not.
         """
         async with self._lock:
-            return await self._swap(candidate.name, candidate, policy, on_step)
+            return await self._swap(candidate.name, candidate, policy, on_step, on_kept)
 
-    async def swap_to_file(self, name: str, policy: SwapPolicy, on_step: OnStep) -> SwapOutcome:
+    async def swap_to_file(
+        self, name: str, policy: SwapPolicy, on_step: OnStep, on_kept: Callable[[], None] = lambda: None
+    ) -> SwapOutcome:
         """Swap to the file in the node's own configuration, since the region no longer names a version.
 
-        If cancelled, the previous version keeps serving, or serves again.
+        If cancelled, the previous version keeps serving, or serves again; unless the file was just being kept.
 
+        Args:
+            name: the model's name in the configuration.
+            policy, on_step, on_kept: see `swap_to`.
         Returns: whether the file was kept, and why not.
         """
         async with self._lock:
             if name not in self._pool.assigned():
+                await _in_thread(on_kept)
                 return SwapOutcome(kept=True)
             configs = [slot.config for slot in self._pool.slots(name)]
             if (in_workers := self._workers.config_of(name)) is not None:
@@ -99,8 +112,9 @@ class Swaps:
                 )
             if not configs:
                 self._pool.assign(name, None)
+                await _in_thread(on_kept)
                 return SwapOutcome(kept=True)
-            return await self._swap(name, None, policy, on_step)
+            return await self._swap(name, None, policy, on_step, on_kept)
 
     def restore(self, name: str, candidate: ModelVersion) -> None:
         """Serve a version kept in an earlier run. Call it before pipelines are built."""
@@ -136,34 +150,37 @@ class Swaps:
         return info.as_reported(self._stages.get(info.name, "kept"), ref)
 
     async def _swap(
-        self, name: str, candidate: ModelVersion | None, policy: SwapPolicy, on_step: OnStep
+        self,
+        name: str,
+        candidate: ModelVersion | None,
+        policy: SwapPolicy,
+        on_step: OnStep,
+        on_kept: Callable[[], None],
     ) -> SwapOutcome:
         version = str(candidate.ref) if candidate is not None else f"the file of {name}"
         steps = SwapSteps(self._pool, name, candidate, policy, self._workers.config_of(name))
-        crashed = ""
+        refusal: SwapRefused | None = None
+        try:
+            refusal = await self._refusal(steps, policy, on_step)
+            if refusal is None:
+                await tasks.run_to_end(self._keep(steps, on_kept), "keeping a version")
+        finally:
+            await tasks.run_to_end(self._end(steps, version, refusal), "end of a swap")
+        if refusal is not None:
+            return SwapOutcome(
+                False, refusal.code, str(refusal), refusal.remedy, served=steps.served, measures=steps.measures
+            )
+        return SwapOutcome(kept=True, served=True, measures=steps.measures)
+
+    async def _refusal(self, steps: SwapSteps, policy: SwapPolicy, on_step: OnStep) -> SwapRefused | None:
+        """Take every step of a swap, up to keeping the version. Returns: why it is refused; None: it passed."""
         try:
             await self._take_steps(steps, policy, on_step)
         except SwapRefused as refusal:
-            await self._roll_back(steps)
-            crashed = str(refusal) if refusal.code == CRASHED else ""
-            return self._refused(name, version, steps, refusal)
+            return refusal
         except HedgerowError as error:
-            await self._roll_back(steps)
-            return self._refused(name, version, steps, SwapRefused(error.code, str(error), error.remedy))
-        except BaseException:
-            await self._roll_back(steps)
-            raise
-        finally:
-            self._stages.pop(name, None)
-            self._workers.observe(None)
-            if candidate is not None:
-                record = await _in_thread(
-                    partial(self._quarantine.end_trial, candidate, passed=steps.kept, crashed=crashed)
-                )
-                if record is not None:
-                    self._on_event("model-quarantined", record.model_dump(exclude_none=True))
-        self._on_event("model-kept", {"model": name, "version": version, "measures": steps.measures})
-        return SwapOutcome(kept=True, served=True, measures=steps.measures)
+            return SwapRefused(error.code, str(error), error.remedy)
+        return None
 
     async def _take_steps(self, steps: SwapSteps, policy: SwapPolicy, on_step: OnStep) -> None:
         """Take every step of a swap, up to keeping the version.
@@ -191,15 +208,36 @@ class Swaps:
             self._stages[name] = "split"
             await self._observe(steps, "split", policy.split_s, on_step)
         on_step("switch", None)
-        previous = self._pool.assigned().get(name)
         steps.promote()
         self._stages[name] = "probation"
         if await self._workers.activate(name):
             steps.served = True
         if steps.served:
             await self._observe(steps, "probation", policy.probation_s, on_step)
-        self._previous[name] = previous
-        await _in_thread(steps.keep)
+
+    async def _keep(self, steps: SwapSteps, on_kept: Callable[[], None]) -> None:
+        self._previous[steps.name] = steps.previous
+        await asyncio.to_thread(steps.keep)
+        await asyncio.to_thread(on_kept)
+
+    async def _end(self, steps: SwapSteps, version: str, refusal: SwapRefused | None) -> None:
+        """Let exactly one version serve, and report which."""
+        name, candidate = steps.name, steps.candidate
+        try:
+            if not steps.kept:
+                await self._roll_back(steps)
+        finally:
+            self._stages.pop(name, None)
+            self._workers.observe(None)
+        if steps.kept:
+            self._on_event("model-kept", {"model": name, "version": version, "measures": steps.measures})
+        elif refusal is not None:
+            self._report_refused(version, steps, refusal)
+        if candidate is not None:
+            crashed = str(refusal) if refusal is not None and refusal.code == CRASHED else ""
+            end_trial = partial(self._quarantine.end_trial, candidate, passed=steps.kept, crashed=crashed)
+            if (record := await asyncio.to_thread(end_trial)) is not None:
+                self._on_event("model-quarantined", record.model_dump(exclude_none=True))
 
     async def _observe(self, steps: SwapSteps, step: str, period_s: float, on_step: OnStep) -> None:
         """Observe a version until it passes a step.
@@ -233,7 +271,7 @@ class Swaps:
         await _in_thread(recorded)
 
     async def _roll_back(self, steps: SwapSteps) -> None:
-        """Let the previous version serve, and free the new one."""
+        """Let the previous version serve, and free the new one. Must run to its end."""
         try:
             await self._restore(steps.name, asyncio.to_thread(steps.roll_back))
         finally:
@@ -242,39 +280,20 @@ class Swaps:
 
     async def _restore(self, name: str, work: Awaitable[T]) -> T | None:
         try:
-            return await _uncancellable(work)
+            return await work
         except HedgerowError as error:
             detail = {"model": name, "version": "the previous one", "error": str(error)}
             log.error("model-not-restored", **detail, remedy=error.remedy)
             self._on_event("model-not-restored", detail)
             return None
 
-    def _refused(self, name: str, version: str, steps: SwapSteps, refusal: SwapRefused) -> SwapOutcome:
+    def _report_refused(self, version: str, steps: SwapSteps, refusal: SwapRefused) -> None:
         kind = "model-rolled-back" if steps.served else "model-refused"
-        detail = {"model": name, "version": version, "code": refusal.code, "reason": str(refusal)}
+        detail = {"model": steps.name, "version": version, "code": refusal.code, "reason": str(refusal)}
         log.warning(kind, **detail, remedy=refusal.remedy)
         self._on_event(kind, {**detail, "measures": steps.measures})
-        return SwapOutcome(
-            False, refusal.code, str(refusal), refusal.remedy, served=steps.served, measures=steps.measures
-        )
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Run a function in a thread, to its end: native code cannot be interrupted, nor may it overlap the next step."""
-    return await _uncancellable(asyncio.to_thread(work))
-
-
-async def _uncancellable(work: Awaitable[T]) -> T:
-    """Await something to its end; if cancelled meanwhile, raise CancelledError only then."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        with suppress(Exception):  # the caller is cancelled and rolls back, whatever the result
-            task.result()
-        raise cancelled
-    return task.result()
+    return await tasks.in_thread(work, "step of a swap")

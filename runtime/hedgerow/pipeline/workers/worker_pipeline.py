@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.version import ModelVersion
@@ -184,7 +184,7 @@ class WorkerPipeline(BuiltPipeline):
         for worker in self._workers:
             worker.close_pipe()
         # They end by themselves, but must be waited for; not on the event loop, which that would block.
-        threading.Thread(target=self._join, daemon=True).start()
+        tasks.start_thread(self._join, "end of workers")
 
     def _join(self) -> None:
         for worker in self._workers:

@@ -14,12 +14,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any, Final
 
 import structlog
 
+from hedgerow import tasks
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
@@ -125,9 +126,9 @@ class Collector:
             )
             log.info("probes", url=f"{self._probes.url}/metrics")
         self._writer.start()
-        tasks = [self._loop.create_task(self._beat())]
+        running = [tasks.supervise(self._beat, "heartbeat")]
         if self._refresher is not None:
-            tasks.append(self._loop.create_task(self._refresher.run()))
+            running.append(tasks.supervise(self._refresher.run, "refresh of the repository"))
         try:
             await self._wait_for_any(self._store_opened, self._stop)
             if self._store_opened.is_set():
@@ -135,7 +136,7 @@ class Collector:
                     subscriptions = filters(self._region)
                     if self._pinger is not None:
                         subscriptions |= self._pinger.filters
-                        tasks.append(self._loop.create_task(self._pinger.keep_pinging()))
+                        running.append(tasks.supervise(self._pinger.keep_pinging, "pings"))
                     await self._client.subscribe(subscriptions)
                     self._rollouts.start()
                     log.info("region-started", region=self._region, broker=config.broker.url)
@@ -144,16 +145,8 @@ class Collector:
                     await self._stop.wait()
                     systemd.stopping()
                     await self._drain()
-            else:
-                self._writer.close()
         finally:
-            for task in tasks:
-                task.cancel()
-            self._rollouts.close()
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._probes is not None:
-                self._probes.close()
+            await tasks.run_to_end(self._close(running), "end of the collector")
         if self._fatal is not None:
             raise self._fatal
 
@@ -168,8 +161,8 @@ class Collector:
             if self._stop.is_set():
                 log.warning("stopping-at-once", signal=number.name)
                 os._exit(128 + number)
-            log.info("stopping", signal=number.name, stop_s=self.config.region.stop_s)
             self.stop()
+            log.info("stopping", signal=number.name, stop_s=self.config.region.stop_s)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, interrupt, number)
@@ -273,16 +266,29 @@ class Collector:
     async def _drain(self) -> None:
         """Store what was received, acknowledge it, and disconnect."""
         self._closing = True
-        self._rollouts.close()
         deadline = time.monotonic() + self.config.region.stop_s
-        self._writer.close()
-        await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
+        await self._close_writer()
         await asyncio.sleep(0)  # lets the writer's last reports run
         self._acknowledge(flush=True)
         with suppress(BusError):
             await self._client.flush(max(0.1, min(2.0, deadline - time.monotonic())))
         unstored = self._client.unacknowledged
         log.info("region-stopped", stored=sum(self.counts.results.values()), left_to_broker=unstored)
+
+    async def _close_writer(self) -> None:
+        self._rollouts.close()
+        self._writer.close()
+        await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
+
+    async def _close(self, running: list[asyncio.Task[None]]) -> None:
+        """End all parts, each whatever becomes of the others, last first."""
+        async with AsyncExitStack() as parts:
+            if self._probes is not None:
+                parts.callback(self._probes.close)
+            if self._timer is not None:
+                parts.callback(self._timer.cancel)
+            parts.push_async_callback(self._close_writer)
+            parts.push_async_callback(tasks.cancel, *running)
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         self._writer.connected = self.counts.connected = connected
@@ -296,7 +302,7 @@ class Collector:
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        for part in (self._rollouts, self._blobs, self._refresher):
+        for part in (tasks, self._rollouts, self._blobs, self._refresher):
             if part is not None:
                 yield from part.gauges()
 
@@ -318,7 +324,8 @@ class Collector:
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]
 
     async def _wait_for_any(self, *events: asyncio.Event) -> None:
-        waits: list[asyncio.Task[Any]] = [self._loop.create_task(event.wait()) for event in events]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        waits: list[asyncio.Task[Any]] = [tasks.start(event.wait(), "start of the collector") for event in events]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.cancel(*waits)

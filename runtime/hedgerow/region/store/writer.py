@@ -99,6 +99,7 @@ class StoreWriter(threading.Thread):
         self._beat_connected = False
         self._began_at = 0.0
         self._was_opened = False
+        self._logged = ""
 
     @property
     def waiting(self) -> int:
@@ -123,7 +124,8 @@ class StoreWriter(threading.Thread):
                 request, ending = self._next()
             try:
                 self._work(request)
-            except RegionStoreError as error:
+            except Exception as problem:  # noqa: BLE001 - a bug must not end the thread: nothing would be stored any more
+                error = self._explained(problem)
                 fatal = not self._was_opened and not isinstance(error, StoreTrouble)
                 self._report(WriteReport(failure=error, fatal=fatal))
                 self._abandon()
@@ -190,7 +192,16 @@ class StoreWriter(threading.Thread):
             log.warning("store-refused", error=str(error), records=len(records))
             return apply_each(store, records)
 
+    def _explained(self, error: Exception) -> RegionStoreError:
+        if isinstance(error, RegionStoreError):
+            return error
+        text = f"{type(error).__name__}: {error}"
+        if text != self._logged:  # it is tried again and again
+            self._logged = text
+            log.error("store-failed", exc_info=error)
+        return RegionStoreError(text, remedy="Report this with the service's log.")
+
     def _abandon(self) -> None:
         if self._store is not None:
-            self._store.close()
-            self._store = None
+            store, self._store = self._store, None
+            store.close()
