@@ -174,8 +174,3 @@ def _select(found: Candidates, rows: NDArray[np.intp]) -> Candidates:
     return Candidates(found.boxes[rows], found.scores[rows], found.classes[rows], points)
 
 
-def _read_labels(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadLabels(f"Cannot read labels from {path}: {error}") from error
