@@ -15,9 +15,9 @@ from hedgerow import __version__
 from hedgerow.errors import ConfigError
 from hedgerow.models.build.memory_footprint import package_version
 from hedgerow.models.build.recipe import Recipe
+from hedgerow.models.bundle.class_names import read_class_names
 from hedgerow.models.bundle.licences import check_spdx
 from hedgerow.models.bundle.manifest import Origin, Provenance, digest_of
-from hedgerow.models.bundle.class_names import read_class_names
 from hedgerow.models.bundle.metadata import read_metadata
 
 _OWN: Final = {"name", "version", "description", "licence", "author", "training_data", "labels"}

@@ -32,7 +32,9 @@ class Recipe(Section):
     )
     author: str = Field("", description="Author of the model.")
     labels: tuple[str, ...] = Field((), description="Names of the classes, by index.")
-    labels_file: Path | None = Field(None, description="File with the labels, one per line, with or without their index.")
+    labels_file: Path | None = Field(
+        None, description="File with the labels, one per line, with or without their index."
+    )
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="Values for pre- and post-processing: sizes, means, thresholds."
     )

@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,7 +82,7 @@ def _numbered(lines: Sequence[str], path: Path) -> tuple[str, ...]:
     if not pairs or len(pairs) < len(found) or not any(name for _, name in pairs):
         return ()
     indices = [index for index, _ in pairs]
-    if any(after <= before for before, after in zip(indices, indices[1:], strict=False)):
+    if any(after <= before for before, after in pairwise(indices)):
         return ()
     if indices[0] == 0 and indices[-1] < _MOST_CLASSES:
         return _by_index(dict(pairs))
