@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, save
 
 from hedgerow import Stage
+from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError
+from hedgerow.models.serving.pool import ModelPool
+from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.plugins import configure
 from hedgerow.stages.infer import Infer
 from hedgerow.testing import PipelineRun, frame, run_pipeline
@@ -126,14 +129,18 @@ def model(
 STAGES: dict[str, type[Stage[Any]]] = {"yolo": Yolo, "boxes": Boxes, "ssd": Ssd}
 
 
-def run(path: Path, size: tuple[int, int], stage: str = "yolo", **config: Any) -> PipelineRun:
+def chain_of(stage: str, size: tuple[int, int], **config: Any) -> dict[str, Stage[Any]]:
     # Made here, since to look a stage up by its name takes longer than all the rest.
-    stages = [
-        configure(Resize, {"size": list(size), "tensor": "images"}, "resize"),
-        configure(Infer, {"model": "m"}, "infer"),
-        configure(STAGES[stage], config, stage),
-    ]
+    return {
+        "resize": configure(Resize, {"size": list(size), "tensor": "images"}, "resize"),
+        "infer": configure(Infer, {"model": "m"}, "infer"),
+        stage: configure(STAGES[stage], config, stage),
+    }
+
+
+def run(path: Path, size: tuple[int, int], stage: str = "yolo", **config: Any) -> PipelineRun:
     picture = frame(np.zeros((size[1], size[0], 3), np.uint8))
+    stages = list(chain_of(stage, size, **config).values())
     return run_pipeline(stages, [picture], models={"m": {"path": str(path), "backend": "onnxruntime"}})
 
 
@@ -470,3 +477,47 @@ def test_a_flood_of_candidates_is_bounded(tmp_path: Path) -> None:
 
     assert len(seen.boxes) > MOST_CANDIDATES
     same(ran.results[0]["detections"], reference(seen, objectness=np.full(len(seen.boxes), 0.95)))
+
+
+def test_the_points_of_a_pose_follow_its_box(tmp_path: Path) -> None:
+    """Ultralytics writes x, y and visibility of each point, in pixels, after the classes."""
+    rows = np.zeros((N, 5 + 6), np.float32)
+    rows[7] = [64, 32, 40, 20, 0.9, 50, 30, 0.99, 80, 40, 0.1]
+    path = model(tmp_path / "m.onnx", (128, 128), {"output0": first(rows)}, **props(1, "pose", kpt_shape="[2, 3]"))
+
+    (found,) = run(path, (128, 128)).results[0]["detections"]
+
+    np.testing.assert_allclose(found["points"], [[50 / 128, 30 / 128], [80 / 128, 40 / 128]], atol=1e-4)
+    np.testing.assert_allclose(found["box"], [44 / 128, 22 / 128, 84 / 128, 42 / 128], atol=1e-4)
+
+
+def test_a_swapped_version_brings_its_own_labels_and_head(tmp_path: Path) -> None:
+    """A new version may list its classes in another order; one whose head is not sure must not be read as the old one."""
+    head = {"output0": first(plain(FEW))}
+    renamed = props(8) | {"names": str([f"new-{index}" for index in range(8)])}
+    fewer = props(8) | {"names": str(names(7))}
+    paths = [
+        model(tmp_path / f"{number}.onnx", FEW.size, head, **metadata)
+        for number, metadata in enumerate((props(8), renamed, fewer))
+    ]
+    pool = ModelPool(cores=1)
+    configs = [ModelConfig(path=str(path), backend="onnxruntime") for path in paths]
+    context = PipelineContext("test", {"m": configs[0]}, Path(), pool)
+    chain = build_chain(list(chain_of("yolo", FEW.size).items()), context)
+    (slot,) = context.models
+    seen: list[set[str]] = []
+    for config in (None, *configs[1:]):
+        if config is not None:
+            before = slot.promote(pool.open("m", config, Path(), None))
+            assert before is not None
+            before.close()
+        (outcome,) = chain.run([frame(np.zeros((128, 128, 3), np.uint8))]).outcomes
+        if outcome.error is None:
+            seen.append({found["label"].split("-")[0] for found in outcome.results[0].result["detections"]})
+    chain.close()
+    context.release()
+    pool.close()
+
+    assert seen == [{"name"}, {"new"}]
+    assert outcome.error is not None
+    assert "7 labels" in str(outcome.error)

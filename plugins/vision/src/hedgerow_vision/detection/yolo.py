@@ -169,7 +169,8 @@ def _points(values: Floats, rows: NDArray[np.intp], head: Head, fit: Fit) -> Flo
     count, size = head.points or (0, 0)
     first = FIRST[head.kind] + head.classes
     points = values[first : first + count * size, rows].T.reshape(len(rows), count, size)[:, :, :2]
-    return (points / np.array([fit.input_width, fit.input_height])).astype(np.float32)
+    fractions: Floats = np.divide(points, [fit.input_width, fit.input_height], dtype=np.float32)
+    return fractions
 
 
 @lru_cache(maxsize=16)
