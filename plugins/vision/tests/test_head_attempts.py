@@ -206,6 +206,7 @@ ANCHORS = scene(3 * N, 8)
 ONE = scene(3 * N, 1)
 FINE = scene(len(cells((128, 128), (4, 8, 16, 32))), 8)
 SQUARE = scene(84, 80, 64, 2)
+DENSE = scene(len(cells((256, 256))), 4, 256)
 QUERIES = scene(100, 8)
 SURE = QUERIES._replace(scores=np.where(QUERIES.scores < 0.5, QUERIES.scores / 100, QUERIES.scores))
 POINTS = np.random.default_rng(1).random((N, 51)).astype(np.float32) * 128
@@ -315,6 +316,23 @@ READ: dict[str, Attempt] = {
         },
         stage="boxes",
     ),
+    "dense boxes and scores of YOLOv3": Attempt(
+        {"boxes": (DENSE.boxes / 256).astype(np.float32), "classes": DENSE.scores},
+        DENSE, {"boxes": "boxes", "scores": "classes", "order": "cxcywh", "labels": names(4)}, stage="boxes",
+    ),
+    "suppression in the graph": Attempt(  # EfficientNMS_TRT: unused rows are of class -1
+        {
+            "det_boxes": final(FEW, 100)[:, :, :4],
+            "det_scores": final(FEW, 100)[:, :, 4],
+            "det_classes": np.where(final(FEW, 100)[:, :, 4] > 0, final(FEW, 100)[:, :, 5], -1).astype(np.int32),
+        },
+        FEW,
+        {
+            "boxes": "det_boxes", "scores": "det_scores", "classes": "det_classes", "order": "xyxy", "unit": "pixel",
+            "labels": names(8),
+        },
+        stage="boxes",
+    ),
     "YOLO-NAS": Attempt(
         {
             "boxes": np.concatenate([FEW.boxes[:, :2] - FEW.boxes[:, 2:] / 2, FEW.boxes[:, :2] + FEW.boxes[:, 2:] / 2], 1)[None],
@@ -383,6 +401,10 @@ AT_START: dict[str, Any] = {
     "rotated boxes in `boxes`": refused(
         {"pred_boxes": np.zeros((1, 9, 5), np.float32), "logits": np.zeros((1, 9, 8), np.float32)}, "5 values", "boxes",
         **DETR, labels=names(8),
+    ),
+    "one score a box, and no classes": refused(
+        {"boxes": np.zeros((1, 9, 4), np.float32), "scores": np.zeros((1, 9), np.float32)}, "detection_classes", "boxes",
+        boxes="boxes", scores="scores",
     ),
     "SSD with a label too few": refused(
         {"boxes": np.zeros((1, 1, 4), np.float32), "scores": np.zeros((1, 1, 3), np.float32)}, "2 labels", "ssd",
@@ -464,6 +486,14 @@ def test_no_boxes_are_an_empty_list(shape: tuple[int, ...], tmp_path: Path) -> N
     path = model(tmp_path / "m.onnx", (64, 64), {"output0": np.zeros(shape, np.float32)}, open_=(1, 2))
 
     assert run(path, (64, 64)).results == [{"detections": []}]
+
+
+def test_unused_rows_are_no_detections_at_any_score(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", FEW.size, {"output0": final(FEW)})
+
+    ran = run(path, FEW.size, min_score=0)
+
+    same(ran.results[0]["detections"], reference(FEW))
 
 
 def test_a_flood_of_candidates_is_bounded(tmp_path: Path) -> None:

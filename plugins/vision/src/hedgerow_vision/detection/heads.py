@@ -118,7 +118,7 @@ def identify(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence) 
         shape: of the tensor, without its batch axis.
         size: width and height of the model's input, pixels.
         evidence: what else is known.
-    Raises: ModelMismatch: nothing fits, or it is not sure what does.
+    Raises: ModelMismatch: nothing fits, or more than one thing does.
     """
     fitting = list(_fitting(shape, evidence))
     if not fitting:
@@ -126,10 +126,10 @@ def identify(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence) 
     dense = [head for head in fitting if _boxes(head, shape) in _dense_counts(head.kind, size, evidence)]
     found = dense or [head for head in fitting if head.kind == "end-to-end"] or _stated(fitting, shape, size, evidence)
     if len(found) != 1:
-        raise _unsure(shape, size, evidence, found)
+        raise _unsure(shape, size, evidence)
     (head,) = found
     if head.kind == "plain" and not head.values_first and evidence.classes is None and evidence.objectness is None:
-        raise _unsure(shape, size, evidence, found)  # YOLOX has objectness in this layout
+        raise _unsure(shape, size, evidence)  # YOLOX has objectness in this layout
     return head
 
 
@@ -219,36 +219,47 @@ def _value(metadata: Mapping[str, str], key: str) -> object:
 
 
 def _unfitting(shape: Shape, evidence: Evidence) -> ModelMismatch:
-    labels = "no labels" if evidence.classes is None else f"{evidence.classes} labels"
+    labels = "unknown labels" if evidence.classes is None else f"{evidence.classes} labels"
     task = f" of task {evidence.task}" if evidence.task else ""
     return ModelMismatch(
-        f"{_described(shape, evidence)} is no head{task} for {labels}: it would be {_expected(evidence)}",
+        f"{_described(shape, evidence)} is no head{task} for {labels}, which is {_expected(evidence)}",
         remedy="Correct `labels`, `output`, `objectness`, `end_to_end` or `layout`; for other outputs see the plugin's README.",
     )
 
 
-def _unsure(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence, found: list[Head]) -> ModelMismatch:
-    cells = sorted(_cell_counts(size, evidence))
-    if evidence.strides:
+def _unsure(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence) -> ModelMismatch:
+    cells = _cell_counts(size, evidence)
+    readings = [_reading(*axes, cells, evidence) for axes in (shape, shape[::-1])]
+    if evidence.strides and not any(readings):
         why, remedy = (
-            f"`strides` {list(evidence.strides)} makes {cells[0]} cells",
-            "Set `strides` as in the model's training.",
-        )
-    elif found:
-        why, remedy = (
-            "it may have objectness or not, or either axis may be the boxes",
-            "Set `labels`, or `objectness: true` (YOLOX, YOLOv5) or `false` (YOLOv8); if that is not enough, `layout`.",
+            f"`strides` {list(evidence.strides)} makes {min(cells)} cells",
+            "Set `strides` as in the training.",
         )
     else:
-        why, remedy = (
-            f"a dense head would have {' or '.join(map(str, cells))} boxes, or three times as many with anchors",
-            "Set `labels` as in the model's training; or `objectness` and `layout`; or `end_to_end: true`.",
+        dense = " or ".join(map(str, sorted(cells)))
+        why = "; or ".join(filter(None, readings)) or f"a dense head has {dense} boxes, or thrice as many with anchors"
+        remedy = (
+            "Give a label for each class. Set `objectness: true` for YOLOX, `false` for YOLOv8; or `layout`; or "
+            "`end_to_end: true`."
         )
-    labels = "" if evidence.classes is None else f" and {evidence.classes} labels"
+    labels = "" if evidence.classes is None else f", {evidence.classes} labels"
     return ModelMismatch(
-        f"It is not sure what {_described(shape, evidence)} holds, for an input of {size[0]}x{size[1]} pixels{labels}: {why}",
+        f"Cannot tell what {_described(shape, evidence)} holds (input of {size[0]}x{size[1]} pixels{labels}): {why}",
         remedy=remedy,
     )
+
+
+def _reading(values: int, boxes: int, cells: set[int], evidence: Evidence) -> str:
+    """Describe what one of the axes as boxes would mean; empty: nothing."""
+    more = _more_values(evidence) or 0
+    if boxes in cells:
+        return (
+            f"{boxes} boxes are one per cell, with {values - 4 - more} classes (YOLOv8), or {values - 5 - more} and "
+            "objectness (YOLOX)"
+        )
+    if boxes in {3 * count for count in cells}:
+        return f"{boxes} boxes are three per cell, with {values - 5 - more} classes and objectness (YOLOv5)"
+    return ""
 
 
 def _described(shape: Shape, evidence: Evidence) -> str:

@@ -20,7 +20,7 @@ Unit = Literal["fraction", "pixel"]
 
 _TOLERANCE: Final = 0.01
 """How far outside 0..1 rounding may take a probability: half precision, and dequantised eight bits."""
-_DOT_PIXELS: Final = 2
+_DOT_PIXELS: Final = 4
 """No detector finds anything as small: boxes that are all within so few pixels of the corner are fractions."""
 _LEAST_INPUT_PIXELS: Final = 32
 _FARTHEST_CENTRE: Final = 2.0

@@ -142,7 +142,7 @@ class Yolo(Detector[YoloConfig]):
         """Return the rows of an end-to-end head that score high enough."""
         scores, output = values[4], self.config.output
         check_probabilities(float(scores.min()), float(scores.max()), output)
-        rows = np.flatnonzero(scores >= self.config.min_score)
+        rows = np.flatnonzero((scores >= self.config.min_score) & (scores > 0))  # unused rows are zero
         classes = to_classes(values[5, rows], labels, output)
         boxes = to_fractions(values[:4, rows].T, "xyxy", self.config.unit, fit)
         points = None if head.points is None else _points(values, rows, head, fit)
