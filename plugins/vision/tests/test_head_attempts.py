@@ -436,6 +436,8 @@ WRONG_VALUES: dict[str, Any] = {
     "a score of 20": refused(first(changed(plain(FEW), 5, 20)), "20"),
     "a score below 0": refused(first(changed(plain(FEW), 5, -0.4)), "-0.4"),
     "a score of NaN": refused(first(changed(plain(FEW), 5, np.nan)), "nan"),
+    "a box of NaN": refused(first(changed(changed(plain(FEW), 5, 0.9), 1, np.nan)), "NaN"),
+    "a final box of infinity": refused(np.tile(np.float32([[10, 10, np.inf, 40, 0.9, 1]]), (1, 300, 1)), "NaN"),
     "logits": refused(first(plain(FEW._replace(scores=logits(np.clip(FEW.scores, 0.01, 1))))), "probabilities"),
     "an objectness of 3": refused(last(changed(with_objectness(ANCHORS), 4, 3)), "3", labels=names(8)),
     "oriented boxes without labels": refused(first(plain(FEW, POINTS[:, :1])), "probabilities"),

@@ -38,7 +38,7 @@ def check_probabilities(low: float, high: float, name: str) -> None:
 
 def check_logits(low: float, high: float, name: str) -> None:
     """Check the smallest and largest of all logits. Raises: FrameError: they are probabilities, or not numbers."""
-    if not (low < 0 or high > 1) or not np.isfinite(high - low):
+    if not (low < 0 or high > 1) or np.isnan(low) or high == np.inf:  # masked ones may be -inf
         wrong_values(
             f"The scores in {name!r} are {low:.4g} to {high:.4g}: these are no logits",
             "Set `activation: none` if they are probabilities.",
