@@ -15,6 +15,16 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "region.yaml"
 
 
+@pytest.mark.parametrize(
+    "url", ["sqlite:///var/lib/region.db", "sqlite:region.db", "mysql://db/region", "file:region.db"]
+)
+def test_the_store_is_a_path_or_a_postgresql_address(tmp_path: Path, url: str) -> None:
+    (tmp_path / "region.yaml").write_text(f"region: {{name: retail}}\nstore: {{url: '{url}'}}\n")
+
+    with pytest.raises(BadConfigFile, match=r"store\.url: must be a path or begin with postgresql://"):
+        load(tmp_path / "region.yaml")
+
+
 def test_canary_is_read_as_ping_with_a_warning(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("region: {name: test}\ncanary:\n  every_s: 7\n")
     warnings: list[str] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from hedgerow.config import BrokerSection, LogSection, MetricsSection, Name, Section
 from hedgerow.configfile import BadConfigFile, Document, Problem
@@ -26,6 +26,17 @@ class StoreSection(Section):
         "password in `~/.pgpass` or PGPASSWORD.",
         examples=["/var/lib/hedgerow/region.db", "postgresql://hedgerow@db.example/hedgerow"],
     )
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        """Refuse `sqlite:///…`, as other programs write it: it would create a folder of that name."""
+        scheme, colon, path = url.partition(":")
+        if colon and scheme.isalnum() and not on_postgres(url):
+            raise ValueError(
+                f"must be a path or begin with postgresql://\n  → Write `url: {path.replace('//', '/') or 'region.db'}`."
+            )
+        return url
 
 
 class RetentionSection(Section):
