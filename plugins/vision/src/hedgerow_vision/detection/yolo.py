@@ -153,7 +153,7 @@ _NOTHING = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.
 
 
 def _head(raw: Floats, fit: Fit, evidence: Evidence) -> Head:
-    if raw.shape[0] == raw.shape[1] and evidence.layout is None:
+    if raw.shape[0] == raw.shape[1] > FIRST["objectness"] and evidence.layout is None:
         evidence = evidence._replace(layout=_layout_of_square(raw))
     return identify((raw.shape[0], raw.shape[1]), (fit.input_width, fit.input_height), evidence)
 
