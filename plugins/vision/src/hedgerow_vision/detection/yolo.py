@@ -140,9 +140,10 @@ class Yolo(Detector[YoloConfig]):
 
     def _final(self, values: Floats, head: Head, fit: Fit, labels: int) -> Candidates:
         """Return the rows of an end-to-end head that score high enough."""
-        scores, output = values[4], self.config.output
+        output = self.config.output
+        scores = np.where(values[4] == -1, 0, values[4])  # unused rows score 0 or -1
         check_probabilities(float(scores.min()), float(scores.max()), output)
-        rows = np.flatnonzero((scores >= self.config.min_score) & (scores > 0))  # unused rows are zero
+        rows = np.flatnonzero((scores >= self.config.min_score) & (scores > 0))
         classes = to_classes(values[5, rows], labels, output)
         boxes = to_fractions(_boxes(values, rows, output), "xyxy", self.config.unit, fit)
         points = None if head.points is None else _points(values, rows, head, fit)
