@@ -129,6 +129,9 @@ READ: dict[str, Attempt] = {
     "end-to-end, by shape": yolo(final(FEW), FEW, named=False),
     "end-to-end of two classes": yolo(final(scene(N, 2)), scene(N, 2), config={"labels": names(2)}),
     "end-to-end of ten rows": yolo(final(FEW, 10), FEW, props(8)),
+    "end-to-end, filled with -1": yolo(
+        np.where(final(FEW).any(axis=2, keepdims=True), final(FEW), np.float32(-1)), FEW, named=False
+    ),
     "end-to-end of open length": yolo(final(FEW), FEW, props(8), open_=(1,)),
     "end-to-end with masks": Attempt(
         {"output0": final(FEW, 300, *[0.7] * 32), "output1": PROTO}, FEW, metadata=props(8, "segment", end2end="True")

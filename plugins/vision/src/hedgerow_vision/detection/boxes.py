@@ -180,7 +180,11 @@ class Boxes(Detector[BoxesConfig]):
                 )
             return raw
         check_logits(low, high, name)
-        return softmax(raw) if activation == "softmax" else sigmoid(raw)
+        if activation == "sigmoid":
+            return sigmoid(raw)
+        scores = softmax(raw)
+        check_probabilities(float(scores.min()), float(scores.max()), name)  # a box of which all logits are -inf
+        return scores
 
 
 def _scores_of(frame: Frame, name: str, boxes: int) -> Array:

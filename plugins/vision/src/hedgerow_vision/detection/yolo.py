@@ -140,9 +140,10 @@ class Yolo(Detector[YoloConfig]):
 
     def _final(self, values: Floats, head: Head, fit: Fit, labels: int) -> Candidates:
         """Return the rows of an end-to-end head that score high enough."""
-        scores, output = values[4], self.config.output
+        output = self.config.output
+        scores = np.where(values[4] == -1, 0, values[4])  # unused rows score 0 or -1
         check_probabilities(float(scores.min()), float(scores.max()), output)
-        rows = np.flatnonzero((scores >= self.config.min_score) & (scores > 0))  # unused rows are zero
+        rows = np.flatnonzero((scores >= self.config.min_score) & (scores > 0))
         classes = to_classes(values[5, rows], labels, output)
         boxes = to_fractions(_boxes(values, rows, output), "xyxy", self.config.unit, fit)
         points = None if head.points is None else _points(values, rows, head, fit)
@@ -153,7 +154,7 @@ _NOTHING = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.
 
 
 def _head(raw: Floats, fit: Fit, evidence: Evidence) -> Head:
-    if raw.shape[0] == raw.shape[1] and evidence.layout is None:
+    if raw.shape[0] == raw.shape[1] > FIRST["objectness"] and evidence.layout is None:
         evidence = evidence._replace(layout=_layout_of_square(raw))
     return identify((raw.shape[0], raw.shape[1]), (fit.input_width, fit.input_height), evidence)
 
