@@ -217,11 +217,13 @@ def _unreadable(path: Path, error: Exception) -> ModelUnreadable:
             f"{path.name} has {what} {has}; onnxruntime {version('onnxruntime')} reads up to {most}",
             remedy=f"Update onnxruntime, or export the model with {what} {most} or older.",
         )
+    remedy = "Copy the file again: it is truncated, or not an ONNX model."
+    if "External data path" in text:
+        remedy = "Copy the model's files into one folder, without links (`cp -L`)."
+    elif is_whole(path):
+        remedy = "The file is whole, so try `backend: openvino`, update onnxruntime, or export the model again."
     return ModelUnreadable(
-        f"onnxruntime cannot read {path.name} ({path.stat().st_size:,} bytes): {text}",
-        remedy="The file is whole, so try `backend: openvino`, update onnxruntime, or export the model again."
-        if is_whole(path)
-        else "Copy the file again: it is truncated, or not an ONNX model.",
+        f"onnxruntime cannot read {path.name} ({path.stat().st_size:,} bytes): {text}", remedy=remedy
     )
 
 

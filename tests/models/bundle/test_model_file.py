@@ -12,7 +12,7 @@ import openvino
 import pytest
 
 from hedgerow import backends
-from hedgerow.backends.base import SessionOptions
+from hedgerow.backends.base import Backend, Session, SessionOptions
 from hedgerow.config import ModelConfig
 from hedgerow.errors import ModelNotFound, ModelUnreadable
 from hedgerow.models.bundle.model_file import digest, files_of, resolve
@@ -234,6 +234,18 @@ def test_a_link_into_a_hubs_cache_keeps_its_name_and_finds_its_weights(tmp_path:
     assert "cp -L" in raised.value.remedy
 
 
+@pytest.mark.parametrize("backend", backends.backends(), ids=lambda one: one.name)
+def test_the_remedy_for_weights_behind_a_link_is_a_copy(tmp_path: Path, backend: Backend) -> None:
+    """Backends read no weights outside the model's folder, whatever their name."""
+    path = scale_by(tmp_path / "models/model.onnx", 2, "weights.bin")
+    (tmp_path / "models/weights.bin").rename(tmp_path / "elsewhere")
+    (tmp_path / "models/weights.bin").symlink_to("../elsewhere")
+
+    with pytest.raises(ModelUnreadable) as raised:
+        backend.open(resolve(str(path), Path()).path, SessionOptions())
+    assert "cp -L" in raised.value.remedy
+
+
 def test_an_ir_in_a_hubs_cache_is_loaded_with_its_weights(tmp_path: Path) -> None:
     scaled = openvino.Core().read_model(scale_by(tmp_path / "model.onnx", 2, "weights.bin"))
     openvino.save_model(scaled, tmp_path / "ir.xml", compress_to_fp16=False)
@@ -278,7 +290,7 @@ def test_weights_that_change_while_a_model_loads_are_noticed(tmp_path: Path, mon
     backend = backends.get("onnxruntime")
     open_ = backend.open
 
-    def open_late(path: Path, options: SessionOptions) -> backends.base.Session:
+    def open_late(path: Path, options: SessionOptions) -> Session:
         scale_by(path, 3, "weights.bin")
         return open_(path, options)
 

@@ -343,7 +343,7 @@ ATTEMPTS = [
         ALONE,
         """(float[N,3] x) => (float[N,3] y) <int64 z = {0}, int64 four = {4}>
         { s = Shape(x) n = Gather(s, z) b = Less(n, four) f = Cast<to=1>(b) y = Mul(x, f) }""",
-        why="a batch of 8",
+        why="a batch of 5",
     ),
     Attempt(
         "two rows whatever the batch",
@@ -363,7 +363,7 @@ ATTEMPTS = [
         "classes in rows, frames in columns, not configured",
         ALONE,
         "(float[N,3] x) => (float[3,N] y) { y = Transpose(x) }",
-        why="not 2 rows",
+        why="not 2 rows on axis 0; if axis 1 counts frames, set `batch_axis`",
     ),
     Attempt(
         "all anchors of all frames in one list",

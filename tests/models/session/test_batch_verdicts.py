@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hedgerow.backends.onnxruntime import OnnxRuntimeSession
 from hedgerow.config import ModelConfig
+from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.session import batch_verdicts
@@ -96,3 +98,29 @@ def test_quick_trials_leave_no_file_and_old_outcomes_are_deleted(
     monkeypatch.setattr(batch_verdicts, "SLOW_S", 1e9)
     load(path, tmp_path / "other")
     assert not (tmp_path / "other/batching").exists()
+
+
+RARE = (
+    "(float[N,3] x) => (float[N,3] y) <float c = {5000.5}> { d = Sub(x, c) a = Abs(d) f = Floor(a) b = Cast<to=9>(f) "
+)
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"),
+    [
+        ("n = Not(b) y = Cast<to=1>(n) }", None),
+        ("n = Not(b) g = Cast<to=1>(n) m = ReduceMax<axes=[0]>(g) y = Add(g, m) }", "depends on the other frames"),
+    ],
+    ids=["frame by frame", "mixed"],
+)
+def test_golden_inputs_decide_where_noise_shows_nothing(
+    make_version: Callable[..., ModelVersion], rest: str, why: str | None
+) -> None:
+    """Only values from 4999.5 to 5001.5 show."""
+    version = make_version(RARE + rest, samples={"x": np.array([[5000.5, 0, 0], [0, 5001, 0]], np.float32)})
+
+    alone = ModelPool(1).open("door", ModelConfig(path=str(version.path)), Path(), None).info()
+    in_bundle = ModelPool(1).open("door", ModelConfig(path="bundle:door"), Path(), version).info()
+
+    assert "does not show" in (alone.unbatched or "")
+    assert (in_bundle.unbatched is None) if why is None else (why in (in_bundle.unbatched or ""))

@@ -1,1 +1,1 @@
-"""What the graphs in model files tell: files beside them, state inside, sizes that depend on values."""
+"""Graphs of model files: their other files, their state, and sizes that depend on values."""

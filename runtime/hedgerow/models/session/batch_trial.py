@@ -5,7 +5,7 @@ detections of all frames in one list. So the node batches only if
 - no operator makes an output's size depend on values: then sizes seen in trials are those of any frames;
 - in trial batches of different sizes, every output has a row for each frame;
 - a frame's row is the same, to the last bit, beside other frames as beside copies of itself;
-- and the same as alone, within rounding, also in the largest batch that will run.
+- and the same as alone, within rounding.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from hedgerow.models.session.signature import Signature
 _SIZES: Final = (2, 3)
 """Sizes of trial batches. No fixed number of rows is equal to both."""
 
+_LARGER: Final = 5
+"""Size of one more. Still larger ones would take memory that backends keep, on a node that may never need it."""
+
 _CANDIDATES: Final = 12
 """Frames to try until two of them have different outputs."""
 
 _LARGEST_FRAME: Final = 1 << 26
 """Bytes of the largest frame that is tried; larger ones gain nothing from batches."""
-
-_LARGEST_BATCH: Final = 1 << 28
-"""Bytes of the largest batch that is tried."""
 
 _OTHER_SIZES: Final = (64, 320, 16, 1)
 """Sizes to try for dynamic axes other than the batch."""
@@ -56,20 +56,19 @@ class _NoRows(_Differs):
     """The model is fixed to several frames, and its outputs have no row for each."""
 
 
-def try_batches(session: Session, signature: Signature, most: int, typical: Sequence[Mapping[str, Array]] = ()) -> None:
+def try_batches(session: Session, signature: Signature, typical: Sequence[Mapping[str, Array]] = ()) -> None:
     """Stop a model's batching unless trials prove that its batches can be split by frame.
 
     If the model is fixed to several rows and its outputs cannot be split into theirs, requests must then have all rows.
 
     Args:
         signature: gets the reason as its `unbatched`.
-        most: most rows in a batch.
         typical: real frames to try first, if there are some: all inputs, one row each, of the same shapes.
     """
     if not signature.batches:
         return
     try:
-        _BatchTrial(session, signature, most).run(typical)
+        _BatchTrial(session, signature).run(typical)
     except _NoRows as why:
         signature.require_all_rows(str(why))
     except _Differs as why:
@@ -79,11 +78,10 @@ def try_batches(session: Session, signature: Signature, most: int, typical: Sequ
 class _BatchTrial:
     """A trial of one model."""
 
-    def __init__(self, session: Session, signature: Signature, most: int) -> None:
+    def __init__(self, session: Session, signature: Signature) -> None:
         self._session = session
         self._signature = signature
         self._fixed = signature.fixed
-        self._most = most
         self._rounding = _ROUNDING.get(session.device, _ROUNDING_ELSEWHERE)
 
     def run(self, typical: Sequence[Mapping[str, Array]]) -> None:
@@ -112,11 +110,9 @@ class _BatchTrial:
             for number, batch in copies.items():
                 for position in range(size):
                     self._same_alone(self._row(batch, position), alone[number], size)
-        most = min(self._most, _LARGEST_BATCH // max(1, sum(array.nbytes for array in frames[0].values())))
-        if most > _SIZES[-1]:
-            mixed = self._in_batch([frames[position % len(frames)] for position in range(most)])
-            for position in range(most):
-                self._same_alone(self._row(mixed, position), alone[position % len(frames)], most)
+        mixed = self._in_batch([frames[position % len(frames)] for position in range(_LARGER)])
+        for position in range(_LARGER):
+            self._same_alone(self._row(mixed, position), alone[position % len(frames)], _LARGER)
 
     def _try_fixed(self, frames: Sequence[_Frame], size: int) -> None:
         """As above for a model fixed to a number of frames, which runs a single frame beside copies of itself."""
@@ -225,8 +221,13 @@ class _BatchTrial:
         for name, array in outputs.items():
             axis = self._signature.output_axes[name]
             if array.ndim <= axis or array.shape[axis] != size:
+                hint = (
+                    f"; if axis {array.shape.index(size)} counts frames, set `batch_axis`"
+                    if size in array.shape
+                    else ""
+                )
                 raise _Differs(
-                    f"for a batch of {size}, output {name} has the shape {list(array.shape)}, not {size} rows on axis {axis}"
+                    f"for a batch of {size}, output {name} has the shape {list(array.shape)}, not {size} rows on axis {axis}{hint}"
                 )
         return outputs
 

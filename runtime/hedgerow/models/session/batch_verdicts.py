@@ -54,8 +54,7 @@ def try_batches_once(
             signature.unbatched = why
         return
     claimed, started = signature.batches, time.perf_counter()
-    typical = _golden_frames(version, signature) if version is not None else ()
-    try_batches(loaded.session, signature, signature.limit(loaded.max_batch), typical)
+    try_batches(loaded.session, signature, _golden_frames(version, signature) if version is not None else ())
     if path is not None and time.perf_counter() - started >= SLOW_S:
         with suppress(OSError):  # a full disk costs another trial
             _write(path, signature.unbatched, claimed and not signature.batches)
@@ -78,8 +77,7 @@ def _golden_frames(version: ModelVersion, signature: Signature) -> list[dict[str
 
 def _path(state_dir: Path, loaded: Loaded, digest: str, config: ModelConfig) -> Path:
     session = loaded.session
-    settings = loaded.max_batch, config.model_dump(mode="json")
-    about = (_TRIALS, digest, session.backend, loaded.version, session.device, settings)
+    about = (_TRIALS, digest, session.backend, loaded.version, session.device, config.model_dump(mode="json"))
     return state_dir / "batching" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
 
 

@@ -112,7 +112,7 @@ def load_signature(source: ModelFile, config: ModelConfig) -> Signature:
     session = load(source, config, 1, None).session
     try:
         signature = Signature(source.path.name, with_state(config, session), session.inputs, session.outputs)
-        try_batches(session, signature, DEFAULT_MAX_BATCH)
+        try_batches(session, signature)
         return signature
     finally:
         session.close()
