@@ -391,6 +391,7 @@ async def test_opening_and_closing(
     assert await cancel_at_every_place(attempt, moment)
 
 
+@pytest.mark.long
 @moments
 async def test_a_run_of_the_collector(
     moment: Moment, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
