@@ -94,6 +94,24 @@ async def test_a_pipeline_whose_stop_failed_is_mended_by_the_next_reload(
         await site.wait_results(1, "p")
 
 
+async def test_a_removed_pipeline_whose_stop_failed_is_stopped_by_the_next_reload(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines = {name: site.pipeline(subscribe=f"{site.name}/in/{name}") for name in ("p", "q")}
+    left = {"q": pipelines["q"]}
+    async with site.node(pipelines, check=False) as node:
+        removed = node.runners["p"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "close", fails(1, Client.close))
+            await node.reload(site.yaml(left))
+        assert "a bug" in str(node.failures["p"])
+
+        await node.reload(site.yaml(left))
+
+        assert node._pipelines.states() == {"q": "running"}
+        assert not removed.connected
+
+
 async def test_a_pipeline_whose_drain_fails_does_not_keep_the_others_from_draining(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

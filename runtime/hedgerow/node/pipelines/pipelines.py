@@ -192,7 +192,8 @@ class Pipelines:
         self.waiting = {name: why for name, why in self.waiting.items() if name in config.pipelines}
         for name in outcome["removed"]:
             with self._failing_alone(name):
-                await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
+                await self.runners[name].stop(config.node.drain_s, forget_session=True)
+                del self.runners[name]
         for name in list(built_pipelines):
             with self._failing_alone(name):
                 await self.replace(name, built_pipelines[name])
