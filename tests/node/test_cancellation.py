@@ -334,6 +334,30 @@ async def test_an_overlay(moment: Moment, site: Site, open_pipelines: set[Any]) 
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("operation", ["pause", "resume", "renew_links", "stop"])
+async def test_a_pipeline(operation: str, moment: Moment, site: Site, open_pipelines: set[Any]) -> None:
+    """Resumed, or replaced after it was stopped, it answers again."""
+    pipelines = {"p": pipeline(site, "p", "")}
+    async with running(site, open_pipelines, pipelines) as node:
+
+        async def attempt(cancelling: Cancelling) -> None:
+            runner = node.node.runners["p"]
+            if operation == "resume":
+                await runner.pause()
+            await node.busy()
+
+            await cancelling.run(runner.stop(10) if operation == "stop" else getattr(runner, operation)())
+
+            if operation == "stop":
+                await node.node.reload(site.yaml(pipelines))
+            await node.node.runners["p"].resume()
+            await node.check()
+
+        places = await cancel_at_every_place(attempt, moment)
+        assert places or operation == "resume", "to resume takes no waiting"
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 async def test_the_outbox(moment: Moment, site: Site, tmp_path: Path) -> None:
     """Opened and closed: its file is free, its thread has ended, its link is gone."""
     config = configfile.parse(site.yaml({}), tmp_path / "node.yaml")

@@ -79,8 +79,8 @@ class CertificateWatch:
             await self._use(digest, now)
         self._seen_digest = digest
         if self._others_pending and self._client.connected:
-            self._others_pending = False
             await self._renew_others()
+            self._others_pending = False  # not before: the next check tries again what failed
             self._on_event("certificate-renewed", self._facts())
         self._report_trouble(now)
 

@@ -7,8 +7,8 @@ config ──▶ built pipelines (stages set up, models loaded) ──▶ runner
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -95,15 +95,20 @@ class Pipelines:
         """Finish frames in flight, for at most `drain_s`; start nothing new."""
         self.closing = True
         async with self.committing:
-            drain_s = self.config.node.drain_s
-            await asyncio.gather(*(runner.stop(drain_s) for runner in self.runners.values()))
+            await self._stop_all(self.config.node.drain_s)
 
     async def close(self) -> None:
         """Cancel pending starts, and stop at once what still runs."""
         self.closing = True
         await tasks.cancel(*self._pending_starts)
         async with self.committing:
-            await asyncio.gather(*(runner.stop(0) for runner in self.runners.values()))
+            await self._stop_all(0)
+
+    async def _stop_all(self, drain_s: float) -> None:
+        stops = (runner.stop(drain_s) for runner in self.runners.values())
+        for name, outcome in zip(list(self.runners), await asyncio.gather(*stops, return_exceptions=True), strict=True):
+            if isinstance(outcome, Exception):  # the others must end in order all the same
+                log.error("pipeline-not-stopped", pipeline=name, exc_info=outcome)
 
     def model_assigned(self, model: str) -> None:
         """(any thread) Start the pipelines that wait for a version of this model."""
@@ -160,7 +165,8 @@ class Pipelines:
                 _retire(built_pipelines)
 
     def _is_changed(self, config: NodeConfig, name: str) -> bool:
-        if name not in self.runners:
+        runner = self.runners.get(name)
+        if runner is None or runner.state == "stopping":  # it could not be stopped, or its replacement not started
             return True
         return pipeline_digest(config, name) != pipeline_digest(self.config, name)
 
@@ -185,10 +191,23 @@ class Pipelines:
         self.failures.clear()
         self.waiting = {name: why for name, why in self.waiting.items() if name in config.pipelines}
         for name in outcome["removed"]:
-            await self.runners.pop(name).stop(config.node.drain_s, forget_session=True)
+            with self._failing_alone(name):
+                await self.runners[name].stop(config.node.drain_s, forget_session=True)
+                del self.runners[name]
         for name in list(built_pipelines):
-            await self.replace(name, built_pipelines.pop(name))
+            with self._failing_alone(name):
+                await self.replace(name, built_pipelines[name])
+                del built_pipelines[name]
         return outcome
+
+    @contextmanager
+    def _failing_alone(self, name: str) -> Iterator[None]:
+        """Report an unexpected error of one pipeline; the others must change all the same."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("pipeline-failed", pipeline=name)
+            self._failed(name, internal(error))
 
     async def _subscribe_for(self, built_pipelines: Mapping[str, BuiltPipeline]) -> None:
         """Add the subscriptions of all pipelines to be swapped, or none.
@@ -213,7 +232,7 @@ class Pipelines:
         runner = self.runners.get(name)
         if runner is None:
             await self._start(built)
-        elif runner.can_swap(built):
+        elif runner.state != "stopping" and runner.can_swap(built):
             await runner.swap(built)
         else:  # it needs a new link; meanwhile its session at the broker queues messages
             paused = runner.state == "paused"
@@ -265,10 +284,12 @@ class Pipelines:
         self.runners[built.name] = runner
         try:
             await runner.start(paused=paused)
-        except HedgerowError as error:
+        except Exception as error:
             await runner.stop(0)
             del self.runners[built.name]
-            self._failed(built.name, error)
+            if not isinstance(error, HedgerowError):
+                log.exception("pipeline-failed", pipeline=built.name)
+            self._failed(built.name, error if isinstance(error, HedgerowError) else internal(error))
 
     def _failed(self, name: str, error: HedgerowError) -> None:
         self.failures[name] = error
