@@ -146,9 +146,9 @@ class Parse(Stage[ParseConfig]):
                 return _MISSING
             raise
         except FrameError as error:
-            if error.code not in _UNREADABLE:
-                raise
-            raise explained(error, payload, frame.topic) from error
+            if error.code in _UNREADABLE and (named := explained(error, payload, frame.topic)) is not None:
+                raise named from error
+            raise
 
     def _document(self, frame: Frame, body: Any, rounded_from: float = math.inf) -> Frame:
         config, fill, labels, numbers = self.config, self._fill, self._labels, self._reader.array
