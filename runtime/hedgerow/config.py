@@ -127,9 +127,16 @@ class BrokerSection(Section):
 
     url: str = Field(
         "mqtt://127.0.0.1:1883",
-        pattern=r"^(mqtts?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(:[0-9]{1,5})?|unix://?/\S+)$",
-        description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS) or unix:///path/to/socket.",
-        examples=["mqtt://127.0.0.1:1883", "mqtts://broker.site.lan:8883", "unix:///run/mosquitto.sock"],
+        pattern=r"^(mqtts?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(:[0-9]{1,5})?"
+        r"|wss?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]?#]+)(:[0-9]{1,5})?(/[^\s?#@]*)?|unix://?/\S+)$",
+        description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS), ws://HOST:PORT/PATH, wss://HOST:PORT/PATH (MQTT over WebSocket, "
+        "for sites where only web ports are open; by default port 443 and `/mqtt`) or unix:///path/to/socket.",
+        examples=[
+            "mqtt://127.0.0.1:1883",
+            "mqtts://broker.site.lan:8883",
+            "wss://mqtt.example/mqtt",
+            "unix:///run/mosquitto.sock",
+        ],
     )
     username: str | None = Field(None, description="User name, if the broker requires one.")
     password: SecretStr | None = Field(
@@ -138,7 +145,7 @@ class BrokerSection(Section):
     password_file: Path | None = Field(
         None, description="File with the password on its first line, relative to this file."
     )
-    tls: TlsSection = Field(TlsSection(), description="Certificates, for mqtts://.")
+    tls: TlsSection = Field(TlsSection(), description="Certificates, for mqtts:// and wss://.")
     keepalive_s: int = Field(30, ge=5, le=65535, description="Longest silence before the link is considered dead.")
     session_expiry_s: int = Field(
         86_400, ge=0, description="How long the broker keeps QoS 1 frames for this node while it is disconnected."

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -178,6 +179,11 @@ class CommandError(HedgerowError):
         super().__init__(message, remedy=remedy)
         if code is not None:
             self.code = code
+
+
+def without_secrets(text: str) -> str:
+    """Return a text in which the user and password of every URL are replaced by `***`."""
+    return re.sub(r"//[^/\s]*@", "//***@", text)
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

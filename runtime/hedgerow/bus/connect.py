@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -12,13 +15,15 @@ from typing import Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from hedgerow.bus.causes import unreachable
-from hedgerow.bus.packets import Publication
-from hedgerow.errors import ConfigError
+from hedgerow.bus.packets import Publication, encode_connect
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.errors import ConfigError, without_secrets
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+WEBSOCKET_PATH: Final = "/mqtt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +31,11 @@ class ClientOptions:
     """Address, credentials and session settings of a broker connection.
 
     Attributes:
-        url: mqtt://HOST[:PORT], mqtts://HOST[:PORT] (TLS) or unix:///path/to/socket.
+        url: mqtt://HOST[:PORT], mqtts://HOST[:PORT] (TLS), ws://HOST[:PORT][/PATH], wss://HOST[:PORT][/PATH] (WebSocket, with
+            TLS) or unix:///path/to/socket.
         client_id: names the session; "" lets the broker choose, and then no session outlives the process.
         username, password: if the broker requires them.
+        password_file: file with the password on its first line, read for every connection; instead of `password`.
         ca_file: authorities to trust; None: the system's.
         cert_file, key_file: client certificate, if the broker requires one.
         crl_file: revocation lists of all authorities; a broker with a revoked certificate is refused.
@@ -49,6 +56,7 @@ class ClientOptions:
     client_id: str = ""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: Path | None = None
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
@@ -70,6 +78,45 @@ class ClientOptions:
         """Raises: ConfigError: `url` is not a broker address."""
         parse_broker_url(self.url)
 
+    @property
+    def secure(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self.url.startswith(("mqtts:", "wss:"))
+
+    def read_password(self) -> str | None:
+        """Return the password; a password file is read again each time.
+
+        Raises: ConfigError: it cannot be read.
+        """
+        if self.password_file is None:
+            return self.password
+        try:
+            return self.password_file.read_text(encoding="utf-8").splitlines()[0]
+        except (OSError, IndexError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The password file {self.password_file} cannot be read: {error}",
+                remedy="Put the password on its first line and let this user read it.",
+            ) from error
+
+
+def connect_packet(options: ClientOptions, client_id: str, clean_start: bool) -> bytes:
+    """Encode the CONNECT of a client.
+
+    Raises: ConfigError: the password file cannot be read.
+    """
+    properties: dict[Property, int] = {Property.RECEIVE_MAXIMUM: options.receive_maximum}
+    if options.session_expiry_s:
+        properties[Property.SESSION_EXPIRY] = options.session_expiry_s
+    return encode_connect(
+        client_id=client_id,
+        clean_start=clean_start,
+        keepalive_s=options.keepalive_s,
+        properties=encode_properties(properties),
+        will=options.will,
+        username=options.username,
+        password=options.read_password(),
+    )
+
 
 async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P:
     """Open a connection to the broker, TLS included.
@@ -84,14 +131,27 @@ async def open_transport(options: ClientOptions, protocol: Callable[[], P]) -> P
         if not port:
             _, link = await loop.create_unix_connection(protocol, host)
             return link
-        tls = tls_context(options) if options.url.startswith("mqtts:") else None
+        tls = tls_context(options) if options.secure else None
+        if options.url.startswith("ws"):
+            from hedgerow.bus.transport.websocket import open_websocket  # imports a library that only WebSockets need
+
+            return await open_websocket(options.url, WEBSOCKET_PATH, protocol, host, port, tls)
         transport, link = await loop.create_connection(protocol, host, port, ssl=tls)
     except (OSError, UnicodeError) as error:  # a host name that cannot be encoded is a UnicodeError
-        raise unreachable(options.url, error) from error
+        raise unreachable(options.url, single_cause(error)) from error
     raw = transport.get_extra_info("socket")
     if raw is not None:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return link
+
+
+def single_cause(error: Exception) -> Exception:
+    """Return the error of one address, where several of a host were tried: asyncio only joins their messages."""
+    numbers = re.findall(r"\[Errno (\d+)\]", str(error)) if "Multiple exceptions" in str(error) else []
+    if not numbers:
+        return error
+    number = max(map(int, numbers), key=lambda number: (number == errno.ECONNREFUSED, number))
+    return OSError(number, os.strerror(number))
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:
@@ -131,7 +191,8 @@ def parse_broker_url(url: str) -> tuple[str, int]:
         return parts.netloc + parts.path, 0
     if parts.scheme not in _PORTS or not parts.hostname or port == -1:
         raise ConfigError(
-            f"{url!r} is not a broker address",
-            remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path/to/socket.",
+            f"{without_secrets(url)!r} is not a broker address",
+            remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT, wss://HOST:PORT/PATH or unix:///path/to/socket; user name and "
+            "password have their own settings.",
         )
     return parts.hostname, port or _PORTS[parts.scheme]

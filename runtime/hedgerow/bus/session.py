@@ -21,7 +21,9 @@ from hedgerow import tasks
 from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.backoff import Backoff
 from hedgerow.bus.causes import (
+    ConnectionFailure,
     disconnected,
+    malformed,
     no_qos,
     publish_refused,
     qos_lowered,
@@ -29,7 +31,8 @@ from hedgerow.bus.causes import (
     session_lost,
     unreachable,
 )
-from hedgerow.bus.connect import ClientOptions, open_transport
+from hedgerow.bus.connect import ClientOptions, connect_packet, open_transport
+from hedgerow.bus.diagnosis import diagnose
 from hedgerow.bus.link import Link
 from hedgerow.bus.message import Message
 from hedgerow.bus.outgoing import Outbound, Outgoing
@@ -46,12 +49,11 @@ from hedgerow.bus.packets import (
     decode_disconnect,
     decode_puback,
     decode_suback,
-    encode_connect,
     encode_disconnect,
     encode_puback,
     reason_name,
 )
-from hedgerow.bus.properties import MalformedPacket, Property, encode_properties
+from hedgerow.bus.properties import MalformedPacket, Property
 from hedgerow.bus.subscriptions import Refused, Subscriptions
 from hedgerow.errors import BusError, HedgerowError
 
@@ -119,6 +121,8 @@ class MqttSession:
         self._reported_state: tuple[bool, str] = (False, "")
         self._task: asyncio.Task[None] | None = None
         self._renewing: Link | None = None
+        self._was_accepted = False  # the last link, by the broker
+        self._examined: tuple[str, HedgerowError] | None = None  # a failure, and its explanation
         self._settled = asyncio.Event()
 
     def start(self) -> None:
@@ -172,7 +176,7 @@ class MqttSession:
             try:
                 again = await self._run_link()
             except HedgerowError as error:
-                self._failed(error)
+                self._failed(await self._explained(error))
             except Exception as error:  # whatever happens, reconnect
                 log.exception("bus-failed")
                 self._failed(BusError(f"Unexpected error: {error!r}", remedy="Report this with the log."))
@@ -186,6 +190,15 @@ class MqttSession:
         self.last_error = error
         self._report_state(False, str(error), error.remedy)
 
+    async def _explained(self, error: HedgerowError) -> HedgerowError:
+        """Return a better explanation of a failure, if there is one; repeated failures are examined once."""
+        self.last_error = error
+        if not isinstance(error, ConnectionFailure) or not error.unclear or self._was_accepted:
+            return error
+        if self._examined is None or self._examined[0] != str(error):
+            self._examined = str(error), await diagnose(self.options) or error
+        return self._examined[1]
+
     async def _run_link(self) -> bool:
         """Open a link and wait until it ends.
 
@@ -195,13 +208,14 @@ class MqttSession:
         options = self.options
         accepted = self._accepted = asyncio.get_running_loop().create_future()
         link: Link | None = None
+        self._was_accepted = False
         try:
             try:
                 async with asyncio.timeout(options.connect_timeout_s):
                     link = await open_transport(
                         options, lambda: Link(self.acknowledgements, options.max_payload_bytes, self)
                     )
-                    link.send(self._connect_packet())
+                    link.send(connect_packet(options, self._client_id, options.clean_start and not self.links))
                     await accepted
             except TimeoutError as error:
                 raise unreachable(options.url, error) from error
@@ -223,21 +237,6 @@ class MqttSession:
             self._backoff.link_down()
             if link is not None:
                 link.abort(ConnectionAbortedError("closed by this client"))
-
-    def _connect_packet(self) -> bytes:
-        options = self.options
-        properties: dict[Property, int] = {Property.RECEIVE_MAXIMUM: options.receive_maximum}
-        if options.session_expiry_s:
-            properties[Property.SESSION_EXPIRY] = options.session_expiry_s
-        return encode_connect(
-            client_id=self._client_id,
-            clean_start=options.clean_start and not self.links,
-            keepalive_s=options.keepalive_s,
-            properties=encode_properties(properties),
-            will=options.will,
-            username=options.username,
-            password=options.password,
-        )
 
     def link_messages(self, messages: list[Message]) -> None:
         """(LinkOwner) Deliver messages."""
@@ -336,8 +335,11 @@ class MqttSession:
             raise MalformedPacket("Second CONNACK")
         if connack.reason >= 0x80:
             text = connack.properties.get(Property.REASON_STRING, "")
-            link.abort(refused(self.options.url, connack.reason, text))
+            options = self.options
+            link.abort(refused(options.url, connack.reason, text, options.username, self._client_id))
             return
+        if connack.reason:
+            raise MalformedPacket(f"CONNACK with return code {connack.reason} of MQTT 3.1.1")
         properties = connack.properties
         if properties.get(Property.MAXIMUM_QOS) == 0:
             link.abort(no_qos(self.options.url))
@@ -361,6 +363,7 @@ class MqttSession:
             link.send(packet)
         link.keep_alive(properties.get(Property.SERVER_KEEPALIVE, self.options.keepalive_s))
         link.flush_soon()
+        self._was_accepted, self._examined = True, None
         self._accepted.set_result(None)
 
     def _session_lost(self, kept_s: int) -> None:
@@ -431,6 +434,8 @@ class MqttSession:
     def _cause(self, link: Link) -> HedgerowError:
         """Return why a link ended; a transport may end without an error."""
         error = link.error or ConnectionResetError("the broker closed the connection")
+        if isinstance(error, MalformedPacket):
+            return malformed(self.options.url, error)
         return error if isinstance(error, HedgerowError) else unreachable(self.options.url, error)
 
     def _report_state(self, connected: bool, reason: str, remedy: str) -> None:

@@ -131,8 +131,8 @@ class Node:
         Raises: ConfigError: the configuration as a whole is invalid. A bad pipeline fails on its own.
         """
         broker = self.config.broker.url
-        if not on_loopback(broker) and broker.startswith("mqtt:"):
-            log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// with certificates.")
+        if not on_loopback(broker) and broker.startswith(("mqtt:", "ws:")):
+            log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// (or wss://) with certificates.")
         self._probes.serve()
         self._keep(tasks.supervise(self._heartbeat.run, "heartbeat"))
         if self._certificates is not None:
@@ -279,7 +279,7 @@ class Node:
         return assemble(config, root_file, host, self.swaps)
 
     def _certificate_watch(self, config: NodeConfig) -> CertificateWatch | None:
-        if not config.broker.url.startswith("mqtts:"):
+        if not config.broker.url.startswith(("mqtts:", "wss:")):
             return None
         from hedgerow.node.link.certificates import CertificateWatch  # imports a library that only TLS needs
 

@@ -95,8 +95,8 @@ def test_an_error_is_two_lines_on_stderr_without_a_traceback(start) -> None:
     assert process.returncode == 3
     assert out == ""
     assert err == (
-        "error: The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused\n"
-        "  → Check that it is running, or name another with --broker mqtt://HOST:PORT. `hedgerow doctor` shows details.\n"
+        "error: mqtt://127.0.0.1:1 refused the connection: nothing listens there\n"
+        "  → Start the broker there, or check the port. Name another with --broker mqtt://HOST:PORT.\n"
     )
 
 

@@ -191,8 +191,8 @@ def test_doctor(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(tables, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     stages = ", ".join(["annotate", "anomaly", "boxes", "decode", "infer", "letterbox", "resize", "ssd"] * 2)
-    problem = "The broker at mqtt://127.0.0.1:1 cannot be reached: [Errno 111] Connection refused"
-    remedy = "Check that it is running, or name another with --broker mqtt://HOST:PORT."
+    problem = "mqtt://127.0.0.1:1 refused the connection: nothing listens there"
+    remedy = "Start the broker there, or check the port. Name another with --broker mqtt://HOST:PORT."
 
     doctor.print_finding(CheckResult("stages", "ok", stages))
     doctor.print_finding(CheckResult("broker", "failed", problem, remedy))
@@ -201,7 +201,7 @@ def test_doctor(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert max(map(len, lines)) <= width
     assert lines[0].startswith("ok       stages        annotate, anomaly, boxes")
     assert lines[0].endswith("…") == (width < 180)
-    assert lines[1].startswith("failed   broker        The broker at")
+    assert lines[1].startswith("failed   broker        mqtt://127.0.0.1:1")
     assert " ".join(" ".join(lines[1:]).split()) == f"failed broker {problem} → {remedy}", (
         "problems are never shortened"
     )

@@ -132,7 +132,7 @@ def test_a_broker_that_accepts_connections_without_answering_is_called_hung(
     findings, monkeypatch: pytest.MonkeyPatch, mosquitto: Mosquitto, scheme: str
 ) -> None:
     """Stopped by a signal, in place of one in an endless loop: the kernel accepts connections for both."""
-    monkeypatch.setattr("hedgerow.cli.base.connection.HUNG_AFTER_S", 0.3)
+    monkeypatch.setattr("hedgerow.bus.diagnosis.ANSWER_WITHIN_S", 0.3)
     assert mosquitto.pid is not None
     os.kill(mosquitto.pid, signal.SIGSTOP)
 
@@ -247,8 +247,8 @@ def test_each_check_is_a_line_with_its_remedy_below(hedgerow) -> None:
 
     lines = result.out.splitlines()
     (at,) = [number for number, line in enumerate(lines) if line.startswith("failed   broker")]
-    assert lines[at].split(maxsplit=2)[2].startswith("The broker at mqtt://127.0.0.1:1 cannot be reached")
-    assert lines[at + 1].startswith(" " * 23 + "→ Check that it is running, or name another")
+    assert lines[at].split(maxsplit=2)[2].startswith("mqtt://127.0.0.1:1 refused the connection: nothing")
+    assert lines[at + 1].startswith(" " * 23 + "→ Start the broker there, or check the port. Name another")
     assert lines[-1].startswith("1 check failed")
     assert any(line.startswith("ok       python        CPython 3.") for line in lines)
 

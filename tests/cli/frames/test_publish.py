@@ -275,7 +275,8 @@ def test_a_long_outage_ends_publishing(
     assert out.startswith("Sent ")
     *before, error, remedy = [line for line in err.splitlines() if not line.startswith(("Lost", "No client"))]
     assert before == first
-    assert error.startswith("error: The ")
+    assert error.startswith("error: ")
+    assert verbose_broker.url in error
     assert remedy.startswith("  → ")
 
 
@@ -296,7 +297,7 @@ def test_a_broker_unreachable_from_the_start_is_an_error(hedgerow, photos: Path)
     result = hedgerow("publish", photos, "-t", "x", "--broker", "mqtt://127.0.0.1:1")
 
     assert result.code == 3
-    assert result.err.startswith("error: The broker at mqtt://127.0.0.1:1 cannot be reached")
+    assert result.err.startswith("error: mqtt://127.0.0.1:1 refused the connection: nothing listens there")
 
 
 def test_the_password_is_taken_from_file_or_environment(
@@ -316,7 +317,8 @@ def test_the_password_is_taken_from_file_or_environment(
         from_environment = hedgerow("publish", photos, "-t", "x")
 
     assert (refused.code, from_file.code, from_environment.code) == (3, 0, 0)
-    assert f"error: The broker at {broker.url} refused the connection: Not authorized\n" in refused.err
+    assert f"error: {broker.url} refused the connection: not authorised\n  → No user name was sent" in refused.err
+    assert "HEDGEROW_BROKER__" in refused.err
 
 
 def test_tls_needs_the_ca_that_signed_the_brokers_certificate(
@@ -335,7 +337,8 @@ def test_tls_needs_the_ca_that_signed_the_brokers_certificate(
 
     assert (without_ca.code, with_ca.code) == (3, 0)
     assert "is not trusted" in without_ca.err
-    assert "  → Set `broker.tls.ca_file` or HEDGEROW_BROKER__TLS__CA_FILE to the CA that signed it.\n" in without_ca.err
+    assert "  → Set `tls: {ca_file}` to the authority that signed it." in without_ca.err
+    assert "HEDGEROW_BROKER__" in without_ca.err
 
 
 def test_publishing_works_over_a_unix_socket(hedgerow, tmp_path: Path, photos: Path) -> None:

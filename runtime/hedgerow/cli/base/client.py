@@ -7,12 +7,13 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from hedgerow.bus.connect import parse_broker_url, tls_context
+from hedgerow.bus.connect import WEBSOCKET_PATH, parse_broker_url, tls_context
 from hedgerow.cli.base.console import size
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BusError
@@ -134,16 +135,18 @@ def new_client(broker: BrokerSection, **options: Any) -> Connection:
     """
     link = link_options(broker, "")
     host, port = parse_broker_url(link.url)
+    websocket = link.url.startswith("ws")
     client = Connection(
         host,
         port or 1,  # paho requires a port for a Unix socket too
-        transport="tcp" if port else "unix",
+        transport="unix" if not port else "websockets" if websocket else "tcp",
+        websocket_path=(urlsplit(link.url).path or WEBSOCKET_PATH) if websocket else None,
         protocol=aiomqtt.ProtocolVersion.V5,
         username=link.username,
-        password=link.password,
+        password=link.read_password(),
         keepalive=link.keepalive_s,
         logger=_LOG,
-        tls_context=tls_context(link) if link.url.startswith("mqtts:") else None,
+        tls_context=tls_context(link) if link.secure else None,
         **options,
     )
     client.pending_calls_threshold = 1000  # publishing has more than ten calls pending, where aiomqtt would warn

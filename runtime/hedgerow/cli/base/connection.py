@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from hedgerow import configfile
 from hedgerow.bus.backoff import Backoff
-from hedgerow.bus.connect import parse_broker_url, tls_context
-from hedgerow.bus.packets import encode_connect, encode_disconnect
+from hedgerow.bus.causes import ConnectionFailure, NothingListens
+from hedgerow.bus.diagnosis import diagnose
 from hedgerow.cli.base.client import Connection, new_client
 from hedgerow.config import BrokerSection
-from hedgerow.errors import BusError, ConfigError
+from hedgerow.errors import BusError, ConfigError, HedgerowError, without_secrets
 from hedgerow.node.link.options import link_options
 
 _DISCONNECTED: Final = frozenset({mqtt.MQTT_ERR_NO_CONN, mqtt.MQTT_ERR_CONN_LOST, mqtt.MQTT_ERR_KEEPALIVE})
@@ -36,8 +36,6 @@ _TRANSIENT: Final = {
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
-HUNG_AFTER_S: Final = 5.0
-"""How long a broker may leave a connection unanswered before it counts as hung."""
 
 
 class BrokerUnavailable(BusError):
@@ -56,48 +54,25 @@ def broker_section(url: str | None, config: Path | None) -> BrokerSection:
         return section if url is None else BrokerSection.model_validate({**section.model_dump(), "url": url})
     except ValidationError as error:
         raise ConfigError(
-            f"{url!r} is not a broker address", remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path."
+            f"{without_secrets(url or '')!r} is not a broker address",
+            remedy="Write mqtt://HOST:PORT, mqtts://HOST:PORT, wss://HOST:PORT/PATH or unix:///path. The user name and password go "
+            "into the --config file, or HEDGEROW_BROKER__USERNAME and HEDGEROW_BROKER__PASSWORD.",
         ) from error
 
 
-async def is_hung(broker: BrokerSection) -> bool:
-    """Return whether a broker accepts a connection and then answers neither TLS nor MQTT.
+async def explain(broker: BrokerSection) -> HedgerowError | None:
+    """Return why a broker cannot be used; None if it accepts the connection.
 
-    The kernel accepts connections for a hung process, so connecting alone proves little.
-
-    Raises: ConfigError: a certificate or password file cannot be read.
+    Raises: ConfigError: a password file cannot be read.
     """
-    options = link_options(broker, "")
-    host, port = parse_broker_url(options.url)
-    tls = tls_context(options) if options.url.startswith("mqtts:") else None
-    opening = asyncio.open_connection(host, port) if port else asyncio.open_unix_connection(host)
-    try:
-        async with asyncio.timeout(HUNG_AFTER_S):
-            reader, writer = await opening
-    except (OSError, UnicodeError):  # includes a timeout: unreachable, not hung
-        return False
-    try:
-        async with asyncio.timeout(HUNG_AFTER_S):
-            if tls is not None:
-                await writer.start_tls(tls, server_hostname=host)
-            connect = encode_connect(
-                client_id="",
-                clean_start=True,
-                keepalive_s=options.keepalive_s,
-                username=options.username,
-                password=options.password,
-            )
-            writer.write(connect)
-            await reader.read(1)
-            writer.write(encode_disconnect())
-            await writer.drain()
-    except TimeoutError:
-        return True
-    except OSError:  # closed, or a TLS mismatch: a real connection will report why
-        return False
-    finally:
-        writer.close()
-    return False
+    error = await diagnose(link_options(broker, ""))
+    if isinstance(error, NothingListens):
+        error.remedy += " Name another with --broker mqtt://HOST:PORT."
+    elif error is not None and "`" in error.remedy:
+        error.remedy += (
+            " Tools read these settings from `broker:` in the --config file, or HEDGEROW_BROKER__… variables."
+        )
+    return error
 
 
 @asynccontextmanager
@@ -120,7 +95,9 @@ async def connected(broker: BrokerSection, **options: Any) -> AsyncIterator[Conn
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # a failed disconnect must not hide the cancellation
             raise asyncio.CancelledError from error
-        raise (_lost if entered else _not_reached)(broker.url, error) from error
+        if entered:
+            raise _lost(broker.url, error) from error
+        raise await _not_reached(broker, error) from error
 
 
 async def receive_messages(
@@ -171,21 +148,19 @@ def _lost(url: str, error: aiomqtt.MqttError) -> BusError:
     )
 
 
-def _not_reached(url: str, error: aiomqtt.MqttError) -> BusError:
-    if "CERTIFICATE" in str(error):
-        return BusError(
-            f"The certificate of {url} is not trusted: {error}",
-            remedy="Set `broker.tls.ca_file` or HEDGEROW_BROKER__TLS__CA_FILE to the CA that signed it.",
-        )
+async def _not_reached(broker: BrokerSection, error: aiomqtt.MqttError) -> HedgerowError:
+    explained = await explain(broker)
+    if isinstance(explained, ConnectionFailure) and explained.transient:
+        return BrokerUnavailable(str(explained), remedy=explained.remedy)
+    if explained is not None:
+        return explained
     if (reason := _transient_reason(error)) is not None:
         return BrokerUnavailable(
-            f"The broker at {url} cannot be reached: {reason}",
-            remedy="Check that it is running, or name another with --broker mqtt://HOST:PORT. `hedgerow doctor` shows details.",
+            f"The broker at {broker.url} could not be reached: {reason}",
+            remedy="It accepts connections now: try again. `hedgerow doctor` shows details.",
         )
     return BusError(
-        f"The broker at {url} refused the connection: {_reason(error)}",
-        remedy="Set the user name and password in the --config file, or in HEDGEROW_BROKER__USERNAME and "
-        "HEDGEROW_BROKER__PASSWORD. For details: the broker's log.",
+        f"The broker at {broker.url} refused the connection: {_reason(error)}", remedy="For details: the broker's log."
     )
 
 

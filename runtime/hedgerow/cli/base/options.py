@@ -20,7 +20,11 @@ Newest = Annotated[int, typer.Option("--newest", min=1, metavar="N", help="Show 
 
 BrokerUrl = Annotated[
     str | None,
-    typer.Option("--broker", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///path/to/socket."),
+    typer.Option(
+        "--broker",
+        metavar="URL",
+        help="mqtt://HOST:PORT, mqtts://HOST:PORT, wss://HOST:PORT/PATH or unix:///path/to/socket.",
+    ),
 ]
 BrokerConfig = Annotated[
     Path | None,

@@ -18,9 +18,9 @@ from typing import Any, Final, Literal
 
 from hedgerow import backends, configcheck, plugins
 from hedgerow.backends.cores import cores
-from hedgerow.bus.causes import no_qos
+from hedgerow.bus.causes import NothingListens
 from hedgerow.cli.base.client import payload_of, publish_properties, user_properties
-from hedgerow.cli.base.connection import HUNG_AFTER_S, broker_section, connected, is_hung
+from hedgerow.cli.base.connection import broker_section, connected, explain
 from hedgerow.cli.base.console import plural, size
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.disk import why_unwritable
@@ -85,7 +85,7 @@ def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResul
         return
     yield from _broker(broker, config, _address_source(broker, url, config_file))
     yield from _encryption(broker)
-    if broker.url.startswith("mqtts:"):
+    if broker.url.startswith(("mqtts:", "wss:")):
         yield from _certificates(broker, config)
 
 
@@ -251,13 +251,14 @@ def _chains(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
 def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: str) -> Iterator[CheckResult]:
     address = config.node.address if config else Address("local", "site", "doctor")
     try:
-        if asyncio.run(is_hung(broker)):
-            yield CheckResult("broker", "failed" if address_source else "warning", *_hung(broker.url))
-            return
+        if (problem := asyncio.run(explain(broker))) is not None:
+            raise problem
         limits, trip_ms, preserved = asyncio.run(_round_trip(broker, address))
     except HedgerowError as error:
         if address_source:  # a broker is expected there
             yield CheckResult("broker", "failed", f"{error} (address from {address_source})", error.remedy)
+        elif not isinstance(error, NothingListens):
+            yield CheckResult("broker", "warning", str(error), error.remedy)
         else:
             detail = f"none at {broker.url}, the default, and no other address is set"
             remedy = "Start one, or set the address of your broker: --broker, `broker: {url: …}` or HEDGEROW_BROKER__URL. `hedgerow demo` starts its own."
@@ -276,17 +277,8 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
         yield CheckResult("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are preserved")
 
 
-def _hung(url: str) -> tuple[str, str]:
-    detail = f"{url} accepts connections but did not answer for {HUNG_AFTER_S:g} s: the broker is likely hung"
-    remedy = (
-        "Restart it; durable results wait in the nodes' outboxes. If it hangs again and uses a whole core (`top`): Mosquitto "
-        "2.0.11 does so when the far side of a bridge with TLS closes the connection during the handshake; see docs/operator/delivery.md."
-    )
-    return detail, remedy
-
-
 def _encryption(broker: BrokerSection) -> Iterator[CheckResult]:
-    if broker.url.startswith("mqtt:") and not on_loopback(broker.url):
+    if broker.url.startswith(("mqtt:", "ws:")) and not on_loopback(broker.url):
         remedy = "Use mqtts:// with certificates (`broker.tls`), or keep the listener on loopback."
         yield CheckResult(
             "encryption", "warning", f"{broker.url} is plain text on a network: others can read the frames", remedy
@@ -330,8 +322,6 @@ async def _round_trip(broker: BrokerSection, address: Address) -> tuple[Any, flo
     """Publish a message to ourselves. Return the broker's limits, milliseconds (None: not delivered), whether properties survived."""
     topic = address.topic(Channel.REPLY, f"doctor-{uuid.uuid4().hex[:12]}")
     async with connected(broker, timeout=5) as client:
-        if getattr(client.limits, "MaximumQoS", 2) == 0:
-            raise no_qos(broker.url)
         await client.subscribe(topic, qos=1)
         properties = publish_properties(ContentType="text/plain", UserProperty=[("id", "probe")])
         sent_at = time.monotonic()

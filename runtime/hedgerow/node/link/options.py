@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.packets import Publication
 from hedgerow.config import BrokerSection
-from hedgerow.errors import ConfigError
 
 
 def link_options(
@@ -30,11 +29,12 @@ def link_options(
         session_file, refuse_lower_qos: see `ClientOptions`.
     Raises: ConfigError: the password file cannot be read.
     """
-    return ClientOptions(
+    options = ClientOptions(
         url=broker.url,
         client_id=client_id,
         username=broker.username,
-        password=_password(broker),
+        password=None if broker.password is None else broker.password.get_secret_value(),
+        password_file=broker.password_file,
         ca_file=broker.tls.ca_file,
         cert_file=broker.tls.cert_file,
         key_file=broker.tls.key_file,
@@ -49,20 +49,8 @@ def link_options(
         session_file=session_file,
         refuse_lower_qos=refuse_lower_qos,
     )
-
-
-def _password(broker: BrokerSection) -> str | None:
-    if broker.password is not None:
-        return broker.password.get_secret_value()
-    if broker.password_file is None:
-        return None
-    try:
-        return broker.password_file.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, IndexError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The password file {broker.password_file} cannot be read: {error}",
-            remedy="Put the password on its first line and let this user read it.",
-        ) from error
+    options.read_password()  # better an error at the start than at each attempt
+    return options
 
 
 def on_loopback(url: str) -> bool:

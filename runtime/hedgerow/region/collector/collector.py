@@ -113,7 +113,7 @@ class Collector:
             ConfigError: the probes' address is in use.
         """
         config = self.config
-        if not on_loopback(config.broker.url) and config.broker.url.startswith("mqtt:"):
+        if not on_loopback(config.broker.url) and config.broker.url.startswith(("mqtt:", "ws:")):
             log.warning("plain-text-broker", url=config.broker.url, remedy="Use mqtts:// with certificates.")
         if config.metrics.enabled:
             metrics = config.metrics

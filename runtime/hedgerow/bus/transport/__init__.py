@@ -1,0 +1,1 @@
+"""Ways to carry MQTT other than a plain or TLS connection."""
