@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hedgerow.config import NodeConfig
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, internal
 from hedgerow.frame import Frame
 from hedgerow.models.serving.engine import Engine
 from hedgerow.models.serving.pool import ModelPool
@@ -101,8 +101,9 @@ class LocalPipeline(BuiltPipeline):
             try:
                 frames.append(maker.complete(frame, delivery.message))
                 owners.append(delivery)
-            except FrameError as error:
-                settlements.append(self._dead_letter(delivery, frame, error, ""))
+            except Exception as error:  # noqa: BLE001 - no message may cost the others of its list
+                problem = error if isinstance(error, FrameError) else internal(error)
+                settlements.append(self._dead_letter(delivery, frame, problem, ""))
         run = self._chain.run(frames)
         lineage = encoder.lineage(run.timings)
         if maker.clock.doubtful:

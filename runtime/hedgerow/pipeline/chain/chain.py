@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import compress, islice
+from traceback import clear_frames
 from typing import Any, Final, TypeAlias, cast
 
 from hedgerow.errors import FrameError, HedgerowError, text_of
@@ -120,6 +121,7 @@ class ChainStep:
                 error = raised
             if error is not None:
                 outcomes[position] = self._failed(error, trial=trial)
+                clear_frames(error.__traceback__)  # their variables hold the frame, and the error: a cycle
             elif self.circuit.failures and self.circuit.succeeded():
                 self._on_event("circuit-closed", {"stage": self.name})
         return outcomes
