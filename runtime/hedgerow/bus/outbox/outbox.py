@@ -46,6 +46,7 @@ from hedgerow.bus.outbox.window import SendWindow
 from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, OutboxWriter, Sweep
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
+from hedgerow.telemetry.throttle import EVERY_S
 
 _TICK_S: Final = 1.0
 _MAX_REFUSALS: Final = 3
@@ -137,6 +138,7 @@ class Outbox:
         self._latest = CommitOutcome()
         self._lost: Counter[str] = Counter()
         self._unreported_losses: Counter[str] = Counter()
+        self._losses_due = 0.0  # monotonic seconds
         self._refusals: dict[int, int] = {}
         self._appending = 0
         self._to_resend: set[int] = set()
@@ -225,6 +227,7 @@ class Outbox:
         self._timer.cancel()
         self._writer.submit(Close())
         await asyncio.to_thread(self._writer.join)
+        self._report_losses()
 
     def _report(self, outcome: CommitOutcome) -> None:
         """(writer's thread) Pass an outcome to the event loop."""
@@ -324,14 +327,20 @@ class Outbox:
             self._writer.submit(GiveUp(key, epoch, "refused"))
         self._to_resend.add(key)  # at the next tick: the record, or the gap in its place
 
+    def _report_losses(self) -> None:
+        """Report the losses since the last report; at most once a minute, so that their sum is right."""
+        if self._unreported_losses:
+            self._on_event("outbox-lost", dict(self._unreported_losses))
+            self._unreported_losses.clear()
+            self._losses_due = time.monotonic() + EVERY_S
+
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         for key in self._to_resend:
             self._window.resend(key)
         self._to_resend.clear()
         self._window.probe(time.monotonic())
-        if self._unreported_losses:
-            self._on_event("outbox-lost", dict(self._unreported_losses))
-            self._unreported_losses.clear()
+        if time.monotonic() >= self._losses_due:
+            self._report_losses()
         self._writer.submit(Sweep())
         self._send_pending()
