@@ -18,6 +18,7 @@ from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.stage_failure import log_failure
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import ResultEncoder
 
@@ -44,7 +45,7 @@ class LocalPipeline(BuiltPipeline):
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._maker.on_event = on_event
-        self._chain = build_chain(self.config.stages, self._context, on_event)
+        self._chain = build_chain(self.config.stages, self._context, on_event, partial(log_failure, name))
         self._slots = tuple(dict.fromkeys(self._context.slots))
         if not self.lanes:
             for slot in self._slots:

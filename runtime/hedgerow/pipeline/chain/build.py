@@ -11,7 +11,7 @@ from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import ConfigError, HedgerowError, PluginError, is_interrupt, text_of
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
-from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
+from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink, FailureSink
 from hedgerow.stage import PerStream, Stage
 
 S = TypeVar("S")
@@ -73,12 +73,15 @@ class PipelineContext:
             self._pool.release(self.slots.pop())
 
 
-def _ignore(kind: str, detail: dict[str, Any]) -> None:
+def _ignore(name: str, detail: Any) -> None:
     pass
 
 
 def build_chain(
-    stages: Sequence[StageEntry | tuple[str, Stage[Any]]], context: PipelineContext, on_event: EventSink = _ignore
+    stages: Sequence[StageEntry | tuple[str, Stage[Any]]],
+    context: PipelineContext,
+    on_event: EventSink = _ignore,
+    on_failure: FailureSink = _ignore,
 ) -> Chain:
     """Create the stages in order and set each up.
 
@@ -86,6 +89,7 @@ def build_chain(
         stages: configuration entries; or a name and a stage that exists already.
         context: what the stages see of the node.
         on_event: called with events for operators.
+        on_failure: called with failures of stages.
     Raises: HedgerowError: a stage is missing, broken or misconfigured, or a model cannot be loaded. Stages that were
         set up before are closed.
     """
@@ -106,7 +110,7 @@ def build_chain(
                     f"Stage {name} cannot be set up: {type(error).__name__}: {text_of(error)}",
                     remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
                 ) from error
-            steps.append(ChainStep(name, stage, on_event, context.pipeline))
+            steps.append(ChainStep(name, stage, on_event, on_failure))
     except BaseException:
         Chain(steps).close()
         context.release()
