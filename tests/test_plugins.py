@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,27 @@ def test_a_failing_constructor_is_a_plugin_error() -> None:
         "Stage failing cannot be created: RuntimeError: no luck\n"
         "  → Fix the stage's __init__, or remove it and use setup()."
     )
+
+
+RAISED = {
+    "a panic": "class Panic(BaseException): pass\nraise Panic('at import')",
+    "a cancellation": "import asyncio\nraise asyncio.CancelledError('at import')",
+    "an interrupt": "raise KeyboardInterrupt('at import')",
+    "an exit": "raise SystemExit('at import')",
+}
+
+
+@pytest.mark.parametrize("what", RAISED)
+@pytest.mark.parametrize("where", ["import", "__init__", "setup"])
+def test_whatever_a_plugin_raises_before_the_first_frame_is_an_error_of_the_plugin(
+    install: Install, what: str, where: str
+) -> None:
+    """In a thread, as a node builds its pipelines: the event loop would take it for its own, and end."""
+    body = RAISED[what]
+    if where != "import":
+        lines = [f"    def {where}(self, _):", *(f"        {line}" for line in body.splitlines())]
+        body = "\n".join(["from hedgerow import Stage, StageConfig", "class Crash(Stage[StageConfig]):", *lines])
+    install("acme-panics", "crash", f"acme_panics_{where.strip('_')}:Crash", body)
+
+    with ThreadPoolExecutor(1) as thread, pytest.raises(PluginError, match="at import"):
+        thread.submit(run_pipeline, ["crash"], [frame("1")]).result()

@@ -44,9 +44,12 @@ class HedgerowError(Exception):
 
 
 def text_of(value: object) -> str:
-    """Return an error or another object as text. An object of a plugin may raise anything when it is formatted."""
+    """Return an error or another object as text that can be encoded.
+
+    An object of a plugin may raise anything when it is formatted, and texts from file names hold surrogates.
+    """
     try:
-        return str(value)[:LONGEST_TEXT]
+        return str(value)[:LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
     except BaseException:  # noqa: BLE001 - it must not prevent the report of what went wrong
         return f"({type(value).__name__} cannot be formatted)"
 

@@ -206,6 +206,25 @@ async def test_results_that_the_broker_refuses_become_one_dead_letter(tmp_path: 
             assert site.events("result-refused")
 
 
+async def test_results_refused_by_an_access_list_are_reported_once_and_counted(tmp_path: Path) -> None:
+    """They used to make two log lines and two events a frame."""
+    (tmp_path / "acl").write_text(
+        "topic readwrite #\ntopic deny hedgerow/v1/+/+/+/result/#\ntopic deny +/+/+/+/+/dead/#\n"
+    )
+    with Mosquitto(config=[f"acl_file {tmp_path / 'acl'}"]) as broker:
+        async with Site(broker.port, tmp_path) as site, site.node() as node:
+            await site.frames(range(60))
+            tally = node.runners["p"].tally
+            await until(lambda: tally.settled == 60, lambda: tally_counts(tally))
+            await site.wait_event("result-refused")
+            await site.wait_event("dead-letter-refused")
+            counted = {labels["kind"]: count for _, _, labels, count in node._announcer.gauges()}
+            assert counted == {"result-refused": 60, "dead-letter-refused": 60}
+            assert (len(site.events("result-refused")), len(site.events("dead-letter-refused"))) == (1, 1)
+        assert site.events("result-refused")[-1]["detail"]["times"] == 59, "at the end, what was held back"
+        assert tally_counts(tally)["dead"] == {"bus": 60}
+
+
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_a_result_larger_than_any_packet_is_dead_lettered(own_site: Site, qos: int) -> None:
     """Above MQTT's own limit of 256 MiB, a result cannot even be encoded as a packet."""

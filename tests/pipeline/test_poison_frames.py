@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import itertools
 import math
+import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
@@ -20,6 +22,8 @@ import pytest
 from tests.pipeline.lane_bench import LaneBench
 
 from hedgerow import Drop, Frame, FrameError, HedgerowError, Stage, StageConfig
+from hedgerow.bus.message import Message
+from hedgerow.pipeline.frame_maker import FrameMaker
 from hedgerow.pipeline.lanes.lane import Job
 
 LONG = 10_000_000
@@ -488,3 +492,46 @@ async def test_an_idle_lane_whose_thread_ends_is_replaced(install: Install) -> N
 def _end(thread: int) -> None:
     """Raise SystemExit in another thread, as debuggers and some schedulers do."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))
+
+
+@pytest.mark.parametrize("error", [ValueError, FrameError])
+async def test_what_a_stage_held_when_it_failed_is_freed_at_once(error: Any, install: Install) -> None:
+    """Not when garbage is collected: a service does that rarely, and a picture takes megabytes."""
+    held: list[weakref.ref[Any]] = []
+
+    def act(frame: Frame) -> NoReturn:
+        picture = np.zeros(1000)
+        held.append(weakref.ref(picture))
+        raise error("bad")
+
+    install(Poison, act)
+    async with LaneBench() as bench:
+        gc.disable()
+        try:
+            bench.send([POISON, b"1"])
+            await bench.settled()
+            assert [each() is None for each in held] == [True]
+        finally:
+            gc.enable()
+
+
+async def test_an_unexpected_error_before_the_stages_costs_one_frame(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both on the event loop, where the stream is determined, and in the lane, where the frame is made."""
+    install(Poison, lambda frame: frame)
+    complete = FrameMaker.complete
+
+    def fail(maker: FrameMaker, frame: Frame, message: Message) -> Frame:
+        return complete(maker, frame, message) if message.payload != POISON else 1 / 0  # type: ignore[return-value]
+
+    async with LaneBench() as bench:
+        monkeypatch.setattr(FrameMaker, "complete", fail)
+        letter = await survives(bench)
+    assert (letter["reason"], letter["message"]) == ("internal", "ZeroDivisionError: division by zero")
+
+    monkeypatch.undo()
+    install(Poison, lambda frame: frame)
+    async with LaneBench() as bench:
+        bench.intake._stream_key = lambda message: message.topic if message.payload != POISON else 1 / 0  # type: ignore[assignment]
+        assert (await survives(bench))["reason"] == "internal"

@@ -134,6 +134,14 @@ async def refused_documents(announcer: Announcer, _: pytest.MonkeyPatch) -> None
         Agent._refuse(agent, "unreadable", f"generation: {number} is not a text")
 
 
+async def failing_callbacks(*_: Any) -> None:
+    """As a bug in ours or a library's shows on the event loop, which reports it through `logging`."""
+    loop = asyncio.get_running_loop()
+    for number in range(TIMES):
+        loop.call_soon(int, f"x{number}")
+    await asyncio.sleep(0)
+
+
 Storm = Callable[[Announcer, pytest.MonkeyPatch], Awaitable[None]]
 
 STORMS: dict[str, tuple[Storm, dict[str, int], int]] = {
@@ -148,6 +156,7 @@ STORMS: dict[str, tuple[Storm, dict[str, int], int]] = {
     "acknowledgements that cannot be read": (bad_acknowledgements, {"bad-ack": TIMES}, 1),
     "chunks that nobody has": (unknown_chunks, {"chunk-not-given": TIMES}, 21),
     "acknowledgements that are refused": (refused_acknowledgements, {"acknowledgement-refused": TIMES}, 21),
+    "callbacks that fail": (failing_callbacks, {"library-error": TIMES}, 1),
     "documents that are refused": (refused_documents, {"desired-refused": TIMES}, 1),
 }
 """What repeats; how often each line would be written; and how many lines may be written at once."""

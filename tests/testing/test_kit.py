@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,3 +109,19 @@ def test_errors_of_setup_are_raised_at_once() -> None:
         run_pipeline([{"infer": {"model": "gone"}}], [], models={"gone": "gone.onnx"})
     with pytest.raises(ConfigError, match="Model 'other' is not configured"):
         run_pipeline([{"infer": {"model": "other"}}], [])
+
+
+def test_ctrl_c_ends_a_run_and_is_no_failure_of_the_stage_that_it_interrupts() -> None:
+    """A chain takes it for one, as a plugin may raise it in any thread of a node."""
+
+    class Endless(Stage[StageConfig]):
+        def process(self, frame: Frame) -> Frame:
+            signal.raise_signal(signal.SIGINT)
+            return frame
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(Endless, [frame("1")])
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from hedgerow.config import NodeConfig
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, internal
 from hedgerow.frame import Frame
 from hedgerow.models.serving.engine import Engine
 from hedgerow.models.serving.pool import ModelPool
@@ -21,6 +21,7 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot,
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting
+from hedgerow.pipeline.chain.stage_failure import log_failure
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import ResultEncoder
 
@@ -49,7 +50,7 @@ class LocalPipeline(BuiltPipeline):
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._maker.on_event = on_event
-        self._chain = build_chain(self.config.stages, self._context, on_event, RECEIVED)
+        self._chain = build_chain(self.config.stages, self._context, on_event, partial(log_failure, name), RECEIVED)
         if (futile := futile_setting(self.config, self._chain.steps)) is not None:
             log.warning("futile-setting", pipeline=name, error=str(futile[1]), remedy=futile[1].remedy)
         self._slots = tuple(dict.fromkeys(self._context.slots))
@@ -108,8 +109,9 @@ class LocalPipeline(BuiltPipeline):
             try:
                 frames.append(maker.complete(frame, delivery.message))
                 owners.append(delivery)
-            except FrameError as error:
-                settlements.append(self._dead_letter(delivery, frame, error, ""))
+            except Exception as error:  # noqa: BLE001 - no message may cost the others of its list
+                problem = error if isinstance(error, FrameError) else internal(error)
+                settlements.append(self._dead_letter(delivery, frame, problem, ""))
         run = self._chain.run(frames)
         lineage = encoder.lineage(run.timings)
         if maker.clock.doubtful:

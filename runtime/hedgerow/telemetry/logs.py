@@ -25,6 +25,9 @@ _repeats: Throttle[tuple[str, dict[str, Any]]] = Throttle()
 def configure(level: str = "info", format: Literal["auto", "console", "json"] = "auto") -> None:
     """Set up structlog for the process. Lines go to standard error; standard output is for results."""
     _repeats.clear()
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Forwarder) for handler in root.handlers):
+        root.addHandler(_Forwarder(logging.WARNING))
     for_humans = human_readable(format)
     renderer = _console_renderer() if for_humans else structlog.processors.JSONRenderer()
     structlog.configure(
@@ -54,6 +57,22 @@ class _Lines:
             print(line, file=self._file, flush=True)
 
     debug = info = warning = error = critical = msg
+
+
+class _Forwarder(logging.Handler):
+    """Forwards what libraries log, asyncio above all, so that it has the same format and is throttled too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record as one of ours."""
+        log = structlog.get_logger(record.name)
+        write, kind = (
+            (log.error, "library-error") if record.levelno >= logging.ERROR else (log.warning, "library-warning")
+        )
+        error = record.exc_info[1] if record.exc_info else None
+        try:
+            write(kind, library=record.name, message=record.getMessage(), exc_info=error)
+        except Exception:  # noqa: BLE001 - a line that cannot be formatted must not stop what it reports on
+            self.handleError(record)
 
 
 def report_repeats(*, final: bool = False) -> None:

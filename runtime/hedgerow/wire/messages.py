@@ -355,7 +355,7 @@ def without_payload(letter: bytes) -> bytes:
 
 def clean(text: object, longest: int = 200) -> str:
     """Make a text encodable and limit its length: a message of unknown origin must not prevent its own report."""
-    return text_of(text)[:longest].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return text_of(text)[:longest].replace("\0", "\\0")
 
 
 def reason_of(error: HedgerowError) -> str:

@@ -48,6 +48,7 @@ from hedgerow.bus.outbox.window import SendWindow
 from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, OutboxWriter, Sweep
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
+from hedgerow.telemetry.throttle import EVERY_S
 
 _TICK_S: Final = 1.0
 _MAX_REFUSALS: Final = 3
@@ -145,6 +146,7 @@ class Outbox:
         self._latest = CommitOutcome()
         self._lost: Counter[str] = Counter()
         self._unreported_losses: Counter[str] = Counter()
+        self._losses_due = 0.0  # monotonic seconds
         self._refusals: dict[int, int] = {}
         self._appending = 0
         self._to_resend: set[int] = set()
@@ -240,6 +242,7 @@ class Outbox:
         self._timer.cancel()
         self._writer.submit(Close())
         await asyncio.to_thread(self._writer.join)
+        self._report_losses()
 
     def _report(self, outcome: CommitOutcome) -> None:
         """(writer's thread) Pass an outcome to the event loop."""
@@ -365,6 +368,13 @@ class Outbox:
         for key in self._window.hopeless(now):
             self._give_up(key, "not-carried")
 
+    def _report_losses(self) -> None:
+        """Report the losses since the last report; at most once a minute, so that their sum is right."""
+        if self._unreported_losses:
+            self._on_event("outbox-lost", dict(self._unreported_losses))
+            self._unreported_losses.clear()
+            self._losses_due = time.monotonic() + EVERY_S
+
     def _tick(self) -> None:
         self._timer = self._loop.call_later(_TICK_S, self._tick)
         for key in self._to_resend:
@@ -372,8 +382,7 @@ class Outbox:
         self._to_resend.clear()
         self._window.probe(now := time.monotonic())
         self._examine_stuck(now)
-        if self._unreported_losses:
-            self._on_event("outbox-lost", dict(self._unreported_losses))
-            self._unreported_losses.clear()
+        if now >= self._losses_due:
+            self._report_losses()
         self._writer.submit(Sweep())
         self._send_pending()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections import Counter
@@ -43,6 +44,7 @@ class Announcer:
         self.session = session
         self._client = client
         self.warned: Counter[tuple[str, str]] = Counter()
+        self._counting = threading.Lock()
         self._repeats: Throttle[tuple[str, dict[str, Any], str | None]] = Throttle()
         self._loop = asyncio.get_running_loop()
 
@@ -83,7 +85,8 @@ class Announcer:
         What repeats is counted: the first of a kind passes at once, then the last of each minute; `times` is how many it
         stands for.
         """
-        self.warned[kind, pipeline or ""] += 1
+        with self._counting:
+            self.warned[kind, pipeline or ""] += 1
         named = detail if pipeline is None else {"pipeline": pipeline, **detail}
         times = self._repeats.admit(kind_of(kind, named), (kind, detail, pipeline), time.monotonic())
         if times is not None:
@@ -96,7 +99,7 @@ class Announcer:
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield metrics: name, help, labels, value."""
-        for (kind, pipeline), count in self.warned.copy().items():
+        for (kind, pipeline), count in dict(self.warned).items():
             yield (
                 "hedgerow_warnings",
                 "Warnings, also those not published.",

@@ -11,7 +11,7 @@ from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import ConfigError, HedgerowError, PluginError, is_interrupt, text_of
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
-from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
+from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink, FailureSink
 from hedgerow.pipeline.chain.specs import UNKNOWN, output_spec
 from hedgerow.stage import FrameSpec, PerStream, Stage
 
@@ -79,7 +79,7 @@ class PipelineContext:
             self._pool.release(self.slots.pop())
 
 
-def _ignore(kind: str, detail: dict[str, Any]) -> None:
+def _ignore(name: str, detail: Any) -> None:
     pass
 
 
@@ -87,6 +87,7 @@ def build_chain(
     stages: Sequence[StageEntry | tuple[str, Stage[Any]]],
     context: PipelineContext,
     on_event: EventSink = _ignore,
+    on_failure: FailureSink = _ignore,
     incoming: FrameSpec = UNKNOWN,
 ) -> Chain:
     """Create the stages in order, set each up, and check that it takes what the stages before it give.
@@ -95,6 +96,7 @@ def build_chain(
         stages: configuration entries; or a name and a stage that exists already.
         context: what the stages see of the node.
         on_event: called with events for operators.
+        on_failure: called with failures of stages.
         incoming: what is known of the frames for the first stage.
     Raises:
         StageMismatch: a stage cannot use what it would get.
@@ -104,7 +106,7 @@ def build_chain(
     steps: list[ChainStep] = []
     try:
         for entry in stages:
-            steps.append(set_up(entry, context, on_event))
+            steps.append(set_up(entry, context, on_event, on_failure))
             incoming = output_spec(steps[-1], incoming)
     except BaseException:
         Chain(steps).close()
@@ -114,7 +116,10 @@ def build_chain(
 
 
 def set_up(
-    entry: StageEntry | tuple[str, Stage[Any]], context: PipelineContext, on_event: EventSink = _ignore
+    entry: StageEntry | tuple[str, Stage[Any]],
+    context: PipelineContext,
+    on_event: EventSink = _ignore,
+    on_failure: FailureSink = _ignore,
 ) -> ChainStep:
     """Create a stage and set it up.
 
@@ -132,4 +137,4 @@ def set_up(
             f"Stage {name} cannot be set up: {type(error).__name__}: {text_of(error)}",
             remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
         ) from error
-    return ChainStep(name, stage, on_event, context.pipeline)
+    return ChainStep(name, stage, on_event, on_failure)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import compress, islice
+from traceback import clear_frames
 from typing import Any, Final, TypeAlias, cast
 
 from hedgerow.errors import FrameError, HedgerowError, text_of
 from hedgerow.frame import Drop, Frame
 from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
-from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed, log_failure
+from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed
 from hedgerow.stage import MOST_PARTS, Stage
 from hedgerow.wire.messages import clean
 
@@ -73,7 +74,15 @@ EventSink = Callable[[str, dict[str, Any]], None]
 """Called with an event for operators: its kind and details."""
 
 
+FailureSink = Callable[[str, HedgerowError], None]
+"""Called with each failure of a stage that is no fault of the frame: the stage's name and the error."""
+
+
 def _no_events(kind: str, detail: dict[str, Any]) -> None:
+    pass
+
+
+def _no_failures(stage: str, failure: HedgerowError) -> None:
     pass
 
 
@@ -84,9 +93,15 @@ class ChainStep:
     list runs only if it succeeds. The lists of other lanes are refused meanwhile.
     """
 
-    def __init__(self, name: str, stage: Stage[Any], on_event: EventSink = _no_events, pipeline: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        stage: Stage[Any],
+        on_event: EventSink = _no_events,
+        on_failure: FailureSink = _no_failures,
+    ) -> None:
         self.name = name
-        self._pipeline = pipeline
+        self._on_failure = on_failure
         self.stage = stage
         self.circuit = CircuitBreaker()
         self._on_event = on_event
@@ -120,6 +135,7 @@ class ChainStep:
                 error = raised
             if error is not None:
                 outcomes[position] = self._failed(error, trial=trial)
+                clear_frames(error.__traceback__)  # their variables hold the frame, and the error: a cycle
             elif self.circuit.failures and self.circuit.succeeded():
                 self._on_event("circuit-closed", {"stage": self.name})
         return outcomes
@@ -147,7 +163,7 @@ class ChainStep:
         failure = (
             cast(HedgerowError, error) if issubclass(type(error), HedgerowError) else StageFailed(self.name, error)
         )
-        log_failure(self._pipeline, self.name, failure)
+        self._on_failure(self.name, failure)
         if self.circuit.failed(time.monotonic(), trial=trial):
             self._on_event("circuit-open", {"stage": self.name, "error": text_of(error)})
         return failure

@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 
 from hedgerow.bus.message import Message
 from hedgerow.config import QueueSection
-from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.errors import FrameError, HedgerowError, internal
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.delivery import Delivery, shed_reason
 from hedgerow.pipeline.frame_maker import message_error
@@ -88,8 +88,8 @@ class Intake:
                 try:
                     stream = stream_key(message)
                     expiry_s = message.properties.expiry_s
-                except FrameError as error:
-                    problem = error
+                except Exception as error:  # noqa: BLE001 - no message may cost the others of its read
+                    problem = error if isinstance(error, FrameError) else internal(error)
             else:
                 problem = message_error(message, built.config.max_payload_bytes)
             delivery = Delivery(message, stream, self._next_number(stream), max_age_s)
