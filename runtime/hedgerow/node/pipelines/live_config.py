@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -29,17 +30,26 @@ class LiveConfig:
         path: the file; None: the node was started without one.
         pipelines: the node's pipelines.
         announcer: publishes changes and refusals.
+        renew_links: reconnects with a password file's new password; raises if the broker refuses that.
     Attributes:
         file: the file's content, without the overlay.
         overlay: the region's changes to pipelines.
     """
 
-    def __init__(self, file: NodeConfig, path: Path | None, pipelines: Pipelines, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        file: NodeConfig,
+        path: Path | None,
+        pipelines: Pipelines,
+        announcer: Announcer,
+        renew_links: Callable[[], Awaitable[None]],
+    ) -> None:
         self.file = file
         self.overlay: Overlay = {}
         self._path = path
         self._pipelines = pipelines
         self._announcer = announcer
+        self._renew_links = renew_links
         _warn_about_renamed_keys(file)
 
     def effective(self) -> NodeConfig:
@@ -77,6 +87,7 @@ class LiveConfig:
                     code="restart-needed",
                     remedy="Restart the node. A reload can change pipelines and models.",
                 )
+        await self._renew_links()
         outcome = await self._pipelines.reload(overlaid(file, self.overlay))
         self.file = file
         _warn_about_renamed_keys(file)
