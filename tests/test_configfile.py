@@ -169,8 +169,9 @@ def test_yes_and_on_are_strings() -> None:
         ),
         pytest.param(
             "broker: {url: localhost}\n",
-            "node.yaml:1: broker.url: must match ^(mqtts?://(\\[[0-9a-fA-F:.]+\\]|[^/\\s:@\\[\\]]+)(:[0-9]{1,5})?|unix://?/\\S+)$; got 'localhost'\n"
-            "    → mqtt://HOST:PORT, mqtts://HOST:PORT (TLS) or unix:///path/to/socket.",
+            "node.yaml:1: broker.url: must be a broker address; got 'localhost'\n"
+            "    → Write mqtt://HOST:PORT, mqtts://HOST:PORT, wss://HOST:PORT/PATH or unix:///path/to/socket. User name and password "
+            "have their own settings.",
             id="pattern",
         ),
         pytest.param(
@@ -434,3 +435,55 @@ def test_every_setting_is_described() -> None:
         return found
 
     assert undescribed(NodeConfig) == []
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"broker: {{password: {SECRET}, password_file: secret}}",
+        f"broker: {{url: 'mqtt://node:{SECRET}@broker'}}",
+        f"broker: {{url: 'mqtts://{SECRET}@broker:8883'}}",
+        f"broker: {{url: 'ws://node:{SECRET}@broker/mqtt'}}",
+        f"broker: {{password: [{SECRET}]}}",
+        f"broker: {{password: {{a: {SECRET}}}}}",
+        f"broker: {{pasword: {SECRET}}}",
+        f"broker: {{password: {SECRET}, keepalive_s: 1}}",
+        f"broker: [{{password: {SECRET}}}]",
+        f"broker: {{keepalive_s: {{password: {SECRET}}}}}",
+        f"broker:\n  password: {SECRET}\n  password: {SECRET}2",
+        f"broker:\n  password: *{SECRET}",
+        f"broker:\n  password: !{SECRET} x",
+        f"broker:\n  password: '{SECRET}",
+        f"broker:\n  password: {SECRET}: x",
+        f"broker:\n  password: {SECRET}\n  url: 'mqtt://node:{SECRET}@broker'",
+        f"fleet: {{origins: ['https://node:{SECRET}@models.example/x']}}",
+        f"fleet: {{origins: [{{url: 'https://node:{SECRET}@models.example/x'}}]}}",
+        f"fleet: {{origins: [{{url: 'https://a', credentials: {SECRET}}}]}}",
+        f"pipelines: {{p: {{subscribe: a, stages: [{{parse: {{token: {SECRET}}}, infer: 1}}]}}}}",
+    ],
+)
+def test_an_error_never_shows_a_secret(text: str) -> None:
+    with pytest.raises(BadConfigFile) as caught:
+        configfile.parse(text)
+
+    shown = caught.value.explain() + "".join(f"{problem} {problem.remedy}" for problem in caught.value.problems)
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("URL", f"mqtt://node:{SECRET}@broker"), ("PASSWORD", SECRET), ("KEEPALIVE_S", f"mqtt://x:{SECRET}@y")],
+)
+def test_an_error_of_the_environment_never_shows_a_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"HEDGEROW_BROKER__{name}", value)
+    monkeypatch.setenv("HEDGEROW_BROKER__PASSWORD_FILE", "file")
+    monkeypatch.setenv("HEDGEROW_BROKER__PASSWORD", SECRET)
+    with pytest.raises(BadConfigFile) as caught:
+        configfile.parse("")
+
+    assert SECRET not in caught.value.explain()

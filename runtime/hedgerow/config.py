@@ -10,9 +10,10 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     SecretStr,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -122,15 +124,20 @@ class TlsSection(Section):
     )
 
 
+_BROKER_URL: Final = re.compile(
+    r"^(mqtts?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(:[0-9]{1,5})?"
+    r"|wss?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]?#]+)(:[0-9]{1,5})?(/[^\s?#@]*)?|unix://?/\S+)$"
+)
+
+
 class BrokerSection(Section):
     """The site's MQTT 5 broker."""
 
     url: str = Field(
         "mqtt://127.0.0.1:1883",
-        pattern=r"^(mqtts?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]]+)(:[0-9]{1,5})?"
-        r"|wss?://(\[[0-9a-fA-F:.]+\]|[^/\s:@\[\]?#]+)(:[0-9]{1,5})?(/[^\s?#@]*)?|unix://?/\S+)$",
-        description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS), ws://HOST:PORT/PATH, wss://HOST:PORT/PATH (MQTT over WebSocket, "
-        "for sites where only web ports are open; by default port 443 and `/mqtt`) or unix:///path/to/socket.",
+        json_schema_extra={"pattern": _BROKER_URL.pattern},
+        description="mqtt://HOST:PORT, mqtts://HOST:PORT (TLS), wss://HOST:PORT/PATH (WebSocket with TLS; ws:// without it) or "
+        "unix:///path/to/socket.",
         examples=[
             "mqtt://127.0.0.1:1883",
             "mqtts://broker.site.lan:8883",
@@ -150,6 +157,16 @@ class BrokerSection(Section):
     session_expiry_s: int = Field(
         86_400, ge=0, description="How long the broker keeps QoS 1 frames for this node while it is disconnected."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _broker_address(cls, url: str) -> str:
+        if not _BROKER_URL.match(url):
+            raise ValueError(
+                "must be a broker address\n  → Write mqtt://HOST:PORT, mqtts://HOST:PORT, wss://HOST:PORT/PATH or "
+                "unix:///path/to/socket. User name and password have their own settings."
+            )
+        return url
 
     @model_validator(mode="after")
     def _single_password_source(self) -> BrokerSection:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from hedgerow.config import NodeConfig
-from hedgerow.errors import ConfigError
+from hedgerow.errors import ConfigError, without_secrets
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -208,8 +209,27 @@ def explain(item: ErrorDetails) -> tuple[str, str]:
         message, advice = wording.format(**{name: _limit(value) for name, value in item.get("ctx", {}).items()}), ""
     if item["type"] in ("missing", "extra_forbidden"):
         return message, advice
-    shown = repr(item["input"])
+    message = without_secrets(message)
+    if any(_is_secret(step) for step in item["loc"]):
+        return message, advice
+    shown = repr(_without_secrets(item["input"]))
     return f"{message}; got {shown if len(shown) <= 60 else shown[:57] + '…'}", advice
+
+
+_SECRET: Final = re.compile(r"passw|passphrase|secret|token|credential", re.IGNORECASE)
+"""Names of settings whose values are never shown, unless it is the name of a file."""
+
+
+def _is_secret(name: object) -> bool:
+    return isinstance(name, str) and not name.endswith("_file") and _SECRET.search(name) is not None
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: "***" if _is_secret(key) else _without_secrets(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_secrets(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _limit(value: Any) -> str:
@@ -254,6 +274,10 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         what = " ".join(part for part in (error.context, error.problem) if part)
+        if _SECRET.search(what):
+            what = what.partition(" with value ")[0]
+        if line is not None and any(_is_secret(row.partition(":")[0]) for row in text.splitlines()[line - 1 : line]):
+            what = "the value of a secret; write it in quotes"
         raise BadConfigFile(
             path, [Problem(line, "", f"not YAML: {what}", "Check the indentation and quotes there.")]
         ) from error

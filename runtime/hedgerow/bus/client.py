@@ -101,6 +101,14 @@ class Client:
         return self._session.outbound.max_packet_bytes
 
     @property
+    def password_changed(self) -> bool:
+        """Whether the password file has another password than the one this client used.
+
+        Raises: ConfigError: the file cannot be read.
+        """
+        return self.options.password_file is not None and self.options.read_password() != self._session.password
+
+    @property
     def unacknowledged(self) -> int:
         """QoS 1 messages received and not yet acknowledged."""
         return len(self._session.acknowledgements)
@@ -285,7 +293,7 @@ class Client:
         await self._session.leave(encode_disconnect(), "paused")
 
     async def renew(self) -> None:
-        """Reconnect with the certificate files as they are now, keeping the session. Does nothing without a connection."""
+        """Reconnect with the certificate and password files as they are now, keeping the session. Does nothing without a connection."""
         await self._session.renew()
 
     def resume(self) -> None:

@@ -10,6 +10,7 @@ import os
 import ssl
 from base64 import b64encode
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -73,7 +74,9 @@ class _Diagnosis:
         self._host, self._port = parse_broker_url(options.url)
         self._websocket = options.url.startswith("ws")
         self._tls = tls_context(options) if options.secure else None
-        self._hello = connect_packet(options, f"{options.client_id}-check" if options.client_id else "", True)
+        # Without the will, which the broker would publish when the attempt ends.
+        plain = replace(options, will=None, session_expiry_s=0)
+        self._hello = connect_packet(plain, f"{options.client_id}-check" if options.client_id else "", True)
 
     async def run(self) -> HedgerowError | None:
         try:

@@ -82,6 +82,7 @@ class MqttSession:
         bytes_received, bytes_sent: on all links that have ended.
         handler_errors: times `on_messages` raised.
         refused: QoS 1 publishes that the broker refused.
+        password: that the last attempt to connect used.
         lost: times the broker had forgotten the session, and with it the QoS 1 messages that waited there.
     """
 
@@ -110,6 +111,7 @@ class MqttSession:
         self.handler_errors = 0
         self.refused = 0
         self.lost = 0
+        self.password: str | None = None
         self._link_lost_at = 0.0
         self._lowered: set[str] = set()
         self._refusal_logged_at = -_REFUSAL_LOG_INTERVAL_S
@@ -215,6 +217,7 @@ class MqttSession:
                     link = await open_transport(
                         options, lambda: Link(self.acknowledgements, options.max_payload_bytes, self)
                     )
+                    self.password = options.read_password()
                     link.send(connect_packet(options, self._client_id, options.clean_start and not self.links))
                     await accepted
             except TimeoutError as error:

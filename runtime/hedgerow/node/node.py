@@ -21,6 +21,7 @@ import structlog
 from hedgerow import tasks
 from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
+from hedgerow.bus.diagnosis import diagnose
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, HedgerowError
@@ -89,7 +90,7 @@ class Node:
         builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
-        self._live_config = LiveConfig(config, path, self._pipelines, self._announcer)
+        self._live_config = LiveConfig(config, path, self._pipelines, self._announcer, self._use_new_password)
         quarantine = QuarantineLog(state_dir / "trials", config.fleet.max_crashes)
         workers = WorkerPipelines(self._pipelines, builder)
         self.swaps = Swaps(self._pool, workers, quarantine, self._announcer.event)
@@ -258,6 +259,19 @@ class Node:
 
     def _link_warns(self, kind: str, detail: dict[str, Any]) -> None:
         self._announcer.warn(kind, detail)
+
+    async def _use_new_password(self) -> None:
+        """Reconnect if the password file has another password.
+
+        Raises: HedgerowError: the broker refuses it, or the file cannot be read; the links stay as they are.
+        """
+        if not self._link.password_changed:
+            return
+        if (refusal := await diagnose(self._link.options)) is not None:
+            raise refusal
+        await self._link.renew()
+        await self._renew_other_links()
+        log.info("password-renewed")
 
     async def _renew_other_links(self) -> None:
         await self._pipelines.renew_links()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -29,18 +30,27 @@ class LiveConfig:
         path: the file; None: the node was started without one.
         pipelines: the node's pipelines.
         announcer: publishes changes and refusals.
+        renew_links: reconnects with a password file's new password; raises if the broker refuses that.
     Attributes:
         file: the file's content, without the overlay.
         overlay: the region's changes to pipelines.
     """
 
-    def __init__(self, file: NodeConfig, path: Path | None, pipelines: Pipelines, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        file: NodeConfig,
+        path: Path | None,
+        pipelines: Pipelines,
+        announcer: Announcer,
+        renew_links: Callable[[], Awaitable[None]],
+    ) -> None:
         self.file = file
         self.overlay: Overlay = {}
         self._path = path
         self._pipelines = pipelines
         self._announcer = announcer
         self._changing = asyncio.Lock()
+        self._renew_links = renew_links
         _warn_about_renamed_keys(file)
 
     def effective(self) -> NodeConfig:
@@ -79,6 +89,7 @@ class LiveConfig:
                     remedy="Restart the node. A reload can change pipelines and models.",
                 )
         async with self._changing:
+            await self._renew_links()
             effective = overlaid(file, self.overlay)
             outcome = await self._pipelines.reload(effective, lambda: setattr(self, "file", file))
         _warn_about_renamed_keys(file)
