@@ -140,7 +140,10 @@ READ: dict[str, Attempt] = {
         last(plain(QUERIES._replace(boxes=QUERIES.boxes / 128))), QUERIES, props(8),
         config={"unit": "fraction", "max_iou": 1}, suppress=False,
     ),
-    "DETR": detr(softmax_logits(SURE.scores), SURE, {"labels": names(8)}),
+    "DETR": detr(softmax_logits(SURE.scores), SURE, {"labels": names(8), "background": "last"}),
+    "DETR with softmax stated": detr(
+        softmax_logits(SURE.scores), SURE, {"labels": names(8), "activation": "softmax"}
+    ),
     "DETR whose labels end with no object": detr(
         softmax_logits(SURE.scores), SURE, {"labels": [*names(8), "no-object"]}
     ),
@@ -235,6 +238,10 @@ AT_START: dict[str, Any] = {
     "DETR with labels for other classes": refused(
         {"pred_boxes": QUERIES.boxes[None], "logits": logits(QUERIES.scores)[None]}, "5 labels", "boxes",
         **DETR, labels=names(5),
+    ),
+    "DETR, not stated, or RF-DETR with a label too few": refused(
+        {"pred_boxes": QUERIES.boxes[None], "logits": logits(QUERIES.scores)[None]}, "background: last", "boxes",
+        **DETR, labels=names(7),
     ),
     "DETR without an order": refused(
         {"pred_boxes": QUERIES.boxes[None], "logits": logits(QUERIES.scores)[None]}, "cxcywh", "boxes",

@@ -56,12 +56,13 @@ class BoxesConfig(DetectorConfig):
     unit: Unit = Field("fraction", description="Whether boxes are in fractions or in pixels of the model's input.")
     activation: Activation | None = Field(
         None,
-        description="Function that turns scores of each class into probabilities. By default it follows from the number of "
-        "labels and from the values: `softmax` with a last class for no object (DETR), else `sigmoid` (RT-DETR, D-FINE).",
+        description="Function that turns scores of each class into probabilities. By default none if all are within 0..1; "
+        "else `softmax` with a class for no object (DETR), `sigmoid` without (RT-DETR, D-FINE).",
     )
     background: Literal["first", "last"] | None = Field(
         None,
-        description="Class of the scores that is no object. By default the last, if there is one more than labels.",
+        description="Class of the scores that is no object: `last` for DETR. By default none, unless the last label says so: "
+        "`no-object` or `background`.",
     )
 
 
@@ -144,8 +145,14 @@ class Boxes(Detector[BoxesConfig]):
             return config.background
         if labels[-1].lower() in _NO_OBJECT and len(labels) == classes:
             return "last"
-        if len(labels) == classes - 1 and config.order == "cxcywh" and config.activation in (None, "softmax"):
+        if len(labels) == classes - 1 and config.activation == "softmax" and config.order == "cxcywh":
             return "last"
+        if len(labels) == classes - 1:
+            raise ModelMismatch(
+                f"{config.scores!r} has {classes} classes and there are {len(labels)} labels: one class may be no object, or a "
+                "label may be missing",
+                remedy="Set `background: last` for DETR, or give a label for each class.",
+            )
         source.check_classes(classes, f"{config.scores!r}")
         return None
 
