@@ -38,6 +38,7 @@ from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.probes import Probes
 from hedgerow.node.swap.swaps import Swaps
+from hedgerow.pipeline.crash_journal import CrashJournal
 from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.telemetry import systemd
 from hedgerow.topics import Channel
@@ -83,7 +84,8 @@ class Node:
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
         self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
-        builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer)
+        self._journal = CrashJournal(state_dir / "crashes")
+        builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer)
@@ -93,7 +95,7 @@ class Node:
         self._fleet = self._fleet_member(config)
         self._certificates = self._certificate_watch(config)
         self._health = HealthReporter(
-            self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates
+            self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates, self._journal
         )
         gauges = [part.gauges for part in (self._outbox, self._fleet, self._certificates) if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
@@ -129,6 +131,8 @@ class Node:
         broker = self.config.broker.url
         if not on_loopback(broker) and broker.startswith("mqtt:"):
             log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// with certificates.")
+        for found in self._journal.found:
+            self._announcer.warn("node-crashed", found)
         self._probes.serve()
         beat = self._loop.create_task(self._heartbeat.run())
         if self._certificates is not None:

@@ -18,6 +18,7 @@ from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.progress import this_thread
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import ResultEncoder
 
@@ -44,6 +45,8 @@ class LocalPipeline(BuiltPipeline):
         super().__init__(config, name, cores if lanes is None else lanes)
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._chain = build_chain(self.config.stages, self._context, on_event)
+        limits = [step.stage.max_list for step in self._chain.steps]
+        self.batch = min([self.batch, *(limit for limit in limits if limit is not None)])
         self._slots = tuple(dict.fromkeys(self._context.slots))
         if not self.lanes:
             for slot in self._slots:
@@ -108,6 +111,8 @@ class LocalPipeline(BuiltPipeline):
             lineage["clock"] = "doubtful"
         at = time.time()
         snapshot = None
+        if (progress := this_thread.progress) is not None:
+            progress.enter(len(self.step_names) - 1, len(frames))  # a result may be any object, and take any time
         for delivery, frame, outcome in zip(owners, frames, run.outcomes, strict=True):
             if outcome.error is not None:
                 settlements.append(self._dead_letter(delivery, frame, outcome.error, outcome.stage))
@@ -122,7 +127,14 @@ class LocalPipeline(BuiltPipeline):
                     snapshot = (frame, encoded[-1])
             else:
                 settlements.append(Settlement(delivery, dropped=outcome.dropped))
+        if progress is not None:
+            progress.leave()
         return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the stages that keep state by stream."""
+        return self._context.stateful
 
     def forget(self, stream: str) -> None:
         """See `BuiltPipeline.forget`."""
@@ -135,6 +147,12 @@ class LocalPipeline(BuiltPipeline):
     def failing(self) -> list[str]:
         """See `BuiltPipeline.failing`."""
         return [step.name for step in self._chain.steps if step.circuit.is_open]
+
+    def end_hung(self, lane: int) -> None:
+        """See `BuiltPipeline.end_hung`: a thread cannot be ended, so `/healthz` fails instead."""
+
+    def supervise(self) -> None:
+        """See `BuiltPipeline.supervise`: there are no workers."""
 
     def close(self) -> None:
         """See `BuiltPipeline.close`."""

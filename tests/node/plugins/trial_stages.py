@@ -44,6 +44,8 @@ class Trial(Stage[TrialConfig]):
                 raise ZeroDivisionError("asked to")
             case "kill-process":
                 os._exit(9)
+            case "hang":
+                threading.Event().wait()
             case "exit":
                 sys.exit(3)
             case "unencodable":

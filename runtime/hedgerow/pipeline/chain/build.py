@@ -12,6 +12,7 @@ from hedgerow.errors import ConfigError, HedgerowError, PluginError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink
+from hedgerow.pipeline.chain.progress import this_thread
 from hedgerow.stage import PerStream, Stage
 
 S = TypeVar("S")
@@ -24,12 +25,14 @@ class PipelineContext:
         pipeline: name of the pipeline.
         slots: models requested by its stages.
         states: per-stream state of its stages.
+        stateful: names of the stages that keep such state.
     """
 
     def __init__(self, pipeline: str, models: Mapping[str, ModelConfig], base_dir: Path, pool: ModelPool) -> None:
         self.pipeline = pipeline
         self.slots: list[Slot] = []
         self.states: list[PerStream[Any]] = []
+        self.stateful: list[str] = []
         self._models = models
         self._base_dir = base_dir
         self._pool = pool
@@ -91,10 +94,13 @@ def build_chain(
     """
     steps: list[ChainStep] = []
     try:
-        for entry in stages:
+        for position, entry in enumerate(stages):
             name, stage = (
                 (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
             )
+            states = len(context.states)
+            if this_thread.progress is not None:
+                this_thread.progress.enter(position, 1)
             try:
                 stage.setup(context)
             except HedgerowError:
@@ -104,7 +110,9 @@ def build_chain(
                     f"Stage {name} cannot be set up: {type(error).__name__}: {error}",
                     remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
                 ) from error
-            steps.append(ChainStep(name, stage, on_event))
+            steps.append(ChainStep(name, stage, on_event, position))
+            if len(context.states) > states:
+                context.stateful.append(name)
     except BaseException:
         Chain(steps).close()
         context.release()

@@ -16,7 +16,8 @@ from typing import Any, Final
 from hedgerow.errors import FrameError, HedgerowError
 from hedgerow.frame import Drop, Frame
 from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
-from hedgerow.stage import Outcome, Stage
+from hedgerow.pipeline.chain.progress import this_thread
+from hedgerow.stage import Outcome, Stage, process_each
 
 ABSORBED: Final = "absorbed"
 """Drop reason of a frame for which a stage returned nothing, e.g. samples of a window that is not full yet."""
@@ -99,12 +100,14 @@ class ChainStep:
     list runs only if it succeeds. The lists of other lanes are refused meanwhile.
     """
 
-    def __init__(self, name: str, stage: Stage[Any], on_event: EventSink = _no_events) -> None:
+    def __init__(self, name: str, stage: Stage[Any], on_event: EventSink = _no_events, position: int = 0) -> None:
         self.name = name
+        self.position = position
         self.stage = stage
         self.circuit = CircuitBreaker()
         self._on_event = on_event
         # Lanes run lists in parallel; a stage that is not concurrent runs them one at a time.
+        self._takes_lists = type(stage).process_many is not Stage.process_many
         self._lock: AbstractContextManager[object] = nullcontext() if stage.concurrent else threading.Lock()
 
     def run(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
@@ -131,7 +134,7 @@ class ChainStep:
     def _call(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         try:
             with self._lock:
-                outcomes = self.stage.process_many(frames)
+                outcomes = self._process(frames)
             if len(outcomes) == len(frames):
                 return outcomes
             error: Exception = ValueError(f"process_many returned {len(outcomes)} outcomes for {len(frames)} frames")
@@ -143,6 +146,18 @@ class ChainStep:
             return [error]
         # Run the frames one at a time, so that only the bad ones fail.
         return [self._call([frame])[0] for frame in frames]
+
+    def _process(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
+        """Run the stage while this thread's progress says so: a lane that waits for its turn does not hang."""
+        progress = this_thread.progress
+        if self._takes_lists:
+            if progress is not None:
+                progress.enter(self.position, len(frames))
+            return self.stage.process_many(frames)
+        outcomes: list[Outcome | Exception] = []
+        if progress is not None:
+            progress.enter(self.position, 1, outcomes)
+        return process_each(self.stage.process, frames, outcomes)
 
 
 class Chain:
@@ -157,6 +172,7 @@ class Chain:
         timings: list[tuple[str, float, int]] = []
         live: list[Frame] = list(frames)
         owners: list[int] = list(range(len(live)))
+        progress = this_thread.progress
         for step in self.steps:
             if not live:
                 break
@@ -170,6 +186,8 @@ class Chain:
                     next_owners.append(owner)
                 else:
                     _record(outcomes[owner], owner, outcome, step.name, next_frames, next_owners)
+            if progress is not None:
+                progress.leave()
             timings.append((step.name, time.perf_counter() - started, len(live)))
             live, owners = next_frames, next_owners
         for owner, frame in zip(owners, live, strict=True):

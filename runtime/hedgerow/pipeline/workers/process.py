@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import mmap
 import signal
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
@@ -19,15 +22,28 @@ from hedgerow.models.serving.observer import Observer
 from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
 from hedgerow.models.serving.warmup import prepare
 from hedgerow.models.session.memory import resident_bytes
+from hedgerow.pipeline.chain import progress
+from hedgerow.pipeline.chain.progress import StageProgress, this_thread
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.pipe import pack, unpack
 
+_PUBLISH_S: Final = 0.25
 
-def main(descriptor: int) -> None:
-    """Build the pipeline that the node names, then run lists until the node closes the pipe."""
+
+def main(descriptor: int, shared: int) -> None:
+    """Build the pipeline that the node names, then run lists until the node closes the pipe.
+
+    Args:
+        descriptor: the pipe.
+        shared: a file whose first bytes tell the node which stage runs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains first, then closes the pipe
+    faulthandler.enable()  # a native crash leaves its stack in the log
+    faulthandler.register(signal.SIGUSR2)  # so does a hang, before the node ends it
+    this_thread.progress = StageProgress(memoryview(mmap.mmap(shared, mmap.PAGESIZE))[: progress.SIZE])
+    threading.Thread(target=_publish, args=[this_thread.progress], name="progress", daemon=True).start()
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
         task = unpack(pipe.recv_bytes())
@@ -55,12 +71,21 @@ def main(descriptor: int) -> None:
         except HedgerowError as error:
             pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
             return
-        pipe.send_bytes(pack({"models": [model.as_dict() for model in built.models()]}))
+        this_thread.progress.leave()
+        models = [model.as_dict() for model in built.models()]
+        pipe.send_bytes(pack({"models": models, "stateful": built.stateful, "batch": built.batch}))
         try:
             _serve(pipe, built, pool, events)
         finally:
             built.close()
             pool.close()
+
+
+def _publish(mine: StageProgress) -> None:
+    """Show the node that a slow stage is not a hung one: its thread gets here only between two calls of native code."""
+    while True:
+        mine.publish()
+        time.sleep(_PUBLISH_S)
 
 
 def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
@@ -130,4 +155,4 @@ def _delivery(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
