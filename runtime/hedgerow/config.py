@@ -408,7 +408,7 @@ class PipelineConfig(Section):
         600,
         gt=0,
         description="Longest time that a stage may take for one frame, or n times as long for a list of n frames if it takes "
-        "lists at once. With `workers`, a worker whose stage takes longer is replaced, and a frame that does so twice is "
+        "lists at once. With `workers`, a worker whose stage takes longer is replaced, and the frame that takes so long is "
         "dead-lettered. Without, `/healthz` fails, so that a supervisor restarts the node.",
     )
     stages: tuple[Annotated[StageEntry, _ShortForm], ...] = Field(

@@ -55,7 +55,8 @@ def test_a_frame_that_ends_the_process_is_dead_lettered_after_two_crashes(
     (letter,) = collector.messages["dead/p"]
     assert (letter["reason"], letter["stage"]) == ("node-crashed", "trial")
     until(lambda: len(collector.ids()) == 19, lambda: (sorted(collector.ids()), node.log[-3000:]))
-    assert all(numbers == sorted(set(numbers)) for numbers in numbers_by_stream(collector).values())
+    for numbers in numbers_by_stream(collector).values():  # a result whose acknowledgement was lost comes again
+        assert list(dict.fromkeys(numbers)) == sorted(set(numbers))
     (isolated,) = collector.messages["event/pipeline-isolated"]
     assert "trial ended the node twice with the same frame" in isolated["detail"]["reason"]
     assert {event["detail"]["stage"] for event in collector.messages["event/node-crashed"]} == {"trial"}

@@ -95,12 +95,12 @@ def build_chain(
     steps: list[ChainStep] = []
     try:
         for position, entry in enumerate(stages):
+            if this_thread.progress is not None:
+                this_thread.progress.enter(position, 1)
             name, stage = (
                 (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
             )
             states = len(context.states)
-            if this_thread.progress is not None:
-                this_thread.progress.enter(position, 1)
             try:
                 stage.setup(context)
             except HedgerowError:

@@ -61,26 +61,26 @@ class WorkerDied(HedgerowError):
 
 
 class StageTimeout(HedgerowError):
-    """A stage took longer than it may, twice on the same frame."""
+    """A stage took longer than it may for a frame that ran alone."""
 
     code = "stage-timeout"
 
     def __init__(self, stage: str, limit_s: float) -> None:
         super().__init__(
-            f"Stage {stage} took longer than {limit_s:g} s for this frame, twice",
+            f"Stage {stage} took longer than {limit_s:g} s for this frame",
             remedy="The node's log has the stack where it hung. Raise its `timeout_s` if it is only slow.",
         )
 
 
 class WorkerMemoryExceeded(HedgerowError):
-    """A worker needed too much memory, twice for the same frame."""
+    """A worker needed too much memory for a frame that ran alone."""
 
     code = "worker-memory"
 
     def __init__(self, stage: str, limit_bytes: int) -> None:
         super().__init__(
-            f"A worker exceeded {limit_bytes:,} bytes, twice its `worker_max_bytes`, in stage {stage or 'unknown'}, "
-            "twice for this frame",
+            f"A worker exceeded {limit_bytes:,} bytes, twice its `worker_max_bytes`, with this frame in stage "
+            f"{stage or 'unknown'}",
             remedy="Raise the pipeline's `worker_max_bytes`, or send smaller frames.",
         )
 
@@ -175,7 +175,14 @@ class WorkerPipeline(BuiltPipeline):
         try:
             return self._run(worker, deliveries)
         except (EOFError, OSError):
-            self._restart(worker, worker.end())
+            end = worker.end()
+        if len(deliveries) == 1 and end.reason in (HUNG, OVER_MEMORY):
+            return Completed([self._lost(worker, end, deliveries[0])], [])
+        self._restart(worker, end)
+        return self._run_each(worker, deliveries)
+
+    def _run_each(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
+        """Run a list again after its worker has ended, one frame at a time, so that only the bad one is lost."""
         settlements: list[Settlement] = []
         timings: list[tuple[str, float, int]] = []
         snapshot = None
@@ -185,14 +192,18 @@ class WorkerPipeline(BuiltPipeline):
             try:
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
-                end = worker.end()
-                settlements.append(self.dead_letter(delivery, self._error(end), self._stage(end.call)))
-                self._restart(worker, end, Observations(frames=1, failures=1))
+                settlements.append(self._lost(worker, worker.end(), delivery))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
                 snapshot = completed.snapshot or snapshot
         return Completed(settlements, timings, snapshot)
+
+    def _lost(self, worker: Worker, end: WorkerEnd, delivery: Delivery) -> Settlement:
+        """Restart a worker that one frame has ended, and return the frame's dead letter."""
+        settlement = self.dead_letter(delivery, self._error(end), self._stage(end.call))
+        self._restart(worker, end, Observations(frames=1, failures=1))
+        return settlement
 
     def forget(self, stream: str) -> None:
         """See `BuiltPipeline.forget`."""
