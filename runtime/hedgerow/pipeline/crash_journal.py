@@ -287,12 +287,12 @@ def frame_key(message: Message) -> bytes:
 
     Raises: FrameError: its properties are malformed.
     """
-    digest = xxhash.xxh3_128(message.payload)
-    digest.update(message.topic.encode())
-    for name, value in message.properties.user_properties:
-        if name == "id":
-            digest.update(value.encode())
-    return digest.digest()
+    identity = message.topic.encode()
+    if message.raw_properties:
+        for name, value in message.properties.user_properties:
+            if name == "id":
+                identity += b"\0" + value.encode()
+    return xxhash.xxh3_128_digest(message.payload, xxhash.xxh3_64_intdigest(identity))
 
 
 def _boot() -> str:

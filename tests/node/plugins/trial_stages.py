@@ -72,6 +72,22 @@ class Gate(Stage[GateConfig]):
         return frame
 
 
+class GateOfOne(Gate):
+    """The same, for one lane at a time."""
+
+    concurrent = False
+
+
+class OneAtATime(Stage[StageConfig]):
+    """Passes frames on; wants short lists."""
+
+    concurrent = True
+    max_list = 1
+
+    def process(self, frame: Frame) -> Frame:
+        return frame
+
+
 class Brittle(Stage[StageConfig]):
     """Crashes its process when a model returns NaN, as native code may."""
 
