@@ -125,6 +125,7 @@ class Worker:
         self.progress = StageProgress(memoryview(mmap.mmap(self._shared.fileno(), mmap.PAGESIZE))[: progress.SIZE])
         self._killed_for = ""
         self._stack_asked = False
+        self._hung_in: StageCall | None = None
 
     def start(self) -> None:
         """Start the process and send it the task.
@@ -139,7 +140,7 @@ class Worker:
         self.progress.leave()
         self.frames = self.running = self.memory_bytes = 0
         self.ready = False
-        self._killed_for, self._stack_asked = "", False
+        self._killed_for, self._stack_asked, self._hung_in = "", False, None
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", "hedgerow.pipeline.workers.process", *map(str, descriptors)],
@@ -199,6 +200,9 @@ class Worker:
         self.running = len(frames)
         pipe.send_bytes(pack((frames, forgotten, observed.model)))
         reply = pipe.recv_bytes()
+        if self._stack_asked:  # the signal may have interrupted a call, which then gave a wrong result
+            self.kill(HUNG)
+            raise EOFError("the worker was about to be killed")
         self.running = 0
         self.frames += len(frames)
         settlements, timings, last, events, failing, models, observations = unpack(reply)
@@ -223,6 +227,7 @@ class Worker:
         """Make the process write its stack to its log, once; return whether it was asked before."""
         asked, self._stack_asked = self._stack_asked, True
         if not asked and not self.has_ended():
+            self._hung_in = self.progress.now()
             os.kill(self.pid, signal.SIGUSR2)
         return asked
 
@@ -242,7 +247,7 @@ class Worker:
     def end(self) -> WorkerEnd:
         """Disconnect and wait until the process has ended; kill it if it takes too long. Return how it ended."""
         self.disconnect()
-        call = self.progress.now()
+        call = self._hung_in or self.progress.now()
         for connection in (self._pipe, self._socket):
             if connection is not None:
                 connection.close()
