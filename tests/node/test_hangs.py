@@ -64,6 +64,20 @@ async def test_without_workers_the_node_names_the_stage_and_fails_its_liveness_p
         assert (await probe(node, "healthz"))[0] == 200
 
 
+async def test_systemd_is_left_to_restart_a_node_whose_stage_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop goes on beating, but no longer feeds the watchdog."""
+    fed: list[None] = []
+    monkeypatch.setattr("hedgerow.telemetry.systemd.alive", lambda: fed.append(None))
+    monkeypatch.setattr("hedgerow.node.heartbeat.BEAT_EVERY_S", 0.01)
+    async with gated(site, timeout_s=0.5) as node:
+        await until(lambda: len(fed) > 3)
+        await site.frame(0)
+        await until(node._probes.hung_stages)
+        last, before = node._heartbeat._last, len(fed)
+        await until(lambda: node._heartbeat._last > last + 0.1)
+        assert len(fed) <= before + 1
+
+
 async def test_a_slow_stage_does_not_hang_however_long_its_list(site: Site) -> None:
     """Ten frames of 0.1 s in one list, with a limit of 0.7 s for one."""
     slow = {"name": "trial", "config": {"sleep_s": 0.1}, "timeout_s": 0.7}

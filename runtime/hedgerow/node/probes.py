@@ -51,6 +51,7 @@ class Probes:
         self._started_at = time.time()
         self._loop = asyncio.get_running_loop()
         self._server: ProbeServer | None = None
+        heartbeat.hung_stages = self.hung_stages
 
     def serve(self) -> None:
         """Start serving, if enabled. Raises: ConfigError: the address cannot be bound."""
@@ -85,9 +86,16 @@ class Probes:
     def why_dead(self) -> list[str]:
         """(any thread) Return why the node must be restarted; empty if it is alive."""
         reasons = self._heartbeat.why_dead()
+        if reasons:
+            for name, runner in self._pipelines.runners.copy().items():
+                if stage := runner.stage_on_loop():
+                    reasons.append(f"pipeline {name}: stage {stage} runs on the event loop")
+        return reasons
+
+    def hung_stages(self) -> list[str]:
+        """(any thread) Return the stages that hang in this process, which only a restart can end."""
+        reasons = []
         for name, runner in self._pipelines.runners.copy().items():
-            if reasons and (stage := runner.stage_on_loop()):
-                reasons.append(f"pipeline {name}: stage {stage} runs on the event loop")
             hang = runner.hang()
             if hang is not None and hang.expired and not runner.built.workers().memory_bytes:
                 reasons.append(

@@ -124,7 +124,7 @@ def generator_that_stalls(frame: Frame) -> Iterator[Frame]:
 def deep_recursion_by_generators(frame: Frame) -> None:
     @functools.cache
     def never(n: int) -> int:
-        return n if time.sleep(0.01) else never((n + 1) % 7) if n < 6 else never.__wrapped__(0)
+        return n if time.sleep(0) else never((n + 1) % 7) if n < 6 else never.__wrapped__(0)
 
     while True:
         try:
@@ -195,12 +195,12 @@ def event_loop_of_its_own(frame: Frame) -> None:
 
 @way
 def native_with_the_interpreter_lock(frame: Frame) -> None:
-    ctypes.PyDLL(None).sleep(1000)
+    ctypes.PyDLL(None).sleep(1000)  # that is the point
 
 
 @way
 def native_without_the_interpreter_lock(frame: Frame) -> None:
-    ctypes.CDLL(None).sleep(1000)
+    ctypes.CDLL(None).sleep(1000)  # that is the point
 
 
 @way
@@ -355,7 +355,7 @@ def slow(frame: Frame) -> None:
 
 @way
 def slow_with_the_interpreter_lock(frame: Frame) -> None:
-    ctypes.PyDLL(None).usleep(700_000)
+    ctypes.PyDLL(None).usleep(700_000)  # less than the limit for one frame
 
 
 @way

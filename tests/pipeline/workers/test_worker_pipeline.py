@@ -221,16 +221,14 @@ def _session_of(process: Path) -> int | None:
         return None
 
 
-def replaced_after(built: WorkerPipeline, action: str, limit: int = 2000) -> tuple[int, int]:
+def replaced_after(built: WorkerPipeline, action: str) -> tuple[int, int]:
     """Run lists until another process replies; return the ids of the first and the last. Every list gives a result."""
-    pids = []
-    for _ in range(limit):
+    first = last = outcomes(built.run(deliveries(action), 0))[0]["pid"]
+    while last == first:
         built.supervise()
-        pids.append(outcomes(built.run(deliveries(action), 0))[0]["pid"])
-        if pids[-1] != pids[0]:
-            return pids[0], pids[-1]
+        last = outcomes(built.run(deliveries(action), 0))[0]["pid"]
         time.sleep(0.01)
-    raise AssertionError("it was not replaced")
+    return first, last
 
 
 @pytest.mark.parametrize("limit", [{"worker_max_frames": 2}, {"worker_max_bytes": 2**20}], ids=["frames", "bytes"])
