@@ -87,6 +87,7 @@ def metric_table() -> str:
     labels = {
         "hedgerow_connected": "link",
         "hedgerow_refused": "link",
+        "hedgerow_worker_ends": "pipeline, reason",
         "hedgerow_model": "model, version, digest, backend, device",
     }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
