@@ -38,20 +38,21 @@ def supervise(node: Any, until: Callable[..., None], done: Callable[[], Any], *,
         node.start(wait=False)
 
 
-@pytest.mark.parametrize("lanes", [2, 0])
+@pytest.mark.parametrize(("lanes", "do"), [(2, "kill-process"), (0, "segfault")])
 def test_a_frame_that_ends_the_process_is_dead_lettered_after_two_crashes(
-    node: Any, sensors: Any, collector: Any, until: Callable[..., None], lanes: int
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None], lanes: int, do: str
 ) -> None:
     """Every other frame gives its result, in order. Its pipeline then runs in a worker, so its like end only that."""
     node.configure(lanes=lanes)
     node.start()
     sensors.send(7)
-    sensors.send(1, do="kill-process")
+    sensors.send(1, do=do)
     sensors.send(12)
 
     deaths = supervise(node, until, lambda: collector.messages["dead/p"])
 
     assert deaths == 2
+    assert ("Fatal Python error: Segmentation fault" in node.log) == (do == "segfault")
     (letter,) = collector.messages["dead/p"]
     assert (letter["reason"], letter["stage"]) == ("node-crashed", "trial")
     until(lambda: len(collector.ids()) == 19, lambda: (sorted(collector.ids()), node.log[-3000:]))
@@ -61,7 +62,7 @@ def test_a_frame_that_ends_the_process_is_dead_lettered_after_two_crashes(
     assert "trial ended the node twice with the same frame" in isolated["detail"]["reason"]
     assert {event["detail"]["stage"] for event in collector.messages["event/node-crashed"]} == {"trial"}
 
-    sensors.send(1, do="kill-process")
+    sensors.send(1, do=do)
     sensors.send(4)
     until(lambda: len(collector.messages["dead/p"]) == 2 and len(collector.ids()) == 23)
     assert collector.messages["dead/p"][1]["reason"] == "worker-crashed"

@@ -135,8 +135,8 @@ class BuiltPipeline(ABC):
         return None
 
     @abstractmethod
-    def end_hung(self, lane: int) -> None:
-        """End the list of a lane whose stage hangs, if that is possible; called until it has ended."""
+    def end_hung(self, lane: int, call: StageCall) -> None:
+        """End the list of a lane whose stage hangs in this call, if that is possible; called until it has ended."""
 
     @abstractmethod
     def supervise(self) -> None:

@@ -18,7 +18,7 @@ from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
-from hedgerow.pipeline.chain.progress import this_thread
+from hedgerow.pipeline.chain.progress import StageCall, this_thread
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import ResultEncoder
 
@@ -148,7 +148,7 @@ class LocalPipeline(BuiltPipeline):
         """See `BuiltPipeline.failing`."""
         return [step.name for step in self._chain.steps if step.circuit.is_open]
 
-    def end_hung(self, lane: int) -> None:
+    def end_hung(self, lane: int, call: StageCall) -> None:
         """See `BuiltPipeline.end_hung`: a thread cannot be ended, so `/healthz` fails instead."""
 
     def supervise(self) -> None:

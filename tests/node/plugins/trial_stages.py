@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -44,6 +45,8 @@ class Trial(Stage[TrialConfig]):
                 raise ZeroDivisionError("asked to")
             case "kill-process":
                 os._exit(9)
+            case "segfault":
+                ctypes.string_at(0)
             case "hang":
                 threading.Event().wait()
             case "exit":

@@ -126,7 +126,7 @@ class Watched:
             call = built.stage_call(0)
             waited_s = watch.look(call, time.monotonic())
             if call is not None and waited_s > built.timeouts_s[call.stage] * call.frames:
-                built.end_hung(0)
+                built.end_hung(0, call)
 
     def run(self, *frames: str) -> list[str]:
         """Run one list of `stream:payload`; return how each frame ended, in order."""

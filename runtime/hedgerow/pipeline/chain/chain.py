@@ -154,9 +154,7 @@ class ChainStep:
             if progress is not None:
                 progress.enter(self.position, len(frames))
             return self.stage.process_many(frames)
-        outcomes: list[Outcome | Exception] = []
-        if progress is not None:
-            progress.enter(self.position, 1, outcomes)
+        outcomes = [] if progress is None else progress.enter_each(self.position)
         return process_each(self.stage.process, frames, outcomes)
 
 

@@ -124,7 +124,7 @@ class Dispatcher:
                 if not lane.watch.reported:
                     lane.watch.reported = True
                     self._report(hang, lane)
-                job.built.end_hung(lane.index)
+                job.built.end_hung(lane.index, call)
         self._hangs = hangs
 
     def hang(self) -> Hang | None:

@@ -7,11 +7,10 @@ import faulthandler
 import mmap
 import signal
 import sys
-import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
@@ -28,8 +27,6 @@ from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.pipe import pack, unpack
 
-_PUBLISH_S: Final = 0.25
-
 
 def main(descriptor: int, shared: int) -> None:
     """Build the pipeline that the node names, then run lists until the node closes the pipe.
@@ -40,10 +37,10 @@ def main(descriptor: int, shared: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains first, then closes the pipe
-    faulthandler.enable()  # a native crash leaves its stack in the log
-    faulthandler.register(signal.SIGUSR2)  # so does a hang, before the node ends it
-    this_thread.progress = StageProgress(memoryview(mmap.mmap(shared, mmap.PAGESIZE))[: progress.SIZE])
-    threading.Thread(target=_publish, args=[this_thread.progress], name="progress", daemon=True).start()
+    if sys.stderr is not None:
+        faulthandler.enable()  # a native crash leaves its stack in the log
+        faulthandler.register(signal.SIGUSR2)  # so does a hang, before the node ends it
+    this_thread.progress = StageProgress(memoryview(mmap.mmap(shared, mmap.PAGESIZE))[: progress.SIZE], shared=True)
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
         task = unpack(pipe.recv_bytes())
@@ -79,13 +76,6 @@ def main(descriptor: int, shared: int) -> None:
         finally:
             built.close()
             pool.close()
-
-
-def _publish(mine: StageProgress) -> None:
-    """Show the node that a slow stage is not a hung one: its thread gets here only between two calls of native code."""
-    while True:
-        mine.publish()
-        time.sleep(_PUBLISH_S)
 
 
 def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:

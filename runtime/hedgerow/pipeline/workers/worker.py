@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -120,12 +119,15 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._socket: socket.socket | None = None
-        self._shared = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
-        self._shared.truncate(mmap.PAGESIZE)
-        self.progress = StageProgress(memoryview(mmap.mmap(self._shared.fileno(), mmap.PAGESIZE))[: progress.SIZE])
+        self._memory = os.memfd_create("hedgerow-progress")
+        os.ftruncate(self._memory, mmap.PAGESIZE)
+        self.progress = StageProgress(memoryview(mmap.mmap(self._memory, mmap.PAGESIZE))[: progress.SIZE])
         self._killed_for = ""
-        self._stack_asked = False
-        self._hung_in: StageCall | None = None
+        self._interrupted: StageCall | None = None
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self._memory)
 
     def start(self) -> None:
         """Start the process and send it the task.
@@ -136,11 +138,11 @@ class Worker:
         # HEDGEROW_* overrides are in the task already, except for secrets, which stages must not see.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        descriptors = (theirs.fileno(), self._shared.fileno())
+        descriptors = (theirs.fileno(), self._memory)
         self.progress.leave()
         self.frames = self.running = self.memory_bytes = 0
         self.ready = False
-        self._killed_for, self._stack_asked, self._hung_in = "", False, None
+        self._killed_for, self._interrupted = "", None
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", "hedgerow.pipeline.workers.process", *map(str, descriptors)],
@@ -200,9 +202,9 @@ class Worker:
         self.running = len(frames)
         pipe.send_bytes(pack((frames, forgotten, observed.model)))
         reply = pipe.recv_bytes()
-        if self._stack_asked:  # the signal may have interrupted a call, which then gave a wrong result
+        if self._interrupted is not None:
             self.kill(HUNG)
-            raise EOFError("the worker was about to be killed")
+            raise EOFError("the worker was interrupted")
         self.running = 0
         self.frames += len(frames)
         settlements, timings, last, events, failing, models, observations = unpack(reply)
@@ -223,13 +225,27 @@ class Worker:
         process = self._process
         return process is None or _exited(process)
 
-    def ask_stack(self) -> bool:
-        """Make the process write its stack to its log, once; return whether it was asked before."""
-        asked, self._stack_asked = self._stack_asked, True
-        if not asked and not self.has_ended():
-            self._hung_in = self.progress.now()
+    def call(self) -> StageCall | None:
+        """Return the stage in progress; None: no list is. Outside the stages it is the last step, encoding results."""
+        return self.progress.now() or StageCall(-1, self.frames, 0, self.running) if self.running else None
+
+    def interrupt(self, call: StageCall) -> None:
+        """End a list whose stage hangs: first make the process write its stack to its log, then, called again, kill it.
+
+        Whatever it replies after that is discarded: the signal may have interrupted native code, which then gives a wrong
+        result.
+
+        Args:
+            call: the call that hangs; nothing happens if it has returned since.
+        """
+        if self._interrupted is not None:
+            self.kill(HUNG)
+            return
+        self._interrupted = call  # before the check: the thread that gets the reply looks at it after the call
+        if self.call() != call:
+            self._interrupted = None
+        elif not self.has_ended():
             os.kill(self.pid, signal.SIGUSR2)
-        return asked
 
     def kill(self, reason: str) -> None:
         """(any thread) Kill the process and its children; the thread that waits for its reply then ends it."""
@@ -247,7 +263,7 @@ class Worker:
     def end(self) -> WorkerEnd:
         """Disconnect and wait until the process has ended; kill it if it takes too long. Return how it ended."""
         self.disconnect()
-        call = self._hung_in or self.progress.now()
+        call = self._interrupted or self.progress.now()
         for connection in (self._pipe, self._socket):
             if connection is not None:
                 connection.close()

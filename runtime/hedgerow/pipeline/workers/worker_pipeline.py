@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 _NOTHING: Final = Observations()
 _RETRY_S: Final = 60.0
+"""Shortest time between two replacements of a lane's worker: each costs a start, and its stages' state."""
 _KILL_FACTOR: Final = 2
 """A worker that reaches this many times its `worker_max_bytes` is killed within a list."""
 
@@ -148,7 +149,7 @@ class WorkerPipeline(BuiltPipeline):
         self._ended: Counter[str] = Counter()
         self._workers = [Worker(self._task) for _ in range(self.lanes)]
         self._successors: dict[int, Worker] = {}
-        self._successors_from = 0.0
+        self._successor_from: dict[int, float] = {}
         try:
             for worker in self._workers:
                 worker.start()
@@ -176,7 +177,7 @@ class WorkerPipeline(BuiltPipeline):
             return self._run(worker, deliveries)
         except (EOFError, OSError):
             end = worker.end()
-        if len(deliveries) == 1 and end.reason in (HUNG, OVER_MEMORY):
+        if len(deliveries) == 1 and end.reason in (HUNG, OVER_MEMORY) and end.call is not None:
             return Completed([self._lost(worker, end, deliveries[0])], [])
         self._restart(worker, end)
         return self._run_each(worker, deliveries)
@@ -234,16 +235,12 @@ class WorkerPipeline(BuiltPipeline):
         return sorted({stage for worker in self._workers for stage in worker.failing})
 
     def stage_call(self, lane: int) -> StageCall | None:
-        """See `BuiltPipeline.stage_call`. A worker that is in no stage, but does not reply, counts as encoding results."""
-        worker = self._workers[lane]
-        if not worker.running:
-            return None
-        return worker.progress.now() or StageCall(len(self.step_names) - 1, worker.frames, 0, worker.running)
+        """See `BuiltPipeline.stage_call`."""
+        return self._workers[lane].call()
 
-    def end_hung(self, lane: int) -> None:
-        """See `BuiltPipeline.end_hung`. The first call makes the worker write its stack, the next one kills it."""
-        if self._workers[lane].ask_stack():
-            self._workers[lane].kill(HUNG)
+    def end_hung(self, lane: int, call: StageCall) -> None:
+        """See `BuiltPipeline.end_hung`."""
+        self._workers[lane].interrupt(call)
 
     def supervise(self) -> None:
         """See `BuiltPipeline.supervise`."""
@@ -279,13 +276,14 @@ class WorkerPipeline(BuiltPipeline):
             self._ended[REPLACED] += 1
             detail = {"pid": worker.pid, "frames": worker.frames, "memory_bytes": worker.memory_bytes}
             self._on_event("worker-replaced", {**detail, "state_reset": worker.stateful})
+            self._successor_from[lane] = time.monotonic() + _RETRY_S
             threading.Thread(target=worker.end, daemon=True).start()
             return successor
         limit_bytes, most = self.config.worker_max_bytes, self.config.worker_max_frames
         due = (most is not None and worker.frames >= most) or (
             limit_bytes is not None and worker.memory_bytes > limit_bytes
         )
-        if due and successor is None and time.monotonic() > self._successors_from:
+        if due and successor is None and time.monotonic() > self._successor_from.get(lane, 0.0):
             self._successors[lane] = successor = Worker(self._task)
             threading.Thread(target=self._prepare, args=[lane, successor], daemon=True).start()
         return worker
@@ -295,9 +293,11 @@ class WorkerPipeline(BuiltPipeline):
             successor.start()
             successor.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
-            self._successors_from = time.monotonic() + _RETRY_S
-            del self._successors[lane]
-            self._on_event("worker-not-restarted", {"error": str(self._not_started(successor, error))})
+            self._successor_from[lane] = time.monotonic() + _RETRY_S
+            self._successors.pop(lane, None)
+            reason = self._not_started(successor, error)
+            if not self.retired:
+                self._on_event("worker-not-restarted", {"error": str(reason)})
         if self.retired:
             successor.end()
 
