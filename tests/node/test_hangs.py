@@ -152,3 +152,19 @@ async def test_a_list_is_no_longer_than_its_stages_allow(site: Site) -> None:
         results = await site.wait_results(12)
 
     assert {result["lineage"]["stages"][0][2] for result in results} == {1}
+
+
+async def test_a_stage_that_hangs_in_setup_fails_its_pipeline_and_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it comes to an end later, what it has set up is closed."""
+    monkeypatch.setattr("hedgerow.node.pipelines.builder.SETUP_S", 0.3)
+    gate = site.folder / "gate"
+    pipelines = {"q": site.pipeline("trial", {"setup-gate": {"path": str(gate)}}), "p": site.pipeline()}
+    async with site.node(pipelines) as node:
+        await site.frame(0)
+        await site.wait_results(1)
+        assert str(node.failures["q"]) == "Stage setup-gate was not set up within 0 s"
+        assert any("setup-gate" in reason for reason in node.health().reasons)
+        gate.touch()
+        await until(lambda: not gate.exists())

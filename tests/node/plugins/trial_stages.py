@@ -81,6 +81,17 @@ class GateOfOne(Gate):
     concurrent = False
 
 
+class SetupGate(Stage[GateConfig]):
+    """Cannot be set up until a file exists; `close` removes it."""
+
+    def setup(self, context: StageContext) -> None:
+        while not self.config.path.exists():
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        self.config.path.unlink()
+
+
 class OneAtATime(Stage[StageConfig]):
     """Passes frames on; wants short lists."""
 
