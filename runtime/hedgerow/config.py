@@ -350,7 +350,9 @@ def _stage_entry(value: Any) -> Any:
 
 _ShortForm = BeforeValidator(
     _stage_entry,
-    json_schema_input_type=str | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)],
+    json_schema_input_type=str
+    | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)]
+    | StageEntry,
 )
 
 

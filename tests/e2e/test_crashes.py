@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import defaultdict
 from collections.abc import Callable
@@ -125,3 +126,22 @@ def test_a_kill_between_lists_or_an_orderly_stop_blames_no_frame(
     node.start()
 
     assert '"node-crashed"' not in node.log
+
+
+def test_a_pipeline_that_ends_the_node_while_it_is_built_is_isolated_and_fails_alone(
+    node: Any, sensors: Any, collector: Any, until: Callable[..., None]
+) -> None:
+    node.configure()
+    node.start()
+    node.kill()
+    config = json.loads(node.file.read_text())
+    config["pipelines"]["q"] = {"subscribe": "other/#", "stages": ["dies-in-setup"]}
+    node.file.write_text(json.dumps(config))
+    sensors.send(3)
+    node.start(wait=False)
+
+    deaths = supervise(node, until, collector.ids)
+
+    assert deaths == 3
+    until(lambda: "worker-not-started" in node.probe("readyz")[1] or "q cannot run" in node.probe("readyz")[1])
+    assert "dies-in-setup was set up" in node.probe("readyz")[1]

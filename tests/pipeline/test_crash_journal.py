@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -35,6 +36,7 @@ def message(payload: str, *, qos: int = 1, packet_id: int = 1, **properties: Any
 
 def die_in_lane(folder: Path, *keys: bytes, lanes: int = 1, frames: int | None = None) -> None:
     """Leave a folder as a process does that dies with these frames in each of its lanes, in the stage `blur`."""
+    folder.mkdir(parents=True, exist_ok=True)
     journal = CrashJournal(folder)
     for _ in range(lanes):
         record = journal.open_lane("p")
@@ -207,6 +209,30 @@ def test_a_damaged_journal_does_not_prevent_the_start(tmp_path: Path, harm: Call
     harm(tmp_path)
 
     assert run(CrashJournal(tmp_path), message("5"))[1] == [""]
+
+
+def _left(folder: Path) -> Path:
+    die_in_lane(folder, frame_key(message("1")))
+    return folder
+
+
+def test_a_second_process_with_the_same_folder_leaves_the_journal_alone(tmp_path: Path) -> None:
+    """The first one's lists are in progress, not crashed."""
+    shutil.copytree(_left(tmp_path / "a"), tmp_path / "b", ignore=shutil.ignore_patterns("lock"))
+    holder = CrashJournal(tmp_path / "held")
+    record = holder.open_lane("p")
+    record.begin("p", DIGEST, ["blur"], 1, [frame_key(message("1"))])
+    lines = [
+        "import pathlib, sys",
+        "from hedgerow.pipeline.crash_journal import CrashJournal",
+        "journal = CrashJournal(pathlib.Path(sys.argv[1]))",
+        "sys.exit(7 if journal.found or journal.has_suspects else 0)",
+    ]
+    script = [sys.executable, "-c", "\n".join(lines)]
+
+    assert processes.run([*script, str(tmp_path / "b")]).returncode == 7, "nobody holds this one"
+    assert processes.run([*script, str(tmp_path / "held")]).returncode == 0
+    assert len(list((tmp_path / "held").glob("*.lane"))) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_journal(tmp_path: Path) -> None:

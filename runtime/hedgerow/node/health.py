@@ -259,8 +259,8 @@ def hanging_stage(name: str, runner: PipelineRunner) -> Iterator[str]:
 def _crash(found: Mapping[str, Any]) -> str:
     where = f"stage {found['stage']}" if found["stage"] else "a lane"
     return (
-        f"the node ended unexpectedly before this start, with {found['frames']} frames of pipeline {found['pipeline']} "
-        f"in {where}; all state of its stages was lost, and each of these frames now runs alone"
+        f"the node ended unexpectedly before this start, while pipeline {found['pipeline']} was in {where}; all state "
+        "of its stages was lost, and the frames that were in it run alone"
     )
 
 

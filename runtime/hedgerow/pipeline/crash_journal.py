@@ -9,16 +9,18 @@ At the next start:
 - A frame that was in a lane at two crashes is not run a third time, and its pipeline is isolated: it runs in a worker.
 - So is a pipeline that was in a lane at three crashes within an hour: QoS 0 frames do not come back, their like do.
 
-The next reboot ends nothing but the counting: records of an earlier boot are ignored.
+A pipeline is in a lane while it is built, too. Records of an earlier boot of the machine are ignored.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import mmap
 import threading
 import time
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hedgerow import disk
 from hedgerow.bus.message import Message
+from hedgerow.errors import FrameError
 from hedgerow.pipeline.chain import progress
 from hedgerow.pipeline.chain.progress import StageProgress
 
@@ -44,6 +47,9 @@ _LOOPS_AFTER: Final = 3
 _LOOP_S: Final = 3600.0
 _SUSPECT_S: Final = 600.0
 """How long the node waits for suspects that do not come back."""
+
+_MOST_SUSPECTS: Final = 4096
+_MOST_PIPELINES: Final = 256
 
 _PAGE: Final = 4096
 _KEYS: Final = 64
@@ -184,11 +190,14 @@ class CrashJournal:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                self._lock = (folder / "lock").open("w")
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no forked child inherits it
                 self._state = self._read(folder)
                 self._evaluate(folder)
             except OSError as error:
                 self._folder = None
-                log.warning("crash-journal-off", folder=str(folder), error=str(error))
+                remedy = "Give each node a `state_dir` of its own, which it can write to."
+                log.warning("crash-journal-off", folder=str(folder), error=str(error), remedy=remedy)
         self._waits_until = time.monotonic() + _SUSPECT_S
 
     def open_lane(self, pipeline: str) -> LaneRecord:
@@ -242,6 +251,10 @@ class CrashJournal:
                 counted |= fresh
                 self._crashed(description, name, frames, fresh, at)
         if self.found:
+            suspects, pipelines = list(self._state.frames.items()), list(self._state.pipelines.items())
+            self._state = _CrashState(
+                frames=dict(suspects[-_MOST_SUSPECTS:]), pipelines=dict(pipelines[-_MOST_PIPELINES:])
+            )
             self._write()
         for path in records:
             path.unlink()
@@ -258,9 +271,14 @@ class CrashJournal:
             crashes = 1 if known is None else known.crashes + 1
             self._state.frames[key.hex()] = SuspectFrame(pipeline=name, stage=stage, crashes=crashes)
             lost = lost or crashes >= POISON_AFTER
+        self._state.pipelines.pop(name, None)  # the last one is the newest
         self._state.pipelines[name] = CrashedPipeline(
             digest=lane.digest, stage=stage or before.stage, at=tuple(sorted(recent)[-_LOOPS_AFTER:]), frame_lost=lost
         )
+        for each in self.found:
+            if (each["pipeline"], each["stage"]) == (name, stage):
+                each["frames"] += frames
+                return
         self.found.append({"pipeline": name, "stage": stage, "frames": frames})
 
     def _read(self, folder: Path) -> _CrashState:
@@ -283,15 +301,13 @@ class CrashJournal:
 
 
 def frame_key(message: Message) -> bytes:
-    """Return a key that is the same for each delivery of a message, even with another packet identifier.
-
-    Raises: FrameError: its properties are malformed.
-    """
+    """Return a key that is the same for each delivery of a message, even with another packet identifier."""
     identity = message.topic.encode()
     if message.raw_properties:
-        for name, value in message.properties.user_properties:
-            if name == "id":
-                identity += b"\0" + value.encode()
+        with suppress(FrameError):  # malformed, which the stages' errors say
+            for name, value in message.properties.user_properties:
+                if name == "id":
+                    identity += b"\0" + value.encode()
     return xxhash.xxh3_128_digest(message.payload, xxhash.xxh3_64_intdigest(identity))
 
 

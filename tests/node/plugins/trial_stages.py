@@ -92,6 +92,13 @@ class SetupGate(Stage[GateConfig]):
         self.config.path.unlink()
 
 
+class DiesInSetup(Stage[StageConfig]):
+    """Crashes its process while it is set up."""
+
+    def setup(self, context: StageContext) -> None:
+        os._exit(9)
+
+
 class OneAtATime(Stage[StageConfig]):
     """Passes frames on; wants short lists."""
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
 from typing import Final
 
-from hedgerow.config import NodeConfig, PipelineConfig
+from hedgerow.config import NodeConfig
 from hedgerow.errors import PluginError
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.announcer import Announcer
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, pipeline_digest
-from hedgerow.pipeline.chain.progress import SIZE, StageProgress, this_thread
+from hedgerow.pipeline.chain.progress import StageProgress, this_thread
 from hedgerow.pipeline.crash_journal import CrashJournal
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
@@ -58,13 +58,20 @@ class PipelineBuilder:
         """
         if config.pipelines[name].workers or self._journal.isolated(name, pipeline_digest(config, name)):
             return self.build_workers(config, name)
-        built = _within_limit(
-            name,
-            config.pipelines[name],
-            lambda: LocalPipeline(
-                config, name, self._base_dir, self._pool, self._cores, self._announcer.event_sink(name)
-            ),
-        )
+        record = self._journal.open_lane(name)
+        stages = [stage.name for stage in config.pipelines[name].stages]
+        record.begin(name, pipeline_digest(config, name), stages, 1, [])
+        events = self._announcer.event_sink(name)
+        try:
+            built = _within_limit(
+                name,
+                stages,
+                record.progress,
+                lambda: LocalPipeline(config, name, self._base_dir, self._pool, self._cores, events),
+            )
+        finally:
+            record.end()
+            record.remove()
         built.journal = self._journal
         return built
 
@@ -91,13 +98,14 @@ class PipelineBuilder:
         return self._pool.assigned()
 
 
-def _within_limit(name: str, config: PipelineConfig, build: Callable[[], LocalPipeline]) -> LocalPipeline:
+def _within_limit(
+    name: str, stages: Sequence[str], progress: StageProgress, build: Callable[[], LocalPipeline]
+) -> LocalPipeline:
     """Build in a thread of its own, so that a stage that hangs in `setup` costs only its pipeline.
 
     Raises: HedgerowError: as `build`; or it took too long.
     """
     done: Future[LocalPipeline] = Future()
-    progress = StageProgress(bytearray(SIZE))
 
     def work() -> None:
         this_thread.progress = progress
@@ -113,7 +121,7 @@ def _within_limit(name: str, config: PipelineConfig, build: Callable[[], LocalPi
         if done.done():  # the stage raised it
             raise
     call = progress.now()
-    stage = config.stages[call.stage].name if call is not None else "unknown"
+    stage = stages[call.stage] if call is not None else "unknown"
     done.add_done_callback(lambda late: late.result().close() if late.exception() is None else None)
     raise PluginError(
         f"Stage {stage} was not set up within {SETUP_S:.0f} s",
