@@ -90,6 +90,7 @@ def metric_table() -> str:
         "hedgerow_connected": "link",
         "hedgerow_refused": "link",
         "hedgerow_node_status": "node, status",
+        "hedgerow_worker_ends": "pipeline, reason",
         "hedgerow_model": "model, version, digest, backend, device",
     }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))

@@ -352,13 +352,21 @@ class DeadLettersSection(Section):
 
 
 class StageEntry(Section):
-    """One stage of a pipeline: its name and its configuration. Written `name` or `name: {key: value}`."""
+    """One stage of a pipeline: its name and its configuration.
+
+    Written `name` or `name: {key: value}`; with a time limit `{name: …, config: {…}, timeout_s: …}`.
+    """
 
     name: str
     config: dict[str, Any] = Field(default_factory=dict)
+    timeout_s: float | None = Field(
+        None, gt=0, description="Longest time for one frame in this stage, instead of the pipeline's `stage_timeout_s`."
+    )
 
     @model_serializer
     def _as_written(self) -> str | dict[str, Any]:
+        if self.timeout_s is not None:
+            return {"name": self.name, "config": self.config, "timeout_s": self.timeout_s}
         return {self.name: self.config} if self.config else self.name
 
 
@@ -378,7 +386,9 @@ def _stage_entry(value: Any) -> Any:
 
 _ShortForm = BeforeValidator(
     _stage_entry,
-    json_schema_input_type=str | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)],
+    json_schema_input_type=str
+    | Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=1)]
+    | StageEntry,
 )
 
 
@@ -429,6 +439,24 @@ class PipelineConfig(Section):
         le=64,
         description="Separate processes that run the stages; 0: threads of the node. For pipelines bound by Python. Each "
         "loads its own copy of the models, and a stream always goes to the same one.",
+    )
+    worker_max_bytes: int | None = Field(
+        None,
+        ge=2**20,
+        description="Resident memory above which a worker is replaced, between two lists of frames; one that reaches twice as "
+        "much within a list is killed. Its stages' state is lost. Default: no limit.",
+    )
+    worker_max_frames: int | None = Field(
+        None,
+        ge=1,
+        description="Number of frames after which a worker is replaced, between two lists, for stages that leak. Default: never.",
+    )
+    stage_timeout_s: float = Field(
+        600,
+        gt=0,
+        description="Longest time that a stage may take for one frame, or n times as long for a list of n frames if it takes "
+        "lists at once. With `workers`, a worker whose stage takes longer is replaced, and the frame that takes so long is "
+        "dead-lettered. Without, `/healthz` fails, so that a supervisor restarts the node.",
     )
     stages: tuple[Annotated[StageEntry, _ShortForm], ...] = Field(
         min_length=1, description="The stages, in order: `name` or `name: {key: value}`. See `hedgerow plugin list`."

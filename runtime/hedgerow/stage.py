@@ -267,10 +267,13 @@ class Stage(Generic[C]):
         config: the validated configuration, of the class given as type argument.
         concurrent: whether several threads may call `process` at once. Set it for stages without state of their own
             that spend their time outside the interpreter lock.
+        max_list: most frames that the node gives it at once; None: no limit. Set it for a stage that waits, for a device
+            or a service: several lanes then share its frames.
     """
 
     config: C
     concurrent: ClassVar[bool] = False
+    max_list: ClassVar[int | None] = None
     config_type: ClassVar[type[StageConfig]] = StageConfig
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -313,18 +316,28 @@ class Stage(Generic[C]):
 
         Returns: one outcome per frame, in order; an exception dead-letters that frame only.
         """
-        outcomes: list[Any] = []
-        process = self.process
-        for frame in frames:
-            try:
-                outcome = process(frame)
-                if isinstance(outcome, Iterable) and not isinstance(outcome, (Drop, Sequence, Mapping)):
-                    outcome = list(islice(outcome, MOST_PARTS + 1))  # a generator runs only here
-            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, such as a panic of native code
-                outcomes.append(error)
-            else:
-                outcomes.append(outcome)
-        return outcomes
+        return process_each(self.process, frames, [])
 
     def close(self) -> None:
         """Release what `setup` acquired. Called once, after the last frame."""
+
+
+def process_each(process: Callable[[Frame], Outcome], frames: Sequence[Frame], outcomes: list[Any]) -> list[Any]:
+    """Process frames one by one, as a stage without `process_many` does.
+
+    Args:
+        process: the stage's method.
+        frames: the frames, in order.
+        outcomes: gets the outcome of each frame, and so shows how far the stage is.
+    Returns: `outcomes`.
+    """
+    for frame in frames:
+        try:
+            outcome = process(frame)
+            if isinstance(outcome, Iterable) and not isinstance(outcome, (Drop, Sequence, Mapping)):
+                outcome = list(islice(outcome, MOST_PARTS + 1))  # a generator runs only here
+        except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, such as a panic of native code
+            outcomes.append(error)
+        else:
+            outcomes.append(outcome)
+    return outcomes

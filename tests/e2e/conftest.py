@@ -213,6 +213,11 @@ class NodeProcess:
         assert self._process is not None
         self._process.send_signal(number)
 
+    @property
+    def exited(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None
+
     def wait(self) -> int:
         """Wait for the exit and return its status."""
         assert self._process is not None

@@ -330,7 +330,7 @@ async def test_frames_are_processed_again_after_a_stall_beyond_the_deadline(site
     async with site.node({"p": pipeline}) as node:
         runner = node.runners["p"]
         await site.frame(0, qos=0)
-        await until(lambda: runner.stuck_for_s() > 1.0)
+        await until(lambda: (hang := runner.hang()) and hang.waited_s > 0.5)
         gate.touch()
         await site.wait_results(1)
         sent = 0
@@ -353,7 +353,7 @@ async def test_a_lane_with_slow_frames_leaves_waiting_frames_to_the_other_lanes(
             await until(lambda upto=n: runner.tally.received > upto)
         for n in range(8):
             await site.frame(n, stream=f"then-{n}")
-        await until(lambda: runner.queued == 8 and runner.stuck_for_s() > 0.1)
+        await until(lambda: runner.queued == 8 and (hang := runner.hang()) and hang.waited_s > 0)
         gate.touch()
         lists = [result["lineage"]["stages"][0][2] for result in await site.wait_results(10)]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from hedgerow.models.session.memory import resident_bytes
+from hedgerow.pipeline.built_pipeline import REPLACED
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hedgerow.node.link.certificates import CertificateWatch
     from hedgerow.node.link.outbox import NodeOutbox
     from hedgerow.node.pipelines.pipelines import Pipelines
+    from hedgerow.pipeline.crash_journal import CrashJournal
     from hedgerow.pipeline.runner import PipelineRunner
     from hedgerow.telemetry.clock import Clock
 
@@ -30,7 +32,9 @@ HEALTH_EVERY_S = 10.0
 FIRST_HEALTH_S = 1.0
 
 STUCK_AFTER_S: Final = 30.0
-"""A list of frames that takes longer makes the node `failing`: a stage hangs."""
+"""A stage that finishes no frame for longer, or for its `timeout_s`, makes the node `failing`."""
+
+_CRASH_REPORTED_S: Final = 600.0
 
 _FEWEST_FRAMES: Final = 10
 """Fewest frames to judge a model by its share of NaN."""
@@ -45,6 +49,7 @@ class _PeriodStart:
     latency: list[int]
     dead: Counter[str] = field(default_factory=Counter)
     sessions_lost: int = 0
+    workers: Counter[str] = field(default_factory=Counter)
 
 
 class HealthReporter:
@@ -56,6 +61,7 @@ class HealthReporter:
         outbox: the node's outbox.
         clock: tells whether the machine's clock can be trusted.
         certificates: watches the node's certificates; None: it has none.
+        journal: what ran when the previous process died.
     """
 
     def __init__(
@@ -65,12 +71,14 @@ class HealthReporter:
         outbox: NodeOutbox,
         clock: Clock,
         certificates: CertificateWatch | None = None,
+        journal: CrashJournal | None = None,
     ) -> None:
         self._announcer = announcer
         self._pipelines = pipelines
         self._outbox = outbox
         self._clock = clock
         self._certificates = certificates
+        self._found = journal.found if journal is not None else []
         self._started_at = time.monotonic()
         self._period: dict[str, _PeriodStart] = {}
         self._lost: Counter[str] = Counter()
@@ -111,6 +119,7 @@ class HealthReporter:
                 list(runner.tally.latency.counts),
                 runner.tally.dead.copy(),
                 runner.sessions_lost,
+                runner.built.workers().ended,
             )
             for name, runner in self._pipelines.runners.items()
         }
@@ -120,6 +129,8 @@ class HealthReporter:
         findings = _Findings()
         if self._certificates is not None:
             findings.degraded(*self._certificates.reasons())
+        if time.monotonic() - self._started_at < _CRASH_REPORTED_S:
+            findings.degraded(*map(_crash, self._found))
         pipelines = self._report_pipelines(findings)
         if self._clock.doubtful:
             now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
@@ -138,7 +149,7 @@ class HealthReporter:
             pipelines=pipelines,
             models=models,
             outbox=outbox,
-            memory_bytes=resident_bytes(),
+            memory_bytes=resident_bytes() + sum(pipeline.worker_memory_bytes for pipeline in pipelines.values()),
             cpu_s=round(time.process_time(), 3),
         )
 
@@ -157,8 +168,8 @@ class HealthReporter:
             findings.degraded(*self._dead_letters(name, runner))
             findings.failing(*refused_subscriptions(name, runner))
             findings.degraded(*self._frames_at_risk(name, runner))
-            if (stuck := runner.stuck_for_s()) > STUCK_AFTER_S:
-                findings.failing(f"pipeline {name}: a stage has not returned for {stuck:.0f} s")
+            findings.failing(*hanging_stage(name, runner))
+            findings.degraded(*self._worker_problems(name, runner))
             findings.degraded(*(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.built.failing()))
         return pipelines
 
@@ -182,6 +193,7 @@ class HealthReporter:
             latency_p99_ms=None if p99 is None else round(p99 * 1e3, 3),
             last_result_at=tally.last_result_at,
             models=sorted({model.name for model in runner.built.models()}),
+            worker_memory_bytes=sum(runner.built.workers().memory_bytes),
         )
 
     def _dead_letters(self, name: str, runner: PipelineRunner) -> Iterator[str]:
@@ -200,6 +212,18 @@ class HealthReporter:
         before = self._period.get(name)
         if runner.sessions_lost > (before.sessions_lost if before else 0):
             yield f"pipeline {name}: the broker forgot the session, and with it the QoS 1 frames that waited there"
+
+    def _worker_problems(self, name: str, runner: PipelineRunner) -> Iterator[str]:
+        if runner.built.isolated:
+            yield (
+                f"pipeline {name} runs in a worker: {runner.built.isolated}; "
+                "mend the stage and change the pipeline's configuration to run it in the node again"
+            )
+        before = self._period.get(name)
+        ended = runner.built.workers().ended - (before.workers if before else Counter())
+        for reason, count in ended.items():
+            if reason != REPLACED:
+                yield f"pipeline {name}: {count} workers ended ({reason}); their stages' state was reset"
 
     def _examine_outbox(self, outbox: OutboxHealth, findings: _Findings) -> None:
         """Find out whether the outbox cannot store results, or gave any up in this period."""
@@ -252,6 +276,21 @@ def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> di
         if info.degraded:
             findings.degraded(f"model {info.name}: {info.degraded}")
     return models
+
+
+def hanging_stage(name: str, runner: PipelineRunner) -> Iterator[str]:
+    """(any thread) Yield a reason if a stage of a pipeline hangs."""
+    hang = runner.hang()
+    if hang is not None and (hang.expired or hang.waited_s > STUCK_AFTER_S):
+        yield f"pipeline {name}: stage {hang.stage} has not returned for {hang.waited_s:.0f} s"
+
+
+def _crash(found: Mapping[str, Any]) -> str:
+    where = f"stage {found['stage']}" if found["stage"] else "a lane"
+    return (
+        f"the node ended unexpectedly before this start, while pipeline {found['pipeline']} was in {where}; all state "
+        "of its stages was lost, and the frames that were in it run alone"
+    )
 
 
 def _mostly_not_finite(info: ServedModel) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
 from hedgerow.node.link.announcer import Announcer
@@ -21,18 +22,21 @@ class Heartbeat:
         announcer: publishes clock jumps.
     Attributes:
         clock: tells whether the machine's clock can be trusted.
+        hung_stages: returns the stages that hang in this process; only a restart ends them, so systemd's watchdog starves.
     """
 
     def __init__(self, announcer: Announcer) -> None:
         self.clock = Clock()
         self._announcer = announcer
+        self.hung_stages: Callable[[], list[str]] = list
         self._last = time.monotonic()
 
     async def run(self) -> None:
         """Beat until cancelled."""
         while True:
             self._last = time.monotonic()
-            systemd.alive()
+            if not self.hung_stages():
+                systemd.alive()
             jump_s = self.clock.check(time.time(), self._last)
             if jump_s is not None:
                 self._announcer.warn("clock-jumped", {"by_s": round(jump_s, 3)})
@@ -43,4 +47,5 @@ class Heartbeat:
     def why_dead(self) -> list[str]:
         """(any thread) Return why the node counts as dead; empty if it is alive."""
         silent_s = time.monotonic() - self._last
-        return [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []
+        blocked = [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _DEAD_AFTER_S else []
+        return blocked + self.hung_stages()

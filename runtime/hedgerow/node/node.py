@@ -41,6 +41,7 @@ from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.probes import Probes
 from hedgerow.node.swap.swaps import Swaps
+from hedgerow.pipeline.crash_journal import CrashJournal
 from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.telemetry import systemd
 from hedgerow.topics import Channel
@@ -87,7 +88,8 @@ class Node:
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
         self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
-        builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer)
+        self._journal = CrashJournal(state_dir / "crashes")
+        builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer, self._use_new_password)
@@ -97,7 +99,7 @@ class Node:
         self._fleet = self._fleet_member(config)
         self._certificates = self._certificate_watch(config)
         self._health = HealthReporter(
-            self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates
+            self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates, self._journal
         )
         parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates)
         gauges = [part.gauges for part in parts if part is not None]
@@ -134,6 +136,8 @@ class Node:
         broker = self.config.broker.url
         if not on_loopback(broker) and broker.startswith(("mqtt:", "ws:")):
             log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// (or wss://) with certificates.")
+        for found in self._journal.found:
+            self._announcer.warn("node-crashed", found)
         self._probes.serve()
         self._keep(tasks.supervise(self._heartbeat.run, "heartbeat"))
         if self._certificates is not None:

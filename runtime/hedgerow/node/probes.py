@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from hedgerow.node.health import STUCK_AFTER_S, refused_subscriptions, running_models
+from hedgerow.node.health import hanging_stage, refused_subscriptions, running_models
 from hedgerow.node.heartbeat import BEAT_EVERY_S
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
 
@@ -51,13 +51,14 @@ class Probes:
         self._started_at = time.time()
         self._loop = asyncio.get_running_loop()
         self._server: ProbeServer | None = None
+        heartbeat.hung_stages = self.hung_stages
 
     def serve(self) -> None:
         """Start serving, if enabled. Raises: ConfigError: the address cannot be bound."""
         metrics = self._pipelines.config.metrics
         if metrics.enabled:
             tallies = TallyCollector(self.tallies, self._all_gauges)
-            self._server = ProbeServer(metrics.host, metrics.port, tallies, self._heartbeat.why_dead, self.why_unready)
+            self._server = ProbeServer(metrics.host, metrics.port, tallies, self.why_dead, self.why_unready)
             self.port = self._server.port
             log.info("probes", url=f"{self._server.url}/metrics")
 
@@ -82,6 +83,27 @@ class Probes:
             copying.cancel()
             return {name: runner.tally for name, runner in self._pipelines.runners.copy().items()}
 
+    def why_dead(self) -> list[str]:
+        """(any thread) Return why the node must be restarted; empty if it is alive."""
+        reasons = self._heartbeat.why_dead()
+        if reasons:
+            for name, runner in self._pipelines.runners.copy().items():
+                if stage := runner.stage_on_loop():
+                    reasons.append(f"pipeline {name}: stage {stage} runs on the event loop")
+        return reasons
+
+    def hung_stages(self) -> list[str]:
+        """(any thread) Return the stages that hang in this process, which only a restart can end."""
+        reasons = []
+        for name, runner in self._pipelines.runners.copy().items():
+            hang = runner.hang()
+            if hang is not None and hang.expired and not runner.built.workers().memory_bytes:
+                reasons.append(
+                    f"pipeline {name}: stage {hang.stage} has not returned for {hang.waited_s:.0f} s; "
+                    f"the limit is {hang.limit_s:g} s"
+                )
+        return reasons
+
     def why_unready(self) -> list[str]:
         """(any thread) Return why the node is not ready; empty if links are up, models loaded and frames flow."""
         failures = self._pipelines.failures.copy()
@@ -100,8 +122,7 @@ class Probes:
         if not runner.connected and runner.state == "running":
             yield f"pipeline {name} is not connected to the broker"
         yield from refused_subscriptions(name, runner)
-        if runner.stuck_for_s() > STUCK_AFTER_S:
-            yield f"pipeline {name}: a stage hangs"
+        yield from hanging_stage(name, runner)
         longest_s = self._pipelines.config.metrics.flow_timeout_s  # None: no limit
         silent_s = time.time() - max(runner.tally.last_frame_at or 0.0, self._started_at)
         if longest_s is not None and runner.state == "running" and silent_s > longest_s:
@@ -128,6 +149,14 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
         yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": name}, refused
         yield "hedgerow_frames_queued", "Frames waiting in the queue.", {"pipeline": name}, runner.queued
         yield "hedgerow_streams", "Streams currently tracked.", {"pipeline": name}, runner.streams
+        for reason, count in runner.built.workers().ended.items():
+            yield "hedgerow_worker_ends", "Workers replaced.", {"pipeline": name, "reason": reason}, count
+        yield (
+            "hedgerow_worker_memory_bytes",
+            "Resident memory of the workers.",
+            {"pipeline": name},
+            sum(runner.built.workers().memory_bytes),
+        )
         yield "hedgerow_reconnects", "Times the link reconnected.", {"pipeline": name}, runner.reconnects
         lost = runner.sessions_lost
         yield "hedgerow_sessions_lost", "Times the broker forgot the session and its frames.", {"pipeline": name}, lost

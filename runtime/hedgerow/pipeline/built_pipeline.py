@@ -6,18 +6,25 @@ import hashlib
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from hedgerow import tasks
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.frame import Frame
 from hedgerow.models.serving.served_model import ServedModel
+from hedgerow.pipeline.chain.progress import StageCall
+from hedgerow.pipeline.crash_journal import MOST_FRAMES, CrashJournal
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.frame_maker import FrameMaker
 from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
 from hedgerow.wire.messages import reason_of
+
+REPLACED: Final = "replaced"
+"""A worker ended as planned: it had run its number of frames, or had more memory than it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,19 @@ class Completed:
     not_run: Sequence[Delivery] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class WorkersReport:
+    """How the worker processes of a pipeline are.
+
+    Attributes:
+        memory_bytes: resident memory of each.
+        ended: how many had to be replaced, by reason.
+    """
+
+    memory_bytes: Sequence[int] = ()
+    ended: Counter[str] = field(default_factory=Counter)
+
+
 class BuiltPipeline(ABC):
     """A pipeline that is ready to run.
 
@@ -58,6 +78,11 @@ class BuiltPipeline(ABC):
         pinned: whether each stream must stay in one lane.
         running: number of lists running now.
         retired: whether another built pipeline has replaced it.
+        journal: remembers which frames were in a lane when the process died.
+        isolated: why it runs in a worker although it is not configured to; empty: it does not.
+        batch: most frames in one list.
+        step_names: names of its stages, and "publish", where results are encoded.
+        timeouts_s: how long each of these may take for one frame.
     """
 
     encoder: ResultEncoder
@@ -70,6 +95,12 @@ class BuiltPipeline(ABC):
         self.lanes = lanes
         self.running = 0
         self.retired = False
+        self.journal = CrashJournal()
+        self.isolated = ""
+        self.batch = min(self.config.batch, MOST_FRAMES)
+        self.step_names = (*(stage.name for stage in self.config.stages), "publish")
+        default_s = self.config.stage_timeout_s
+        self.timeouts_s = (*(stage.timeout_s or default_s for stage in self.config.stages), default_s)
         self._closing: threading.Thread | None = None
         self._maker = FrameMaker(self.config)
 
@@ -93,9 +124,29 @@ class BuiltPipeline(ABC):
     def close(self) -> None:
         """Close the stages and release the models."""
 
-    def dead_letter(self, delivery: Delivery, error: HedgerowError) -> Settlement:
-        """Return a dead-letter settlement for a delivery that failed outside the stages."""
-        return self._dead_letter(delivery, self._bare(delivery), error, "")
+    def dead_letter(self, delivery: Delivery, error: HedgerowError, stage: str = "") -> Settlement:
+        """Return a dead-letter settlement for a delivery whose frame does not exist in this process.
+
+        Args:
+            stage: the stage it failed in; "" if outside the stages.
+        """
+        return self._dead_letter(delivery, self._bare(delivery), error, stage)
+
+    def stage_call(self, lane: int) -> StageCall | None:
+        """Return the call in progress in another process that runs the list of a lane; None: the lane runs it itself."""
+        return None
+
+    @abstractmethod
+    def end_hung(self, lane: int, call: StageCall) -> None:
+        """End the list of a lane whose stage hangs in this call, if that is possible; called until it has ended."""
+
+    @abstractmethod
+    def supervise(self) -> None:
+        """Look after the worker processes, twice a second."""
+
+    def workers(self) -> WorkersReport:
+        """Return how the worker processes are."""
+        return WorkersReport()
 
     def retire(self) -> None:
         """Close it once no list is running; in a thread, since a plugin's `close` may be slow."""

@@ -20,6 +20,7 @@ from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.progress import StageCall, this_thread
 from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting
 from hedgerow.pipeline.chain.stage_failure import log_failure
 from hedgerow.pipeline.delivery import Delivery, Settlement
@@ -53,6 +54,8 @@ class LocalPipeline(BuiltPipeline):
         self._chain = build_chain(self.config.stages, self._context, on_event, partial(log_failure, name), RECEIVED)
         if (futile := futile_setting(self.config, self._chain.steps)) is not None:
             log.warning("futile-setting", pipeline=name, error=str(futile[1]), remedy=futile[1].remedy)
+        limits = [step.stage.max_list for step in self._chain.steps]
+        self.batch = min([self.batch, *(limit for limit in limits if limit is not None)])
         self._slots = tuple(dict.fromkeys(self._context.slots))
         if not self.lanes:
             for slot in self._slots:
@@ -118,6 +121,8 @@ class LocalPipeline(BuiltPipeline):
             lineage["clock"] = "doubtful"
         at = time.time()
         snapshot = None
+        if (progress := this_thread.progress) is not None:
+            progress.enter(len(self.step_names) - 1, len(frames))  # a result may be any object, and take any time
         for delivery, frame, outcome in zip(owners, frames, run.outcomes, strict=True):
             if outcome.error is not None:
                 settlements.append(self._dead_letter(delivery, frame, outcome.error, outcome.stage))
@@ -132,7 +137,14 @@ class LocalPipeline(BuiltPipeline):
                     snapshot = (frame, encoded[-1])
             else:
                 settlements.append(Settlement(delivery, dropped=outcome.dropped))
+        if progress is not None:
+            progress.leave()
         return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the stages that keep state by stream."""
+        return self._context.stateful
 
     def forget(self, stream: str) -> None:
         """See `BuiltPipeline.forget`."""
@@ -145,6 +157,12 @@ class LocalPipeline(BuiltPipeline):
     def failing(self) -> list[str]:
         """See `BuiltPipeline.failing`."""
         return [step.name for step in self._chain.steps if step.circuit.is_open]
+
+    def end_hung(self, lane: int, call: StageCall) -> None:
+        """See `BuiltPipeline.end_hung`: a thread cannot be ended, so `/healthz` fails instead."""
+
+    def supervise(self) -> None:
+        """See `BuiltPipeline.supervise`: there are no workers."""
 
     def close(self) -> None:
         """See `BuiltPipeline.close`."""

@@ -29,6 +29,7 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline, Snapshot
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.intake.intake import Intake
 from hedgerow.pipeline.lanes.dispatcher import Dispatcher
+from hedgerow.pipeline.lanes.hang_watch import Hang
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import Tally
 
@@ -73,7 +74,7 @@ class PipelineRunner:
         self._sink = Client(sink, _ignore)
         self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
         self._intake = Intake(built, self._settler, self.tally)
-        self._dispatcher = Dispatcher(built, self._intake, self._settler, self.tally)
+        self._dispatcher = Dispatcher(built, self._intake, self._settler, self.tally, on_event)
         self._state_lock = asyncio.Lock()
 
     # Lifecycle
@@ -235,9 +236,13 @@ class PipelineRunner:
         """The last frame that gave a result, if any."""
         return self._dispatcher.snapshot
 
-    def stuck_for_s(self) -> float:
-        """Return how long the oldest list in progress has been running; 0 if none is."""
-        return self._dispatcher.stuck_for_s()
+    def hang(self) -> Hang | None:
+        """(any thread) Return the stage that has made no progress for longest; None: no stage runs."""
+        return self._dispatcher.hang()
+
+    def stage_on_loop(self) -> str:
+        """(any thread) Return the stage that runs on the event loop; empty: none does."""
+        return self._dispatcher.stage_on_loop()
 
     # Callbacks
 
@@ -249,7 +254,7 @@ class PipelineRunner:
         self._dispatcher.wake()
 
     async def _keep_house(self) -> None:
-        """Drop frames that expire while none is dispatched, during a pause or an outage; and replace dead lanes."""
+        """Drop frames that expire while none is dispatched, during a pause or an outage; watch the lanes and their stages."""
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             self._intake.expire()
@@ -257,6 +262,7 @@ class PipelineRunner:
                 self.lanes_replaced += died
                 self._on_event("lane-died", {"lanes": died, "replaced": self.lanes_replaced})
             self._dispatcher.dispatch()
+            self._dispatcher.watch()
 
 
 def _filters(built: BuiltPipeline) -> dict[str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hedgerow.tasks.failures import RestartPause, report
 
 
-def start_thread(work: Callable[[], None], name: str) -> threading.Thread:
+def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
     """Start a daemon thread that ends by itself. Its failure is logged and counted."""
 
     def run() -> None:

@@ -70,6 +70,9 @@ class TallyCollector(Collector):
         stage_frames = CounterMetricFamily(
             "hedgerow_stage_frames", "Frames that a stage processed.", labels=["pipeline", "stage"]
         )
+        hung = CounterMetricFamily(
+            "hedgerow_stage_hung", "Times that a stage took longer than its `timeout_s`.", labels=["pipeline", "stage"]
+        )
         for name, tally in self._tallies().items():
             received.add_metric([name], tally.received)
             received_bytes.add_metric([name], tally.bytes_in)
@@ -84,7 +87,21 @@ class TallyCollector(Collector):
             for stage, seconds in list(tally.stage_s.items()):
                 stage_s.add_metric([name, stage], seconds)
                 stage_frames.add_metric([name, stage], tally.stage_frames[stage])
-        yield from (received, received_bytes, out, results, dropped, dead, in_flight, latency, stage_s, stage_frames)
+            for stage, count in list(tally.hung.items()):
+                hung.add_metric([name, stage], count)
+        yield from (
+            received,
+            received_bytes,
+            out,
+            results,
+            dropped,
+            dead,
+            in_flight,
+            latency,
+            stage_s,
+            stage_frames,
+            hung,
+        )
         yield from gauge_families(self._gauges())
 
 

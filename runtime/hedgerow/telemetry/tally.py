@@ -101,6 +101,7 @@ class Tally:
         "dead",
         "dropped",
         "held",
+        "hung",
         "last_frame_at",
         "last_result_at",
         "latency",
@@ -119,6 +120,7 @@ class Tally:
         self.dropped: Counter[str] = Counter()
         self.dead: Counter[str] = Counter()
         self.held: set[Any] = set()
+        self.hung: Counter[str] = Counter()
         self.latency = LatencyHistogram()
         self.stage_s: defaultdict[str, float] = defaultdict(float)
         self.stage_frames: Counter[str] = Counter()

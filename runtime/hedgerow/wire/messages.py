@@ -75,6 +75,7 @@ class PipelineHealth(WireMessage):
     latency_p99_ms: float | None = None
     last_result_at: float | None = None
     models: list[str] = Field(default_factory=list)
+    worker_memory_bytes: int = Field(0, description="Resident memory of its workers.")
     error: str | None = None
     remedy: str | None = None
 
@@ -131,7 +132,7 @@ class Health(WireMessage):
     pipelines: dict[str, PipelineHealth] = Field(default_factory=dict)
     models: dict[str, ModelHealth] = Field(default_factory=dict)
     outbox: OutboxHealth | None = None
-    memory_bytes: int = 0
+    memory_bytes: int = Field(0, description="Resident memory of the node and its workers.")
     cpu_s: float = 0.0
 
 

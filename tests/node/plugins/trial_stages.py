@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import sys
 import threading
@@ -49,6 +50,10 @@ class Trial(Stage[TrialConfig]):
                 raise ZeroDivisionError("asked to")
             case "kill-process":
                 os._exit(9)
+            case "segfault":
+                ctypes.string_at(0)
+            case "hang":
+                threading.Event().wait()
             case "exit":
                 sys.exit(3)
             case "cancel":
@@ -80,6 +85,40 @@ class Gate(Stage[GateConfig]):
     def process(self, frame: Frame) -> Frame:
         while not self.config.path.exists():
             time.sleep(0.002)
+        return frame
+
+
+class GateOfOne(Gate):
+    """The same, for one lane at a time."""
+
+    concurrent = False
+
+
+class SetupGate(Stage[GateConfig]):
+    """Cannot be set up until a file exists; `close` removes it."""
+
+    def setup(self, context: StageContext) -> None:
+        while not self.config.path.exists():
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        self.config.path.unlink()
+
+
+class DiesInSetup(Stage[StageConfig]):
+    """Crashes its process while it is set up."""
+
+    def setup(self, context: StageContext) -> None:
+        os._exit(9)
+
+
+class OneAtATime(Stage[StageConfig]):
+    """Passes frames on; wants short lists."""
+
+    concurrent = True
+    max_list = 1
+
+    def process(self, frame: Frame) -> Frame:
         return frame
 
 

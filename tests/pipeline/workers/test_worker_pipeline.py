@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +27,8 @@ from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 
 STAGES = '''
 import os
+import signal
+import subprocess
 import time
 from hedgerow import Drop, FrameError, Stage, StageConfig
 
@@ -52,11 +56,26 @@ class Scripted(Stage[StageConfig]):
 
     def setup(self, context):
         self.seen = context.per_stream(list)
+        self.grown = []
 
     def process(self, frame):
         action = bytes(frame.payload).decode()
         if action == "crash":
             os._exit(11)
+        if action == "crash-differently":
+            with open(os.environ["CRASHES"], "a+") as crashes:
+                crashes.seek(0)
+                number = crashes.read().count("x")
+                crashes.write("x")
+            os.kill(os.getpid(), (signal.SIGKILL, signal.SIGSEGV)[number])
+        if action == "orphan-and-crash":
+            subprocess.Popen(["sleep", "1000"])
+            os._exit(11)
+        if action.startswith("grow "):
+            self.grown.append(b"x" * int(action.removeprefix("grow")) * 2**20)
+        if action == "grow-for-ever":
+            while True:
+                self.grown.append(b"x" * 2**20)
         if action == "drop":
             return Drop("requested")
         if action == "fail":
@@ -165,6 +184,102 @@ def test_only_the_frame_that_crashes_its_worker_is_dead_lettered(
     built.retired, batch = True, deliveries("x", "crash", "y")
     completed = built.run(batch, 0)
     assert (completed.settlements, completed.not_run) == ([], batch), "the replacement runs them"
+
+
+def test_what_killed_a_worker_is_said_of_the_process_that_died_last(
+    stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """It dies by SIGKILL in the list, and by SIGSEGV when the frame runs alone."""
+    monkeypatch.setenv("CRASHES", str(tmp_path / "crashes"))
+    built = WorkerPipeline(config(workers=1), "p", Path.cwd(), 1, lambda kind, detail: events.append((kind, detail)))
+    (settlement,) = built.run(deliveries("crash-differently"), 0).settlements
+    built.close()
+
+    assert settlement.dead is not None
+    letter = orjson.loads(settlement.dead.payload)
+    assert "crashed twice on this frame in stage scripted: it was killed by SIGSEGV" in letter["message"]
+    assert letter["stage"] == "scripted"
+    assert [detail["code"] for _, detail in events] == [-signal.SIGKILL, -signal.SIGSEGV]
+    assert "out of memory" in events[0][1]["error"]
+    assert events[1][1]["state_reset"] == ["scripted"]
+
+
+def test_the_children_of_a_worker_that_crashed_end_with_it(built: WorkerPipeline) -> None:
+    """They would hold its devices, and its pipe. Their own parent may leave them as zombies."""
+    pid = outcomes(built.run(deliveries("x"), 0))[0]["pid"]
+    assert outcomes(built.run(deliveries("orphan-and-crash"), 0)) == ["worker-crashed"]
+
+    while any(_session_of(each) == pid for each in Path("/proc").glob("[0-9]*")):
+        time.sleep(0.01)
+
+
+def _session_of(process: Path) -> int | None:
+    try:
+        state, _, _, session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else int(session)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def replaced_after(built: WorkerPipeline, action: str) -> tuple[int, int]:
+    """Run lists until another process replies; return the ids of the first and the last. Every list gives a result."""
+    first = last = outcomes(built.run(deliveries(action), 0))[0]["pid"]
+    while last == first:
+        built.supervise()
+        last = outcomes(built.run(deliveries(action), 0))[0]["pid"]
+        time.sleep(0.01)
+    return first, last
+
+
+@pytest.mark.parametrize("limit", [{"worker_max_frames": 2}, {"worker_max_bytes": 2**20}], ids=["frames", "bytes"])
+def test_a_worker_that_leaks_is_replaced_between_two_lists(
+    stages: None, events: list[tuple[str, dict[str, Any]]], limit: dict[str, int]
+) -> None:
+    """It goes on until its successor is ready, so no frame waits and none is lost."""
+    made = config(workers=1, **limit)
+    if "worker_max_bytes" in limit:  # from here on it is over the limit; twice as much would kill it
+        made = config(workers=1, worker_max_bytes=int(0.6 * measured(stages)))
+    built = WorkerPipeline(made, "p", Path.cwd(), 1, lambda kind, detail: events.append((kind, detail)))
+    try:
+        first, second = replaced_after(built, "x")
+        assert first != second
+        assert [kind for kind, _ in events] == ["worker-replaced"]
+        assert events[0][1]["state_reset"] == ["scripted"]
+        assert built.workers().ended == {"replaced": 1}
+        while Path(f"/proc/{first}").exists():
+            time.sleep(0.01)
+    finally:
+        built.close()
+
+
+def measured(stages: None) -> int:
+    """Return the resident memory of a worker, in bytes."""
+    built = WorkerPipeline(config(workers=1), "p", Path.cwd(), 1, quiet)
+    built.run(deliveries("x"), 0)
+    (size,) = built.workers().memory_bytes
+    built.close()
+    return size
+
+
+def test_a_frame_that_takes_too_much_memory_costs_its_worker_not_the_node(stages: None) -> None:
+    made = config(workers=1, worker_max_bytes=300 * 2**20)
+    built = WorkerPipeline(made, "p", Path.cwd(), 1, quiet)
+    closed = threading.Event()
+
+    def supervise() -> None:
+        while not closed.wait(0.05):
+            built.supervise()
+
+    watching = threading.Thread(target=supervise)
+    watching.start()
+    found = outcomes(built.run(deliveries("grow-for-ever"), 0)) + outcomes(built.run(deliveries("x"), 0))
+    closed.set()
+    watching.join()
+    built.close()
+
+    assert found[0] == "worker-memory"
+    assert found[1]["count"] == 1
+    assert built.workers().ended == {"memory": 1}
 
 
 def test_a_forgotten_stream_starts_with_new_state(built: WorkerPipeline) -> None:

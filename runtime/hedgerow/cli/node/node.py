@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +32,8 @@ def run(
     from hedgerow.telemetry import logs
 
     logs.configure(settings.log.level, settings.log.format)
+    if sys.stderr is not None:
+        faulthandler.enable()  # a crash of native code leaves its stack in the log
 
     async def main() -> None:
         node = Node(settings, config)

@@ -24,10 +24,14 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     return max(0, min(limits)) if limits else None
 
 
-def resident_bytes() -> int:
-    """Return this process's resident memory in bytes; 0: unknown."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Return a process's resident memory in bytes; 0: unknown.
+
+    Args:
+        pid: the process; None: this one.
+    """
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")

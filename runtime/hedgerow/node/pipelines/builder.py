@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
+from typing import Final
 
 from hedgerow.config import NodeConfig
+from hedgerow.errors import PluginError
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.announcer import Announcer
-from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.built_pipeline import BuiltPipeline, pipeline_digest
+from hedgerow.pipeline.chain.progress import StageProgress, this_thread
+from hedgerow.pipeline.crash_journal import CrashJournal
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 from hedgerow.topics import check_feedback
+
+SETUP_S: Final = 600.0
+"""Longest time to set up the stages of a pipeline and load its models."""
 
 
 class PipelineBuilder:
@@ -24,13 +33,22 @@ class PipelineBuilder:
         cores: number of cores the node owns.
         pool: the node's models.
         announcer: publishes the pipelines' events.
+        journal: knows the pipelines that must not run in this process, because they have ended it.
     """
 
-    def __init__(self, base_dir: Path, cores: int, pool: ModelPool, announcer: Announcer) -> None:
+    def __init__(
+        self,
+        base_dir: Path,
+        cores: int,
+        pool: ModelPool,
+        announcer: Announcer,
+        journal: CrashJournal | None = None,
+    ) -> None:
         self._base_dir = base_dir
         self._cores = cores
         self._pool = pool
         self._announcer = announcer
+        self._journal = journal or CrashJournal()
 
     def build(self, config: NodeConfig, name: str) -> BuiltPipeline:
         """Build a pipeline.
@@ -40,9 +58,24 @@ class PipelineBuilder:
             HedgerowError: a stage or a model is missing or broken, or the pipeline subscribes to what the node publishes.
         """
         check_feedback(config.node.address, name, config.subscriptions)
-        if config.pipelines[name].workers:
+        if config.pipelines[name].workers or self._journal.isolated(name, pipeline_digest(config, name)):
             return self.build_workers(config, name)
-        return LocalPipeline(config, name, self._base_dir, self._pool, self._cores, self._announcer.event_sink(name))
+        record = self._journal.open_lane(name)
+        stages = [stage.name for stage in config.pipelines[name].stages]
+        record.begin(name, pipeline_digest(config, name), stages, 1, [])
+        events = self._announcer.event_sink(name)
+        try:
+            built = _within_limit(
+                name,
+                stages,
+                record.progress,
+                lambda: LocalPipeline(config, name, self._base_dir, self._pool, self._cores, events),
+            )
+        finally:
+            record.end()
+            record.remove()
+        built.journal = self._journal
+        return built
 
     def build_workers(
         self, config: NodeConfig, name: str, warm_up: Mapping[str, Iterable[int]] = MappingProxyType({})
@@ -54,8 +87,45 @@ class PipelineBuilder:
         Raises: as `build`.
         """
         events = self._announcer.event_sink(name)
-        return WorkerPipeline(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
+        built = WorkerPipeline(config, name, self._base_dir, self._cores, events, self.versions(), warm_up)
+        built.journal = self._journal
+        crashed = self._journal.isolated(name, built.digest)
+        if crashed is not None and not config.pipelines[name].workers:
+            built.isolated = crashed.why_isolated()
+            events("pipeline-isolated", {"reason": built.isolated, "state_reset": built.stateful})
+        return built
 
     def versions(self) -> dict[str, ModelVersion]:
         """Return the assigned versions by model."""
         return self._pool.assigned()
+
+
+def _within_limit(
+    name: str, stages: Sequence[str], progress: StageProgress, build: Callable[[], LocalPipeline]
+) -> LocalPipeline:
+    """Build in a thread of its own, so that a stage that hangs in `setup` costs only its pipeline.
+
+    Raises: HedgerowError: as `build`; or it took too long.
+    """
+    done: Future[LocalPipeline] = Future()
+
+    def work() -> None:
+        this_thread.progress = progress
+        try:
+            done.set_result(build())
+        except BaseException as error:  # noqa: BLE001 - passed on to the caller
+            done.set_exception(error)
+
+    Thread(target=work, name=f"{name}-build", daemon=True).start()
+    try:
+        return done.result(SETUP_S)
+    except TimeoutError:
+        if done.done():  # the stage raised it
+            raise
+    call = progress.now()
+    stage = stages[call.stage] if call is not None else "unknown"
+    done.add_done_callback(lambda late: late.result().close() if late.exception() is None else None)
+    raise PluginError(
+        f"Stage {stage} was not set up within {SETUP_S:.0f} s",
+        remedy="Give whatever its setup() waits for a timeout. The node runs its other pipelines.",
+    )

@@ -12,6 +12,7 @@ from hedgerow.errors import ConfigError, HedgerowError, PluginError, is_interrup
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink, FailureSink
+from hedgerow.pipeline.chain.progress import this_thread
 from hedgerow.pipeline.chain.specs import UNKNOWN, output_spec
 from hedgerow.stage import FrameSpec, PerStream, Stage
 
@@ -25,12 +26,14 @@ class PipelineContext:
         pipeline: name of the pipeline.
         slots: models requested by its stages.
         states: per-stream state of its stages.
+        stateful: names of the stages that keep such state.
     """
 
     def __init__(self, pipeline: str, models: Mapping[str, ModelConfig], base_dir: Path, pool: ModelPool) -> None:
         self.pipeline = pipeline
         self.slots: list[Slot] = []
         self.states: list[PerStream[Any]] = []
+        self.stateful: list[str] = []
         self._models = models
         self._base_dir = base_dir
         self._pool = pool
@@ -105,8 +108,8 @@ def build_chain(
     """
     steps: list[ChainStep] = []
     try:
-        for entry in stages:
-            steps.append(set_up(entry, context, on_event, on_failure))
+        for position, entry in enumerate(stages):
+            steps.append(set_up(entry, context, on_event, on_failure, position))
             incoming = output_spec(steps[-1], incoming)
     except BaseException:
         Chain(steps).close()
@@ -120,12 +123,19 @@ def set_up(
     context: PipelineContext,
     on_event: EventSink = _ignore,
     on_failure: FailureSink = _ignore,
+    position: int = 0,
 ) -> ChainStep:
     """Create a stage and set it up.
 
+    Args:
+        position: of the stage in its chain, from 0.
+        entry, context, on_event, on_failure: see `build_chain`.
     Raises: HedgerowError: it is missing, broken or misconfigured, or a model cannot be loaded.
     """
+    if this_thread.progress is not None:
+        this_thread.progress.enter(position, 1)
     name, stage = (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
+    states = len(context.states)
     try:
         stage.setup(context)
     except HedgerowError:
@@ -137,4 +147,6 @@ def set_up(
             f"Stage {name} cannot be set up: {type(error).__name__}: {text_of(error)}",
             remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
         ) from error
-    return ChainStep(name, stage, on_event, on_failure)
+    if len(context.states) > states:
+        context.stateful.append(name)
+    return ChainStep(name, stage, on_event, on_failure, position)

@@ -18,8 +18,9 @@ from typing import Any, Final, TypeAlias, cast
 from hedgerow.errors import FrameError, HedgerowError, text_of
 from hedgerow.frame import Drop, Frame
 from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
+from hedgerow.pipeline.chain.progress import this_thread
 from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed
-from hedgerow.stage import MOST_PARTS, Stage
+from hedgerow.stage import MOST_PARTS, Stage, process_each
 from hedgerow.wire.messages import clean
 
 ABSORBED: Final = "absorbed"
@@ -99,13 +100,16 @@ class ChainStep:
         stage: Stage[Any],
         on_event: EventSink = _no_events,
         on_failure: FailureSink = _no_failures,
+        position: int = 0,
     ) -> None:
         self.name = name
+        self.position = position
         self._on_failure = on_failure
         self.stage = stage
         self.circuit = CircuitBreaker()
         self._on_event = on_event
         # Lanes run lists in parallel; a stage that is not concurrent runs them one at a time.
+        self._takes_lists = type(stage).process_many is not Stage.process_many
         self._lock: AbstractContextManager[object] = nullcontext() if stage.concurrent else threading.Lock()
 
     def run(self, frames: Sequence[Frame]) -> Sequence[StepOutcome]:
@@ -144,7 +148,7 @@ class ChainStep:
         """Return what the stage returns for each frame, or an error that it raised."""
         try:
             with self._lock:
-                outcomes = self.stage.process_many(frames)
+                outcomes = self._process(frames)
                 returned = outcomes.copy() if type(outcomes) is list else _listed(outcomes, len(frames))
             if len(returned) == len(frames):
                 return returned
@@ -168,6 +172,16 @@ class ChainStep:
             self._on_event("circuit-open", {"stage": self.name, "error": text_of(error)})
         return failure
 
+    def _process(self, frames: Sequence[Frame]) -> Any:
+        """Run the stage while this thread's progress says so: a lane that waits for its turn does not hang."""
+        progress = this_thread.progress
+        if self._takes_lists:
+            if progress is not None:
+                progress.enter(self.position, len(frames))
+            return self.stage.process_many(frames)
+        outcomes = [] if progress is None else progress.enter_each(self.position)
+        return process_each(self.stage.process, frames, outcomes)
+
 
 class Chain:
     """Stages in order."""
@@ -181,6 +195,7 @@ class Chain:
         timings: list[tuple[str, float, int]] = []
         live: list[Frame] = list(frames)
         owners: list[int] = list(range(len(live)))
+        progress = this_thread.progress
         for step in self.steps:
             if not live:
                 break
@@ -202,6 +217,8 @@ class Chain:
                         continue
                     outcome = StageFailed(step.name, ValueError(f"more than {MOST_PARTS:,} parts of one frame"))
                 outcomes[owner].record(step.name, outcome)
+            if progress is not None:
+                progress.leave()
             timings.append((step.name, time.perf_counter() - started, len(live)))
             if parts_of:  # the other parts of a dead frame need not run
                 alive = [outcomes[owner].error is None for owner in next_owners]

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
+from typing import Any, Final
 
 from hedgerow.errors import FrameError
 from hedgerow.models.session.batch_size import LONG_S
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot
+from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.crash_journal import LaneRecord
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.intake.intake import Intake
 from hedgerow.pipeline.intake.queue import FrameQueue
+from hedgerow.pipeline.lanes.hang_watch import Hang
 from hedgerow.pipeline.lanes.lane import Job, Lane
 from hedgerow.pipeline.lanes.lane_tuner import LaneTuner
 from hedgerow.pipeline.lanes.service_time import ServiceTime
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import DropReason, Tally
+
+_STACK_LINES: Final = 8
+"""Calls that the report of a hang shows, innermost last."""
 
 
 class Dispatcher:
@@ -25,23 +34,29 @@ class Dispatcher:
         intake: where frames are queued.
         settler: settles frames that have run or expired.
         tally: counters of the pipeline.
+        on_event: called with events for operators.
     Attributes:
         paused: dispatch nothing.
         snapshot: the last frame that gave a result, if any.
     """
 
-    def __init__(self, built: BuiltPipeline, intake: Intake, settler: Settler, tally: Tally) -> None:
+    def __init__(
+        self, built: BuiltPipeline, intake: Intake, settler: Settler, tally: Tally, on_event: EventSink
+    ) -> None:
         self.paused = False
         self.snapshot: Snapshot | None = None
         self._built = built
         self._intake = intake
         self._settler = settler
         self._tally = tally
+        self._on_event = on_event
+        self._hangs: dict[Lane, Hang] = {}
         self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
         self._service_time = ServiceTime()
         self._tuner: LaneTuner | None = None
         self._running_on_loop = False
+        self._loop_record: LaneRecord | None = None
 
     @property
     def lanes(self) -> int:
@@ -69,19 +84,29 @@ class Dispatcher:
             self._built = built
             self._tuner = None  # it was tuned for other stages
         while len(self._lanes) < built.lanes:
-            lane = Lane(len(self._lanes), built.name, self._finished)
+            record = built.journal.open_lane(built.name)
+            lane = Lane(len(self._lanes), built.name, record, self._finished)
             self._lanes.append(lane)
             self._idle.append(lane)
             lane.start()
+        if not built.lanes and self._loop_record is None:
+            self._loop_record = built.journal.open_lane(built.name)
         if built.pinned or built.config.lanes is not None:
             self._tuner = None
         elif self._tuner is None:
             self._tuner = LaneTuner(len(self._lanes))
 
     def stop(self) -> None:
-        """End each lane's thread after its current list."""
+        """End each lane's thread after its current list. A list that hangs stays in the crash journal, others do not."""
+        self.watch()
+        hung = {lane for lane, hang in self._hangs.items() if hang.expired}
         for lane in self._lanes:
             lane.stop()
+            if lane not in hung:
+                lane.record.end()
+                lane.record.remove()
+        if self._loop_record is not None:
+            self._loop_record.remove()
 
     def replace_dead_lanes(self) -> int:
         """Replace lanes whose thread ended though it was not told to, and dead-letter their frames; return how many.
@@ -90,7 +115,7 @@ class Dispatcher:
         """
         dead = [lane for lane in self._lanes if not lane.stopped and not lane.is_alive()]
         for lane in dead:
-            replacement = self._lanes[lane.index] = Lane(lane.index, self._built.name, self._finished)
+            replacement = self._lanes[lane.index] = Lane(lane.index, self._built.name, lane.record, self._finished)
             replacement.start()
             if lane in self._idle:
                 self._idle.remove(lane)
@@ -100,10 +125,42 @@ class Dispatcher:
                 self._completed(self._intake.queue_of(lane.index), job, job.failed(_lane_died()))
         return len(dead)
 
-    def stuck_for_s(self) -> float:
-        """Return how long the oldest list in progress has been running; 0 if none is."""
-        started = [lane.job.started_at for lane in self._lanes if lane.job is not None]
-        return time.monotonic() - min(started) if started else 0.0
+    def watch(self) -> None:
+        """Look for stages that hang: report each once it has taken longer than it may, and end its list if possible."""
+        now, hangs = time.monotonic(), {}
+        for built in {self._built, *(lane.job.built for lane in self._lanes if lane.job is not None)}:
+            built.supervise()
+        for lane in self._lanes:
+            job = lane.job
+            call = None if job is None else job.built.stage_call(lane.index) or lane.record.progress.now()
+            waited_s = lane.watch.look(call, now)
+            if job is None or call is None:
+                continue
+            limit_s = job.built.timeouts_s[call.stage] * call.frames
+            hangs[lane] = hang = Hang(job.built.step_names[call.stage], waited_s, limit_s)
+            if hang.expired:
+                if not lane.watch.reported:
+                    lane.watch.reported = True
+                    self._report(hang, lane)
+                job.built.end_hung(lane.index, call)
+        self._hangs = hangs
+
+    def hang(self) -> Hang | None:
+        """Return the stage that has made no progress for longest, as of the last `watch`; None: no stage runs."""
+        return max(self._hangs.values(), key=lambda hang: hang.waited_s, default=None)
+
+    def stage_on_loop(self) -> str:
+        """(any thread) Return the stage that runs on the event loop; empty: none does."""
+        call = None if self._loop_record is None else self._loop_record.progress.now()
+        return "" if call is None else self._built.step_names[call.stage]
+
+    def _report(self, hang: Hang, lane: Lane) -> None:
+        self._tally.hung[hang.stage] += 1
+        detail: dict[str, Any] = {"stage": hang.stage, "waited_s": round(hang.waited_s, 1), "limit_s": hang.limit_s}
+        running = sys._current_frames().get(lane.ident or 0)
+        if lane.record.progress.now() is not None and running is not None:  # else a worker's log has the stack
+            detail["stack"] = "".join(traceback.format_stack(running)[-_STACK_LINES:])
+        self._on_event("stage-hangs", detail)
 
     def wake(self) -> None:
         """Dispatch again after the broker has accepted results, in case the queue was held back by those."""
@@ -128,9 +185,11 @@ class Dispatcher:
     def _run_on_loop(self) -> None:
         """Run everything queued on the event loop: no thread switch, but the loop does nothing else meanwhile."""
         queue = self._intake.queue_of(0)
+        record = self._loop_record
+        assert record is not None  # noqa: S101 - opened by `use`
         while not self._running_on_loop and (job := self._next_job(queue)) is not None:
             self._running_on_loop = True
-            completed = job.run(0)
+            completed = job.run(0, record)
             self._running_on_loop = False
             self._completed(queue, job, completed)
 
@@ -165,7 +224,7 @@ class Dispatcher:
         Short lists cost more per frame, so a lane takes everything queued. It takes less if that would run for long: a
         list blocks its streams, and would leave nothing for the other lanes.
         """
-        batch = self._built.config.batch
+        batch = self._built.batch
         if self._built.pinned or self._usable <= 1 or self._service_time.needs(queue.ready) <= LONG_S:
             return batch
         return min(batch, max(1, int(LONG_S / self._service_time.needs(1))))

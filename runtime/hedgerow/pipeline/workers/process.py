@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import mmap
 import signal
 import sys
 import time
@@ -19,16 +21,27 @@ from hedgerow.models.serving.observer import Observer
 from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
 from hedgerow.models.serving.warmup import prepare
 from hedgerow.models.session.memory import resident_bytes
+from hedgerow.pipeline.chain import progress
+from hedgerow.pipeline.chain.progress import StageProgress, this_thread
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.pipe import pack, unpack
 from hedgerow.telemetry import logs
 
 
-def main(descriptor: int) -> None:
-    """Build the pipeline that the node names, then run lists until the node closes the pipe."""
+def main(descriptor: int, shared: int) -> None:
+    """Build the pipeline that the node names, then run lists until the node closes the pipe.
+
+    Args:
+        descriptor: the pipe.
+        shared: a file whose first bytes tell the node which stage runs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains first, then closes the pipe
+    if sys.stderr is not None:
+        faulthandler.enable()  # a native crash leaves its stack in the log
+        faulthandler.register(signal.SIGUSR2)  # so does a hang, before the node ends it
+    this_thread.progress = StageProgress(memoryview(mmap.mmap(shared, mmap.PAGESIZE))[: progress.SIZE], shared=True)
     pipe = Connection(descriptor)
     with contextlib.suppress(EOFError, ConnectionError):
         task = unpack(pipe.recv_bytes())
@@ -57,7 +70,9 @@ def main(descriptor: int) -> None:
         except HedgerowError as error:
             pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
             return
-        pipe.send_bytes(pack({"models": [model.as_dict() for model in built.models()]}))
+        this_thread.progress.leave()
+        models = [model.as_dict() for model in built.models()]
+        pipe.send_bytes(pack({"models": models, "stateful": built.stateful, "batch": built.batch}))
         try:
             _serve(pipe, built, pool, events)
         finally:
@@ -134,4 +149,4 @@ def _delivery(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,8 +1,8 @@
 """Pipeline whose stages run in worker processes (`workers: N`), for pipelines bound by Python; restarts crashed workers.
 
 Delivery stays in the node: links, queue, counters, acknowledgements, order. A worker receives lists of frames over a
-pipe and returns encoded results. If a worker crashes, it is restarted and its list runs again one frame at a time; a
-frame that crashes it again is dead-lettered.
+pipe and returns encoded results. If a worker crashes, or is killed because a stage hangs or takes too much memory, it is
+restarted and its list runs again one frame at a time; a frame that ends it again is dead-lettered.
 
     node: lane (a thread) ──list──▶ pipe ──▶ worker: LocalPipeline.run ──settlements──▶ pipe ──▶ lane
 
@@ -16,8 +16,11 @@ Rules:
 
 from __future__ import annotations
 
-import signal
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -30,49 +33,25 @@ from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.monitor.observations import Observations
 from hedgerow.models.serving.served_model import ServedModel
-from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
+from hedgerow.pipeline.built_pipeline import REPLACED, BuiltPipeline, Completed, Snapshot, WorkersReport, make_encoder
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.progress import StageCall
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import Encoded
-from hedgerow.pipeline.workers.worker import Worker, WorkerObservations
+from hedgerow.pipeline.workers.errors import StageTimeout, WorkerDied, WorkerMemoryExceeded, WorkerNotStarted
+from hedgerow.pipeline.workers.worker import HUNG, NOT_STARTED, OVER_MEMORY, Worker, WorkerEnd, WorkerObservations
 
 log = structlog.get_logger(__name__)
 
 _NOTHING: Final = Observations()
-
-
-class WorkerDied(HedgerowError):
-    """A worker process crashed twice on the same frame."""
-
-    code = "worker-crashed"
-
-    def __init__(self, pipeline: str, returncode: int | None) -> None:
-        super().__init__(
-            f"A worker of pipeline {pipeline} crashed twice on this frame: it {_ended(returncode)}",
-            remedy="Run the frame from the dead letter through the pipeline by hand to find the faulty stage.",
-        )
-
-
-class WorkerNotStarted(HedgerowError):
-    """A worker process ended, or timed out, before it was ready."""
-
-    code = "worker-not-started"
-
-    def __init__(self, pipeline: str, returncode: int | None) -> None:
-        super().__init__(
-            f"A worker of pipeline {pipeline} {_ended(returncode)}{'' if returncode is None else ' before it was ready'}",
-            remedy="See its output in the log above; `workers: 0` runs the stages in the node, where they are easier to debug.",
-        )
-
-
-def _ended(returncode: int | None) -> str:
-    if returncode is None:
-        return "could not be started"
-    return f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"exited with status {returncode}"
+_RETRY_S: Final = 60.0
+"""Shortest time between two replacements of a lane's worker: each costs a start, and its stages' state."""
+_KILL_FACTOR: Final = 2
+"""A worker that reaches this many times its `worker_max_bytes` is killed within a list."""
 
 
 class WorkerPipeline(BuiltPipeline):
-    """A pipeline whose stages run in `workers` processes.
+    """A pipeline whose stages run in `workers` processes; in one, if it is isolated although it has none configured.
 
     Args:
         config: the node's configuration.
@@ -101,10 +80,10 @@ class WorkerPipeline(BuiltPipeline):
         versions: Mapping[str, ModelVersion] = MappingProxyType({}),
         warm_up: Mapping[str, Iterable[int]] = MappingProxyType({}),
     ) -> None:
-        super().__init__(config, name, config.pipelines[name].workers)
+        super().__init__(config, name, config.pipelines[name].workers or 1)
         self.versions = versions
         self._on_event = on_event
-        task = {
+        self._task = {
             "config": config.model_dump(),
             "name": name,
             "base_dir": str(base_dir.absolute()),
@@ -112,28 +91,44 @@ class WorkerPipeline(BuiltPipeline):
             "versions": [version.as_dict() for version in versions.values()],
             "warm_up": {model: list(sizes) for model, sizes in warm_up.items()},
         }
-        self._workers = [Worker(task) for _ in range(self.lanes)]
+        self._ended: Counter[str] = Counter()
+        self._workers = [Worker(self._task) for _ in range(self.lanes)]
+        self._successors: dict[int, Worker] = {}
+        self._successor_from: dict[int, float] = {}
         try:
             for worker in self._workers:
                 worker.start()
             for worker in self._workers:
                 worker.wait_ready()
         except (EOFError, OSError) as error:
+            reason = self._not_started(worker, error)
             self.close()
-            worker.join()
-            raise WorkerNotStarted(name, worker.returncode) from error
+            raise reason from error
         except BaseException:
             self.close()
             raise
+        self.batch = min(worker.batch for worker in self._workers)
         self.encoder = make_encoder(config, name, self.models())
+
+    @property
+    def stateful(self) -> list[str]:
+        """Names of the stages that keep state by stream, which the end of a worker resets."""
+        return self._workers[0].stateful
 
     def run(self, deliveries: Sequence[Delivery], lane: int) -> Completed:
         """See `BuiltPipeline.run`."""
-        worker = self._workers[lane]
+        worker = self._current_worker(lane)
         try:
             return self._run(worker, deliveries)
         except (EOFError, OSError):
-            self._restart(worker)
+            end = worker.end()
+        if len(deliveries) == 1 and end.reason in (HUNG, OVER_MEMORY) and end.call is not None:
+            return Completed([self._lost(worker, end, deliveries[0])], [])
+        self._restart(worker, end)
+        return self._run_each(worker, deliveries)
+
+    def _run_each(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
+        """Run a list again after its worker has ended, one frame at a time, so that only the bad one is lost."""
         settlements: list[Settlement] = []
         timings: list[tuple[str, float, int]] = []
         snapshot = None
@@ -143,13 +138,18 @@ class WorkerPipeline(BuiltPipeline):
             try:
                 completed = self._run(worker, [delivery])
             except (EOFError, OSError):
-                settlements.append(self.dead_letter(delivery, WorkerDied(self.name, worker.returncode)))
-                self._restart(worker, Observations(frames=1, failures=1))
+                settlements.append(self._lost(worker, worker.end(), delivery))
             else:
                 settlements += completed.settlements
                 timings += completed.timings
                 snapshot = completed.snapshot or snapshot
         return Completed(settlements, timings, snapshot)
+
+    def _lost(self, worker: Worker, end: WorkerEnd, delivery: Delivery) -> Settlement:
+        """Restart a worker that one frame has ended, and return the frame's dead letter."""
+        settlement = self.dead_letter(delivery, self._error(end), self._stage(end.call))
+        self._restart(worker, end, Observations(frames=1, failures=1))
+        return settlement
 
     def forget(self, stream: str) -> None:
         """See `BuiltPipeline.forget`."""
@@ -179,16 +179,72 @@ class WorkerPipeline(BuiltPipeline):
         """See `BuiltPipeline.failing`."""
         return sorted({stage for worker in self._workers for stage in worker.failing})
 
+    def stage_call(self, lane: int) -> StageCall | None:
+        """See `BuiltPipeline.stage_call`."""
+        return self._workers[lane].call()
+
+    def end_hung(self, lane: int, call: StageCall) -> None:
+        """See `BuiltPipeline.end_hung`."""
+        self._workers[lane].interrupt(call)
+
+    def supervise(self) -> None:
+        """See `BuiltPipeline.supervise`."""
+        limit_bytes = self.config.worker_max_bytes
+        for worker in self._workers:
+            if worker.running and worker.has_ended():
+                worker.disconnect()  # a child of the process may still hold the pipe
+            elif limit_bytes is not None and worker.measure() > _KILL_FACTOR * limit_bytes and worker.running:
+                worker.kill(OVER_MEMORY)
+
+    def workers(self) -> WorkersReport:
+        """See `BuiltPipeline.workers`."""
+        return WorkersReport([worker.measure() for worker in self._workers], self._ended.copy())
+
     def close(self) -> None:
         """See `BuiltPipeline.close`."""
-        for worker in self._workers:
-            worker.close_pipe()
+        self.retired = True
+        workers = [*self._workers, *self._successors.values()]
+        for worker in workers:
+            worker.disconnect()
         # They end by themselves, but must be waited for; not on the event loop, which that would block.
-        tasks.start_thread(self._join, "end of workers")
+        tasks.start_thread(lambda: _end_all(workers), "end of workers")
 
-    def _join(self) -> None:
-        for worker in self._workers:
-            worker.join()
+    # Replacement of workers that leak
+
+    def _current_worker(self, lane: int) -> Worker:
+        """Return the worker of a lane; a successor that is ready takes its place, and one that is due gets a successor."""
+        worker, successor = self._workers[lane], self._successors.get(lane)
+        if successor is not None and successor.ready:
+            self._workers[lane] = self._successors.pop(lane)
+            successor.observed = worker.observed
+            successor.observed.replaced()
+            self._ended[REPLACED] += 1
+            detail = {"pid": worker.pid, "frames": worker.frames, "memory_bytes": worker.memory_bytes}
+            self._on_event("worker-replaced", {**detail, "state_reset": worker.stateful})
+            self._successor_from[lane] = time.monotonic() + _RETRY_S
+            tasks.start_thread(worker.end, "end of workers")
+            return successor
+        limit_bytes, most = self.config.worker_max_bytes, self.config.worker_max_frames
+        due = (most is not None and worker.frames >= most) or (
+            limit_bytes is not None and worker.memory_bytes > limit_bytes
+        )
+        if due and successor is None and time.monotonic() > self._successor_from.get(lane, 0.0):
+            self._successors[lane] = successor = Worker(self._task)
+            tasks.start_thread(partial(self._prepare, lane, successor), "start of workers")
+        return worker
+
+    def _prepare(self, lane: int, successor: Worker) -> None:
+        try:
+            successor.start()
+            successor.wait_ready()
+        except (HedgerowError, EOFError, OSError) as error:
+            self._successor_from[lane] = time.monotonic() + _RETRY_S
+            self._successors.pop(lane, None)
+            reason = self._not_started(successor, error)
+            if not self.retired:
+                self._on_event("worker-not-restarted", {"error": str(reason)})
+        if self.retired:
+            successor.end()
 
     def _run(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
         packed, timings, last, events = worker.run(deliveries)
@@ -202,17 +258,40 @@ class WorkerPipeline(BuiltPipeline):
             snapshot = Snapshot(frame, (settlement.results or [])[-1])
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
-    def _restart(self, worker: Worker, lost: Observations = _NOTHING) -> None:
-        worker.join()
+    def _restart(self, worker: Worker, end: WorkerEnd, lost: Observations = _NOTHING) -> None:
         worker.observed.crashed(lost)
-        self._on_event("worker-crashed", {"pid": worker.pid, "code": worker.returncode})
+        self._ended[end.reason] += 1
+        detail = {"pid": worker.pid, "code": end.returncode, "reason": end.reason, "error": f"it {end.how}"}
+        self._on_event("worker-crashed", {**detail, "stage": self._stage(end.call), "state_reset": worker.stateful})
         if self.retired:
             return
         try:
             worker.start()
             worker.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
-            self._on_event("worker-not-restarted", {"error": str(error)})
+            self._on_event("worker-not-restarted", {"error": str(self._not_started(worker, error))})
+
+    def _not_started(self, worker: Worker, error: Exception) -> HedgerowError:
+        """End a worker that does not start, and return why."""
+        end = worker.end()
+        if isinstance(error, HedgerowError):
+            return error
+        if isinstance(error, TimeoutError):
+            end = replace(end, how=str(error))
+        return WorkerNotStarted(self.name, end, self._stage(end.call))
+
+    def _stage(self, call: StageCall | None) -> str:
+        return "" if call is None else self.step_names[call.stage]
+
+    def _error(self, end: WorkerEnd) -> HedgerowError:
+        stage = self._stage(end.call)
+        if end.reason == HUNG:
+            return StageTimeout(stage or "unknown", self.timeouts_s[end.call.stage if end.call else -1])
+        if end.reason == OVER_MEMORY:
+            return WorkerMemoryExceeded(stage, _KILL_FACTOR * (self.config.worker_max_bytes or 0))
+        if end.reason == NOT_STARTED:
+            return WorkerNotStarted(self.name, end)
+        return WorkerDied(self.name, end, stage)
 
 
 def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any, reason: str) -> Settlement:
@@ -223,3 +302,8 @@ def _settlement(delivery: Delivery, results: Any, dropped: str | None, dead: Any
         dead=None if dead is None else Encoded(*dead),
         reason=reason,
     )
+
+
+def _end_all(workers: Iterable[Worker]) -> None:
+    for worker in workers:
+        worker.end()
