@@ -63,7 +63,7 @@ class LaneBench:
         source, sink = self.source, self.sink
         self.settler = Settler(source, sink, self.tally, self.on_event, self._wake, None)  # type: ignore[arg-type]
         self.intake = Intake(self.built, self.settler, self.tally)
-        self.dispatcher = Dispatcher(self.built, self.intake, self.settler, self.tally)
+        self.dispatcher = Dispatcher(self.built, self.intake, self.settler, self.tally, self.on_event)
         self.dispatcher.use(self.built)
         return self
 

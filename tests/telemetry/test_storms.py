@@ -102,7 +102,7 @@ async def failing_handler(*_: Any) -> None:
     def fail(_: list[Message]) -> None:
         raise ValueError("a bug")
 
-    session = MqttSession(ClientOptions(), fail, None)
+    session = MqttSession(ClientOptions(), fail, None, None)
     for _ in range(TIMES):
         session.link_messages([])
 
