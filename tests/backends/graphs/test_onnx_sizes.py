@@ -26,6 +26,8 @@ TWICE_NONZERO = '<opset_import: ["": 17], domain: "own"> found (a) => (b) { n = 
         ("(float[N,3] x, int64[1] k) => (float[N,M] y) { y, i = TopK(x, k) }", "TopK"),
         ("(int64 n, int64 z, int64 o) => (int64[M] y) { y = Range(z, n, o) }", "Range"),
         ("(float[N,3] x) => (int64[M,2] y) { y = own.found(x) }", "NonZero"),
+        ("(float[N,3] x) => (float[N,3] y) { s = ai.onnx.Shape(x) y = ai.onnx.Reshape(x, s) }", None),
+        ("(float[N,3] x) => (float[] y) { y = vendor.Detect(x) }", "Detect"),
         ("(float[N,3] x) => (float[] y) { c = RandomUniform<shape=[3]>() n = NonZero(c) y = Identity(x) }", "NonZero"),
     ],
     ids=[
@@ -37,13 +39,15 @@ TWICE_NONZERO = '<opset_import: ["": 17], domain: "own"> found (a) => (b) { n = 
         "given number",
         "given range",
         "in a function",
+        "by its long name",
+        "of a vendor",
         "of noise",
     ],
 )
 def test_sizes_that_depend_on_values_are_told_from_those_of_shapes(
     tmp_path: Path, body: str, expected: str | None
 ) -> None:
-    text = f'<ir_version: 8, opset_import: ["": 17, "own": 1]>\ngraph {body}\n{TWICE_NONZERO}'
+    text = f'<ir_version: 8, opset_import: ["": 17, "own": 1, "vendor": 1]>\ngraph {body}\n{TWICE_NONZERO}'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
 
     assert value_sized(read_onnx(tmp_path / "model.onnx")) == expected

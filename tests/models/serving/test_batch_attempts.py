@@ -553,3 +553,31 @@ def test_every_frame_gets_the_outputs_it_has_alone(
 
 def test_there_are_at_least_forty() -> None:
     assert len({one.name for one in ATTEMPTS}) == len(ATTEMPTS) >= 40
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"path": "package:rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx", "backend": "onnxruntime"},
+        {"path": "package:rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx", "backend": "openvino"},
+        {
+            "path": "package:silero_vad/data/silero_vad_16k_op15.onnx",
+            "constants": {"sr": 16000},
+            "state": {"state": "stateN"},
+            "batch_axis": {"state": 1, "stateN": 1},
+        },
+        {
+            "path": "package:silero_vad/data/silero_vad_openvino_16k.onnx",
+            "backend": "openvino",
+            "open_batch": True,
+            "state": {"state": "stateN"},
+            "batch_axis": {"state": 1, "stateN": 1},
+        },
+    ],
+    ids=["convolutions", "convolutions on OpenVINO", "recurrent", "recurrent, opened"],
+)
+def test_real_models_are_batched(pool: ModelPool, config: dict[str, Any]) -> None:
+    """Trials must not cost good models their batches."""
+    info = pool.acquire("model", ModelConfig(**config), Path()).info()
+
+    assert (info.max_batch, info.unbatched) == (16, None)

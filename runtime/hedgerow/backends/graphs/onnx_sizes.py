@@ -30,6 +30,7 @@ _BY_OPERAND: Final[dict[str, tuple[int, ...]]] = {
     "CenterCropPad": (1,),
     "Col2Im": (1, 2),
     "ConstantOfShape": (0,),
+    "ConvTransposeWithDynamicPads": (2,),
     "CropAndResize": (3,),
     "DFT": (1, 2),
     "Expand": (1,),
@@ -59,6 +60,10 @@ _BY_OPERAND: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"), (1,)),
 }
 """Operators whose output's size depends on the values of some inputs: their positions."""
+
+_STANDARD: Final = frozenset(["", "ai.onnx"])
+_KNOWN: Final = _STANDARD | {"ai.onnx.ml", "com.microsoft"}
+"""Domains whose operators are listed above; those of others may do anything."""
 
 _OF_SHAPE: Final = frozenset(["Shape", "Size"])
 _RANDOM: Final = frozenset(["RandomNormal", "RandomUniform"])
@@ -100,7 +105,7 @@ class _Search:
 
     def _varying_outputs(self, node: OnnxNode, varying: set[str]) -> Iterable[str]:
         flags = [name in varying for name in node.inputs]
-        if node.op in _OF_SHAPE and not node.domain:
+        if node.op in _OF_SHAPE and node.domain in _STANDARD:
             return ()
         if (function := self._functions.get((node.domain, node.op))) is not None:
             return self._call(function, node, flags)
@@ -109,7 +114,11 @@ class _Search:
         if not any(flags):
             return node.outputs if node.op in _RANDOM else ()
         sizing = _BY_OPERAND.get(node.op, ())
-        if node.op in _BY_VALUE or any(flags[position] for position in sizing if position < len(flags)):
+        if (
+            node.op in _BY_VALUE
+            or node.domain not in _KNOWN
+            or any(flags[position] for position in sizing if position < len(flags))
+        ):
             self.found = node.op
         return node.outputs
 
