@@ -240,6 +240,11 @@ class StageContext(Protocol):
         """
         ...
 
+    @property
+    def models(self) -> Sequence[ModelHandle]:
+        """Models that this pipeline's stages have requested so far, in order."""
+        ...
+
     def per_stream(self, factory: Callable[[], S]) -> PerStream[S]:
         """Return per-stream state; when there are too many streams, the node discards the one silent for longest."""
         ...

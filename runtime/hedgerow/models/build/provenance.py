@@ -14,7 +14,8 @@ from typing import Any, Final
 from hedgerow import __version__
 from hedgerow.errors import ConfigError
 from hedgerow.models.build.memory_footprint import package_version
-from hedgerow.models.build.recipe import Recipe, read_labels
+from hedgerow.models.build.recipe import Recipe
+from hedgerow.models.bundle.class_names import read_class_names
 from hedgerow.models.bundle.licences import check_spdx
 from hedgerow.models.bundle.manifest import Origin, Provenance, digest_of
 from hedgerow.models.bundle.metadata import read_metadata
@@ -36,7 +37,7 @@ def manifest_fields(
     fields = {"name": stem, **read_metadata(metadata), **_of_gguf(gguf_metadata)}
     fields |= {key: value for key, value in recipe.model_dump(include=_OWN).items() if value}
     if recipe.labels_file is not None:
-        fields["labels"] = read_labels(recipe.labels_file)
+        fields["labels"] = read_class_names(recipe.labels_file)
     fields["parameters"] = {**fields.get("parameters", {}), **recipe.parameters}
     check_spdx(fields.get("licence", ""))
     if not fields.get("version"):

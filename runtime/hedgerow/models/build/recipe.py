@@ -9,7 +9,6 @@ from pydantic import Field
 
 from hedgerow.config import Name, Section
 from hedgerow.configfile import Document
-from hedgerow.errors import ConfigError
 from hedgerow.models.bundle.manifest import Tolerance
 from hedgerow.wire.fleet import Version
 
@@ -33,7 +32,9 @@ class Recipe(Section):
     )
     author: str = Field("", description="Author of the model.")
     labels: tuple[str, ...] = Field((), description="Names of the classes, by index.")
-    labels_file: Path | None = Field(None, description="File with the labels, one per line.")
+    labels_file: Path | None = Field(
+        None, description="File with the labels, one per line, with or without their index."
+    )
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="Values for pre- and post-processing: sizes, means, thresholds."
     )
@@ -98,16 +99,3 @@ def read_recipe(path: Path) -> Recipe:
         if (value := getattr(recipe, name)) is not None:
             changes[name] = folder / value
     return recipe.model_copy(update=changes)
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Read class names, one per line.
-
-    Raises: ConfigError: the file cannot be read.
-    """
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error}", remedy="Use a text file with one name per line."
-        ) from error

@@ -53,6 +53,11 @@ class PipelineContext:
         self.slots.append(slot)
         return slot
 
+    @property
+    def models(self) -> Sequence[Slot]:
+        """Models that the stages have requested so far, in order."""
+        return self.slots
+
     def per_stream(self, factory: Callable[[], S]) -> PerStream[S]:
         """Return per-stream state; when there are too many streams, the node discards the one silent for longest."""
         state = PerStream(factory)

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from hedgerow import Frame
 from hedgerow_vision.detection.detections import Candidates, Detector, DetectorConfig, tensor
+from hedgerow_vision.detection.source import Source
+from hedgerow_vision.detection.values import check_probabilities
 
 
 class CenterFaceConfig(DetectorConfig):
@@ -30,15 +32,20 @@ class CenterFace(Detector[CenterFaceConfig]):
     def outputs(self) -> tuple[str, ...]:
         """See `Detector.outputs`."""
         config = self.config
-        return (config.heat, config.sizes, config.offsets, config.points)
+        return config.heat, config.sizes, config.offsets, config.points
 
-    def decode_outputs(self, frame: Frame) -> Candidates:
+    def check(self, source: Source) -> None:
+        """See `Detector.check`."""
+        source.check_classes(1, "CenterFace")
+
+    def decode_outputs(self, frame: Frame, source: Source) -> Candidates:
         """See `Detector.decode_outputs`."""
         config = self.config
         heat = tensor(frame, config.heat, 1, None, None)[0]
         sizes = tensor(frame, config.sizes, 2, *heat.shape)
         offsets = tensor(frame, config.offsets, 2, *heat.shape)
         landmarks = tensor(frame, config.points, None, *heat.shape)
+        check_probabilities(float(heat.min()), float(heat.max()), config.heat)
         rows, columns = np.nonzero(heat >= config.min_score)
         at = (slice(None), rows, columns)
         # Size of a cell as a fraction of the input; sizes and offsets are in cells, the heat is at a cell's centre.

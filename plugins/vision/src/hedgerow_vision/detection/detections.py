@@ -9,31 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import Array, Frame, FrameError, FrameSpec, HedgerowError, Stage, StageConfig, StageContext
+from hedgerow import Array, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext
+from hedgerow.errors import ConfigError, ModelMismatch
+from hedgerow.models.bundle.class_names import read_class_names
 from hedgerow_vision.detection.nms import blend, suppress
+from hedgerow_vision.detection.source import BadLabels, Source, model_before
 from hedgerow_vision.images.fit import META, fit_of
+
+MAX_IOU: Final = 0.5
+MOST_CANDIDATES: Final = 10_000
+"""Best candidates that suppression compares; each kept box is compared with all, so more would take seconds."""
 
 
 class DetectorConfig(StageConfig):
     """Settings of every detector."""
 
     min_score: float = Field(0.5, ge=0, le=1, description="Leave out detections with a lower score.")
-    max_iou: float = Field(
-        0.5, ge=0, le=1, description="Boxes of one label that overlap by more than this are one object."
+    max_iou: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Boxes of one label that overlap by more than this are one object. By default 0.5; or 1, where the model "
+        "itself returns each object once (end-to-end YOLO, DETR).",
     )
     blend: bool = Field(
         False, description="Average the boxes of one object instead of taking the best, which is steadier."
     )
     limit: int = Field(100, ge=1, description="Maximum number of detections in a result.")
-    labels: tuple[str, ...] = Field((), description="Names of the classes, in the model's order.")
+    labels: tuple[str, ...] = Field(
+        (), description="Names of the classes, in the model's order; by default those in its metadata."
+    )
     labels_file: Path | None = Field(
-        None, description="File with one name per line, instead of `labels`; relative to the configuration file."
+        None,
+        description="File with one name per line, with or without its index, instead of `labels`; relative to the "
+        "configuration file. A blank line is a class without a name.",
     )
     only: tuple[str, ...] = Field((), description="Keep only detections with these labels.")
 
@@ -46,12 +61,14 @@ class Candidates(NamedTuple):
         scores: (N,), 0..1.
         classes: (N,), integers.
         points: (N, K, 2), x y, 0..1 of the model's input; None if the model has no points.
+        final: the model returns each object once, so that none needs to be suppressed.
     """
 
     boxes: NDArray[np.floating[Any]]
     scores: NDArray[np.floating[Any]]
     classes: NDArray[np.integer[Any]]
     points: NDArray[np.floating[Any]] | None = None
+    final: bool = False
 
 
 D = TypeVar("D", bound=DetectorConfig)
@@ -63,21 +80,25 @@ class Detector(Stage[D]):
     concurrent = True
 
     def setup(self, context: StageContext) -> None:
-        """Read the labels. Raises: BadLabels: they cannot be read, or `only` names others."""
+        """Read the labels, and check the model.
+
+        Raises:
+            BadLabels: the labels cannot be read, or `only` names others.
+            ModelMismatch: the model has another head than is configured, or another number of classes.
+        """
         self._labels = self.config.labels
         if self.config.labels_file is not None:
-            self._labels = _read_labels(context.path(self.config.labels_file))
-        self._only_classes: NDArray[np.intp] | None = None
-        if self.config.only:
-            missing = sorted(set(self.config.only) - set(self._labels))
-            if missing:
-                raise BadLabels(f"`only` names labels that do not exist: {', '.join(missing)}")
-            self._only_classes = np.flatnonzero(np.isin(self._labels, self.config.only))
+            try:
+                self._labels = read_class_names(context.path(self.config.labels_file))
+            except ConfigError as error:
+                raise BadLabels(f"{error}. {error.remedy}") from error
+        self._model = model_before(context.models, self.outputs)
+        self._source = self._examine()
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the tensors that `decode_outputs` reads."""
-        return ()
+        """Names of the model's outputs that the stage needs."""
+        raise NotImplementedError
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take the model's outputs, and how the picture was fitted into its input.
@@ -89,21 +110,39 @@ class Detector(Stage[D]):
         incoming.expect_meta(META, remedy="Put `letterbox` or `resize` before `infer`.")
         return incoming
 
-    def decode_outputs(self, frame: Frame) -> Candidates:
+    def check(self, source: Source) -> None:
+        """Check the model before its first frame, as far as its shapes are known.
+
+        Raises: ModelMismatch: it has another head than is configured, or another number of classes.
+        """
+        raise NotImplementedError
+
+    def decode_outputs(self, frame: Frame, source: Source) -> Candidates:
         """Decode the model's outputs.
 
         Returns: candidates that score at least `min_score`.
-        Raises: FrameError: a tensor is missing or has another shape.
+        Raises:
+            FrameError: a tensor is missing, or has a shape or values that this head cannot have.
+            ModelMismatch: as in `check`.
         """
         raise NotImplementedError
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: no-fit, bad-tensor."""
         fit = fit_of(frame)
-        found = _usable(self.decode_outputs(frame))
-        if self._only_classes is not None:
-            found = _select(found, np.flatnonzero(np.isin(found.classes, self._only_classes)))
-        groups = suppress(found.boxes, found.scores, found.classes, self.config.max_iou, self.config.limit)
+        try:
+            source = self._source
+            if self._model is not None and self._model.state_token is not source.token:  # the node swapped the version
+                source = self._source = self._examine()
+            found = _usable(self.decode_outputs(frame, source))
+        except (ModelMismatch, BadLabels) as error:
+            raise FrameError(str(error), code="bad-tensor", remedy=error.remedy) from error
+        if source.only is not None:
+            found = _select(found, np.flatnonzero(np.isin(found.classes, source.only)))
+        if len(found.scores) > MOST_CANDIDATES:
+            found = _select(found, np.argpartition(-found.scores, MOST_CANDIDATES)[:MOST_CANDIDATES])
+        max_iou = self.config.max_iou if self.config.max_iou is not None else 1.0 if found.final else MAX_IOU
+        groups = suppress(found.boxes, found.scores, found.classes, max_iou, self.config.limit)
         best = [index for index, _ in groups]
         boxes, points = found.boxes[best], None if found.points is None else found.points[best]
         if self.config.blend and groups:
@@ -117,8 +156,8 @@ class Detector(Stage[D]):
             if x1 <= x0 or y1 <= y0:  # within the padding
                 continue
             detection = {
-                "label": self._label(int(found.classes[index])),
-                "score": round(float(found.scores[index]), 4),
+                "label": source.label(int(found.classes[index])),
+                "score": round(min(1.0, float(found.scores[index])), 4),
                 "box": [x0, y0, x1, y1],
             }
             if points is not None:
@@ -126,17 +165,10 @@ class Detector(Stage[D]):
             detections.append(detection)
         return with_result_part(frame, "detections", detections)
 
-    def _label(self, index: int) -> str:
-        return self._labels[index] if index < len(self._labels) else str(index)
-
-
-class BadLabels(HedgerowError):
-    """The labels of a detector cannot be used."""
-
-    code = "bad-labels"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, remedy="Correct `labels`, `labels_file` or `only` of this stage.")
+    def _examine(self) -> Source:
+        source = Source(self._model, self._labels, self.config.only)
+        self.check(source)
+        return source
 
 
 def tensor(frame: Frame, name: str, *shape: int | None) -> Array:
@@ -186,11 +218,4 @@ def _usable(found: Candidates) -> Candidates:
 
 def _select(found: Candidates, rows: NDArray[np.intp]) -> Candidates:
     points = None if found.points is None else found.points[rows]
-    return Candidates(found.boxes[rows], found.scores[rows], found.classes[rows], points)
-
-
-def _read_labels(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadLabels(f"Cannot read labels from {path}: {error}") from error
+    return Candidates(found.boxes[rows], found.scores[rows], found.classes[rows], points, found.final)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Frame, FrameError, StageContext
+from hedgerow.errors import ModelMismatch
 from hedgerow_vision.detection.anchors import AnchorConfig, make_anchors
 from hedgerow_vision.detection.detections import Candidates, Detector, DetectorConfig, tensor
+from hedgerow_vision.detection.source import Source
+from hedgerow_vision.detection.values import check_logits, check_probabilities, sigmoid, softmax
 
 Floats = NDArray[np.floating[Any]]
 
@@ -39,49 +42,68 @@ class Ssd(Detector[SsdConfig]):
     """
 
     def setup(self, context: StageContext) -> None:
-        """Compute the anchors. Raises: BadLabels: the labels cannot be used."""
-        super().setup(context)
+        """Compute the anchors. Raises: as `Detector.setup`."""
         self._anchors = make_anchors(self.config.anchors)
+        super().setup(context)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """See `Detector.outputs`."""
-        return (self.config.boxes, self.config.scores)
+        return self.config.boxes, self.config.scores
 
-    def decode_outputs(self, frame: Frame) -> Candidates:
+    def check(self, source: Source) -> None:
+        """See `Detector.check`."""
+        boxes, scores = (source.shape(name) for name in self.outputs)
+        if boxes is not None and scores is not None:
+            counts = [shape[1] if len(shape) == 3 else 0 for shape in (boxes, scores)]
+            if any(count not in (None, len(self._anchors)) for count in counts):
+                raise ModelMismatch(
+                    f"`anchors` makes {len(self._anchors)} anchors, but {source.described(self.config.boxes)} and "
+                    f"{source.described(self.config.scores)} have other numbers of boxes",
+                    remedy=_ANCHORS,
+                )
+            source.check_classes(scores[2], source.described(self.config.scores))
+
+    def decode_outputs(self, frame: Frame, source: Source) -> Candidates:
         """See `Detector.decode_outputs`."""
         config = self.config
         raw = tensor(frame, config.scores, None, None)
         codes = tensor(frame, config.boxes, None, None)
-        if not len(self._anchors) == len(raw) == len(codes) or codes.shape[1] < 4 or codes.shape[1] % 2:
+        if not len(self._anchors) == len(raw) == len(codes) or not raw.size or codes.shape[1] < 4 or codes.shape[1] % 2:
             raise FrameError(
                 f"`anchors` makes {len(self._anchors)} anchors, but the model's boxes are {list(codes.shape)} and its "
                 f"scores {list(raw.shape)}",
                 code="bad-tensor",
-                remedy="Set `anchors` as in the model's training: strides, aspect_ratios, between, fewer_in_first.",
+                remedy=_ANCHORS,
             )
-        rows, classes, scores = _above(raw, config.activation, config.min_score, int(config.background))
+        source.check_classes(raw.shape[1], f"{config.scores!r}")
+        rows, classes, scores = _above(raw, config, int(config.background))
         boxes, points = _decode(codes[rows], self._anchors[rows], config.coding, config.anchors.size)
         return Candidates(boxes, scores, classes, points)
 
 
-def _above(raw: Floats, activation: str, floor: float, first: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
-    """Return row, class and score of the entries that score at least `floor`.
+_ANCHORS: Final = "Set `anchors` as in the model's training: strides, aspect_ratios, between, fewer_in_first."
+
+
+def _above(raw: Floats, config: SsdConfig, first: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Return row, class and score of the entries that score at least `min_score`.
 
     The sigmoid is applied only to those.
     """
-    if activation == "softmax":
-        raised = np.exp(raw - raw.max(axis=1, keepdims=True))
-        raw = raised / raised.sum(axis=1, keepdims=True)
-    elif activation == "sigmoid":
+    low, high, floor = float(raw.min()), float(raw.max()), config.min_score
+    if config.activation == "none":
+        check_probabilities(low, high, config.scores)
+    else:
+        check_logits(low, high, config.scores)
+    if config.activation == "softmax":
+        raw = softmax(raw)
+    elif config.activation == "sigmoid":
         with np.errstate(divide="ignore"):
             floor = float(np.log(floor) - np.log1p(-floor))
     rows, classes = np.nonzero(raw[:, first:] >= floor)
     classes += first
     scores = raw[rows, classes]
-    if activation == "sigmoid":
-        scores = 1 / (1 + np.exp(-np.clip(scores, -80, 80)))
-    return rows, classes, scores
+    return rows, classes, sigmoid(scores) if config.activation == "sigmoid" else scores
 
 
 def _decode(codes: Floats, anchors: Floats, coding: str, size: int) -> tuple[Floats, Floats | None]:

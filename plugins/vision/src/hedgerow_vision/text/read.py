@@ -10,17 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import (
-    ArraySpec,
-    Frame,
-    FrameSpec,
-    HedgerowError,
-    ModelHandle,
-    Outcome,
-    Stage,
-    StageConfig,
-    StageContext,
-)
+from hedgerow import ArraySpec, Frame, FrameSpec, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
+from hedgerow.errors import ModelMismatch
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.text.detect import QUADS, check_model
 from hedgerow_vision.text.quads import rectify, require_opencv
@@ -77,12 +68,13 @@ class ReadText(Stage[ReadTextConfig]):
         Raises:
             OpenCvMissing: the extra `text` is not installed.
             NoAlphabet: the recogniser's metadata lacks its characters.
+            ModelMismatch: it has another number of characters.
             ModelError: a model cannot be loaded.
         """
         require_opencv("read-text")
         self._reader = context.model(self.config.model)
         self._angle_model = None if self.config.angle_model is None else context.model(self.config.angle_model)
-        self._alphabet = _alphabet(self._reader)
+        self._alphabet = (self._reader.state_token, _alphabet(self._reader))
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take a picture. Raises: StageMismatch: there is none, or a model does not take one."""
@@ -122,9 +114,13 @@ class ReadText(Stage[ReadTextConfig]):
                 for image, angle in zip(images, angles, strict=True)
             ]
         outputs = self._infer(self._reader, [_input(image, self._width(image)) for image in images])
+        token, alphabet = self._alphabet
+        if token is not self._reader.state_token:  # the node swapped the version
+            alphabet = _alphabet(self._reader)
+            self._alphabet = (self._reader.state_token, alphabet)
         lines: dict[int, dict[int, Line]] = {}
         for crop, output in zip(crops, outputs, strict=True):
-            lines.setdefault(crop.frame, {})[crop.line] = read_ctc(output[0], self._alphabet)
+            lines.setdefault(crop.frame, {})[crop.line] = read_ctc(output[0], alphabet)
         return lines
 
     def _width(self, image: Picture) -> int:
@@ -191,7 +187,16 @@ class NoAlphabet(HedgerowError):
 
 
 def _alphabet(model: ModelHandle) -> tuple[str, ...]:
-    characters = model.metadata.get("character")
+    """Raises: NoAlphabet: there is none. ModelMismatch: it has another number of characters than the model."""
+    characters = model.metadata.get("character", "").replace("\r\n", "\n").removesuffix("\n")
     if not characters:
         raise NoAlphabet(model.name)
-    return ("", *characters.splitlines(), " ")
+    alphabet = ("", *characters.split("\n"), " ")
+    output = model.outputs[0]
+    classes = output.shape[-1] if output.shape else None
+    if classes not in (None, len(alphabet)):
+        raise ModelMismatch(
+            f"{output} of model {model.name} has {classes} characters, but its metadata {len(alphabet)}, with blank and space",
+            remedy="Write the characters that the model was trained with into its metadata, one per line.",
+        )
+    return alphabet

@@ -1,0 +1,104 @@
+"""Names of a model's classes, by index: from a file, or from the metadata of a model.
+
+A class without a name has an empty one, so that the classes after it keep their index.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from hedgerow.errors import ConfigError
+
+_MOST_CLASSES: Final = 100_000
+_NUMBERED: Final = re.compile(r"(\d{1,9})(?:\s*[:;,]\s*|\s+|$)(.*)")
+_STRUCTURED: Final = re.compile(r"names\s*:|item\s*\{")
+"""Beginnings of YAML and of a protocol buffer's text, neither of which has one name per line."""
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Read class names, one per line: `person`, or with its index, `0 person`, `0: person`, `0,person`; or as JSON.
+
+    A blank line is a class without a name, except at the end. A name with an index is put there, whatever its line.
+
+    Raises: ConfigError: the file cannot be read, or it is not sure which class a line names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Class names cannot be read from {path}: {error}", remedy="Use a text file in UTF-8, one name per line."
+        ) from error
+    if _STRUCTURED.match(text.lstrip()):
+        raise ConfigError(
+            f"{path} is not a list of lines: it begins with {text.lstrip().partition(chr(10))[0][:40]!r}",
+            remedy="Write one name per line, in the model's order.",
+        )
+    if isinstance(literal(text), Mapping | list) and (names := names_in_metadata(text)):
+        return names
+    lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+    return _numbered(lines, path) or tuple(lines)
+
+
+def names_in_metadata(text: str) -> tuple[str, ...]:
+    """Parse names: a list or a mapping by index, in JSON or Python syntax, or else lines; empty: it is neither."""
+    value = literal(text)
+    if isinstance(value, Mapping):
+        try:
+            return _by_index({int(key): str(name) for key, name in value.items()})
+        except (TypeError, ValueError):
+            return ()
+    if isinstance(value, list | tuple):
+        return tuple(map(str, value))
+    return tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")) if text else ()
+
+
+def class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the class names in a model's metadata: those of its manifest, or Ultralytics' `names`; empty: none."""
+    return names_in_metadata(metadata.get("hedgerow.labels") or metadata.get("names", ""))
+
+
+def literal(text: str) -> Any:
+    """Parse a text as JSON or as a Python literal, without running code; return it unchanged if it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
+
+
+def _numbered(lines: Sequence[str], path: Path) -> tuple[str, ...]:
+    """Return the names of lines that begin with their index; empty: they do not."""
+    found = [_NUMBERED.fullmatch(line) for line in lines if line]
+    if found and found[0] is None:  # a header, `id,name`
+        found = found[1:]
+    pairs = [(int(match[1]), match[2]) for match in found if match]
+    if not pairs or len(pairs) < len(found) or not any(name for _, name in pairs):
+        return ()
+    indices = [index for index, _ in pairs]
+    if any(after <= before for before, after in pairwise(indices)):
+        return ()
+    if indices[0] == 0 and indices[-1] < _MOST_CLASSES:
+        return _by_index(dict(pairs))
+    if indices == list(range(1, len(indices) + 1)):
+        raise ConfigError(
+            f"{path} numbers its lines from 1, but a model's classes from 0: it is not sure whether {pairs[0][1]!r} is "
+            "class 0 or 1",
+            remedy="Number the lines from 0, or remove the numbers; or list the names under `labels`.",
+        )
+    return ()  # sizes or prices: `20 km/h`, `30 km/h`, `50 km/h`
+
+
+def _by_index(names: Mapping[int, str]) -> tuple[str, ...]:
+    """Raises: ValueError: an index is negative or too large."""
+    if not names:
+        return ()
+    if min(names) < 0 or max(names) >= _MOST_CLASSES:
+        raise ValueError("an index is out of range")
+    return tuple(names.get(index, "") for index in range(max(names) + 1))
