@@ -44,9 +44,11 @@ class Frame:
         content_type: MIME type of `payload`, lower case, without parameters; "" if unknown.
         payload: the bytes as received.
         tensors: inputs or outputs of a model, by name.
-        meta: small values that stages add for later stages. Initially `rate` and `channels`, as strings, if the content
-            type has them (`audio/l16; rate=8000`). `begins: True` marks a restart of the stream: models reset their
-            hidden state.
+        fields: what the message itself says beside its numbers: the other fields of a JSON or MessagePack map. The sensor
+            chose their names and values, so no stage reads one unless the configuration names it.
+        meta: small values that stages add for later stages; never taken from the payload. Initially `rate` and `channels`,
+            as strings, if the content type has them (`audio/l16; rate=8000`). `begins: True` marks a restart of the
+            stream: models reset their hidden state.
         result: what to publish, once a stage has set it: numbers, strings, lists, mappings, numpy values, or bytes,
             which are published unchanged.
         traceparent: W3C trace context, or None.
@@ -56,6 +58,7 @@ class Frame:
         "_array",
         "captured_at",
         "content_type",
+        "fields",
         "id",
         "meta",
         "payload",
@@ -79,6 +82,7 @@ class Frame:
         content_type: str = "",
         array: Array | None = None,
         tensors: Mapping[str, Array] = _EMPTY,
+        fields: Mapping[str, Any] = _EMPTY,
         meta: Mapping[str, Any] = _EMPTY,
         result: Any = None,
         traceparent: str | None = None,
@@ -92,6 +96,7 @@ class Frame:
         self.content_type = content_type
         self._array = array
         self.tensors = tensors
+        self.fields = fields
         self.meta = meta
         self.result = result
         self.traceparent = traceparent
@@ -162,6 +167,7 @@ class Frame:
         frame.content_type = self.content_type
         frame._array = self._array
         frame.tensors = self.tensors
+        frame.fields = self.fields
         frame.meta = self.meta
         frame.result = self.result
         frame.traceparent = self.traceparent

@@ -84,18 +84,19 @@ def test_lines_of_csv_are_rows() -> None:
     assert parsed(b"1,2\r\n3,4\r\n", "text/csv").array.tolist() == [[1, 2], [3, 4]]
 
 
-def test_a_field_contains_the_numbers_and_other_fields_become_meta() -> None:
+def test_a_field_contains_the_numbers_and_other_fields_stay_apart_from_meta() -> None:
     out = parsed(b'{"x": [1, 2], "unit": "mm", "nr": 7}', "application/json", field="x")
 
     assert out.array.tolist() == [1, 2]
-    assert out.meta == {"unit": "mm", "nr": 7}
+    assert out.fields == {"unit": "mm", "nr": 7}
+    assert out.meta == {}
 
 
 @pytest.mark.parametrize("name", ["array", "self", "frame", "meta", "x y", ""])
 def test_fields_may_have_any_name(name: str) -> None:
     out = parsed(json.dumps({"x": [1], name: 5}).encode(), "application/json", field="x")
 
-    assert out.meta == {name: 5}
+    assert out.fields == {name: 5}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_fields_may_have_any_name(name: str) -> None:
         (b"[1]", "", {}, "unknown-content-type"),
         (b"[1]", "image/jpeg", {}, "unknown-content-type"),
         (b"[1", "application/json", {}, "bad-json"),
-        (b"[NaN]", "application/json", {}, "bad-json"),
+        (b"[NaN]", "application/json", {}, "missing-value"),
         (b"\xc1", "application/msgpack", {}, "bad-msgpack"),
         (b"\x91" * 5000, "application/msgpack", {}, "bad-msgpack"),
         (b"[[1], [1, 2]]", "application/json", {}, "ragged-array"),
@@ -141,7 +142,7 @@ def test_any_payload_gives_an_array_or_a_frame_error(payload: bytes, content_typ
     assert all(out.array.dtype.kind in "biufc" for out in run.out)
 
 
-def test_nan_is_accepted() -> None:
+def test_nan_in_npy_is_accepted() -> None:
     """The stage that runs the model decides what NaN means."""
     assert np.isnan(parsed(npy(np.array([np.nan])), NPY).array).all()
 

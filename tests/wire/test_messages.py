@@ -100,8 +100,9 @@ def test_a_result_has_its_frame_and_lineage() -> None:
 
 
 def test_a_frame_without_a_result_publishes_its_tensors_or_else_its_metadata() -> None:
-    bare = Frame(meta={"luma": 0.5})
+    bare = Frame(meta={"luma": 0.5}, fields={"luma": 9, "unit": "lx"})
 
+    assert wire.result_of(Frame(fields={"unit": "lx"})) == {"unit": "lx"}
     assert wire.result_of(bare) == {"luma": 0.5}
     assert wire.result_of(bare.with_tensors({"y": np.ones(1)})) == {"y": np.ones(1)}
     assert wire.result_of(bare.with_result(0)) == 0

@@ -17,13 +17,10 @@ from hedgerow.wire.codec import (
     LONGEST_NAME,
     frame_id,
     mime,
-    mime_parameters,
     open_envelope,
+    stated_meta,
     timestamp,
 )
-
-_SENDER_META = ("rate", "channels")
-"""Content type parameters that become meta. Others are ignored: meta is for communication between stages."""
 
 
 class FrameMaker:
@@ -35,7 +32,8 @@ class FrameMaker:
 
     def __init__(self, config: PipelineConfig) -> None:
         self.clock = Clock()
-        self._content_type = config.content_type or ""
+        self._content_type = mime(config.content_type or "")
+        self._meta = stated_meta(config.content_type or "")
         self._tolerance_s = config.clock_tolerance_s
         self._run_id = os.urandom(4).hex()
         self._count = itertools.count()  # lanes share it; next() on it is atomic
@@ -57,6 +55,7 @@ class FrameMaker:
             sequence=delivery.sequence,
             captured_at=message.received_at + clock_offset_s,
             content_type=self._content_type,
+            meta=self._meta,
         )
 
     def complete(self, frame: Frame, message: Message) -> Frame:
@@ -69,9 +68,7 @@ class FrameMaker:
             return frame
         if properties.content_type:
             frame.content_type = mime(properties.content_type)
-            if ";" in properties.content_type:
-                parameters = mime_parameters(properties.content_type)
-                frame.meta = {name: parameters[name] for name in _SENDER_META if name in parameters}
+            frame.meta = stated_meta(properties.content_type)
         for name, value in properties.user_properties:
             if name == "id" and value:
                 if len(value) > LONGEST_NAME:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+import math
+from functools import partial
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hedgerow.errors import FrameError, StageMismatch
-from hedgerow.frame import Frame
-from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig
-from hedgerow.wire.codec import NPY, parse_json, parse_msgpack, parse_npy, to_array
+from hedgerow.frame import Array, Drop, Frame
+from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig, StageContext
+from hedgerow.wire.codec import NPY, parse_npy, timestamp
+from hedgerow.wire.document import decode_json, decode_json_exactly, decode_msgpack, field
+from hedgerow.wire.numbers import FLOAT32, ArrayReader, MissingValue, RoundedError, below, convert
+from hedgerow.wire.sniff import explained, payload_kind
+from hedgerow.wire.table import Table
 
-_FORMATS = {
+_FORMATS: Final = {
     NPY: "npy",
     "application/json": "json",
+    "text/json": "json",
     "application/msgpack": "msgpack",
     "application/x-msgpack": "msgpack",
     "application/vnd.msgpack": "msgpack",
     "text/csv": "csv",
 }
+_UNITS: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_MISSING: Final = Drop(MissingValue.code)
+_ORJSON_ROUNDS_FROM: Final = 2.0**64
+_UNREADABLE: Final = frozenset({"bad-json", "bad-msgpack", "bad-csv", "bad-npy"})
+
+Name = str | Annotated[int, Field(ge=0)]
 
 
 class ParseConfig(StageConfig):
@@ -28,105 +42,260 @@ class ParseConfig(StageConfig):
     format: Literal["auto", "npy", "json", "msgpack", "csv", "raw"] = Field(
         "auto", description="`auto` uses the content type; `raw` reads the bytes as numbers of `dtype`."
     )
-    field: str | None = Field(None, description="Field of a JSON or MessagePack map that contains the numbers.")
-    dtype: Literal["float32", "float64", "int16", "int32", "uint8"] | None = Field(
-        None, description="Convert to this type; for `raw`, the type of the bytes (little-endian)."
+    field: Name | Annotated[tuple[Name, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Field of a JSON or MessagePack map that contains the numbers, or its path: `data.v`. Of a list of maps, "
+        "the field of each. Of CSV, a column: its name in the first line, or its number, from 0. Several become the "
+        "columns of the array, in this order.",
+        examples=["values", "data.values", ["temperature", "humidity"], [1, 2]],
+    )
+    tensors: dict[str, Name] = Field(
+        default_factory=dict,
+        description="Tensor → its field, for a model with several inputs; instead of `field`.",
+        examples=[{"x": "temperature", "y": "humidity"}],
+    )
+    dtype: (
+        Literal[
+            "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Convert to this type, or refuse a value that it cannot represent; for `raw`, the type of the bytes "
+        "(little-endian). By default, numbers with a fraction and CSV become float32: set float64 to keep every digit.",
+    )
+    missing: Literal["refuse", "drop"] | float = Field(
+        "refuse",
+        description="What to do if a value is null, NaN, infinite, empty or absent, or a field is given twice: `refuse` dead-letters "
+        "the frame, `drop` drops it as `missing-value`, a number takes the value's place. NaN in .npy and raw numbers is "
+        "only dealt with if this is set.",
+    )
+    text: bool = Field(False, description='Also accept numbers that JSON or MessagePack has as text: `"1.5"`.')
+    delimiter: str = Field(",", min_length=1, max_length=1, description="Character between the cells of CSV.")
+    decimal: Literal[".", ","] = Field(".", description="Decimal point of the numbers in CSV.")
+    time: Name | None = Field(
+        None,
+        description="Field or CSV column with the capture time: RFC 3339 with an offset, or a number of `time_unit` since 1970.",
+    )
+    time_unit: Literal["s", "ms", "us", "ns"] = Field("s", description="Unit of such a number.")
+    meta: dict[str, str] = Field(
+        default_factory=dict,
+        description="Meta → the field it is read from, for later stages: `{rate: sampling_hz}`. Other fields of a message have no "
+        "effect on stages.",
+        examples=[{"rate": "sampling_hz"}],
     )
     max_bytes: int = Field(64 * 2**20, ge=1, description="A larger array is refused.")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> ParseConfig:
+        if self.tensors and self.field is not None:
+            raise ValueError("set either `field` or `tensors`")
+        if self.format in ("npy", "raw") and (
+            self.tensors or self.meta or self.field is not None or self.time is not None
+        ):
+            raise ValueError(f"{self.format} has no fields")
+        if self.delimiter == self.decimal:
+            raise ValueError(f'with `decimal: "{self.decimal}"`, set another `delimiter`, such as ";"')
+        return self
+
 
 class Parse(Stage[ParseConfig]):
-    """Parse the payload into the frame's array; other fields of a map become meta."""
+    """Parse the payload into the frame's array; other fields of a map become the frame's `fields`."""
 
     concurrent = True
 
+    def setup(self, context: StageContext) -> None:
+        """Prepare what does not depend on the frame."""
+        config = self.config
+        self._fill: float | None = None
+        if isinstance(config.missing, float):  # a whole number must not make floats of whole numbers
+            self._fill = int(config.missing) if config.missing.is_integer() else config.missing
+        self._dtype = None if config.dtype is None else np.dtype(config.dtype)
+        self._reader = ArrayReader(self._dtype, self._fill, text=config.text)
+        names = config.field if isinstance(config.field, tuple) else () if config.field is None else (config.field,)
+        self._names = names or tuple(config.tensors.values())
+        self._labels = {name: partial(_label, name) for name in self._names}
+        used = (*self._names, *config.meta.values(), *(() if config.time is None else (config.time,)))
+        self._named = any(isinstance(name, str) for name in used)
+        parts = dict.fromkeys(part for name in used for part in (str(name), *str(name).split(".")))
+        self._keys = tuple(json.dumps(part, ensure_ascii=False).encode() for part in parts)
+        self._tops = {part for name in self._names for part in (str(name), str(name).partition(".")[0])}
+
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
-        """Take a payload of numbers; give an array.
+        """Take a payload of numbers; give an array, or tensors.
 
         Raises: StageMismatch: the payload is something else.
         """
-        config = self.config
+        config, sent = self.config, incoming.content_type
         raw = config.format == "raw"
-        sent = incoming.content_type
-        if sent is not None and not raw and sent not in _FORMATS and (config.format == "auto" or sent == "image/*"):
-            remedy = f"Send one of {', '.join(_FORMATS)}, or set `format`."
+        if sent is not None and not raw and (sent == "image/*" or (config.format == "auto" and _known(sent) is None)):
+            remedy = "Remove `parse`, or send numbers and, if their content type is another, set `format`."
             raise StageMismatch("payloads of numbers", sent, remedy=remedy)
-        array = ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None)
-        if config.field is not None:  # other fields become meta, in place of what is there
-            return FrameSpec(array, incoming.tensors, content_type=incoming.content_type)
-        return incoming.with_array(array)
+        noted = incoming.with_meta(**dict.fromkeys(config.meta))
+        if config.tensors:
+            read = dict.fromkeys(config.tensors, ArraySpec(config.dtype))
+            return noted.with_tensors(None if incoming.tensors is None else {**incoming.tensors, **read})
+        return noted.with_array(ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None))
 
-    def process(self, frame: Frame) -> Frame:
+    def process(self, frame: Frame) -> Frame | Drop:
         """Parse one frame.
 
-        Raises: FrameError: the payload is empty, invalid, or of unknown type.
+        Raises: FrameError: the payload is empty, invalid, or of unknown type, or a value does not fit the dtype.
         """
-        if not frame.payload:
+        payload = frame.payload
+        if not len(payload):
             raise FrameError("The payload is empty", code="empty-payload")
-        config = self.config
-        kind = config.format if config.format != "auto" else _FORMATS.get(frame.content_type)
-        if kind is None:
-            raise FrameError(
-                f"`parse` does not support content type {frame.content_type or 'unknown'!r}",
-                code="unknown-content-type",
-                remedy=f"Send one of {', '.join(_FORMATS)}; or set `format`, or the pipeline's `content_type`.",
-            )
-        meta: dict[str, Any] = {}
-        if kind == "npy":
-            array = parse_npy(frame.payload, config.max_bytes)
-        elif kind == "raw":
-            array = self._raw(frame)
-        elif kind == "csv":
-            array = _csv(frame)
+        kind = self.config.format if self.config.format != "auto" else _format(frame)
+        try:
+            if kind == "json":
+                try:
+                    return self._document(frame, decode_json(payload, self._keys), _ORJSON_ROUNDS_FROM)
+                except RoundedError:
+                    return self._document(frame, decode_json_exactly(payload))
+            if kind == "msgpack":
+                return self._document(frame, decode_msgpack(payload))
+            if kind == "csv":
+                return self._table(frame)
+            return frame.with_array(self._array(frame, kind))
+        except MissingValue:
+            if self.config.missing == "drop":
+                return _MISSING
+            raise
+        except FrameError as error:
+            if error.code not in _UNREADABLE:
+                raise
+            raise explained(error, payload, frame.topic) from error
+
+    def _document(self, frame: Frame, body: Any, rounded_from: float = math.inf) -> Frame:
+        config, fill, labels, numbers = self.config, self._fill, self._labels, self._reader.array
+        if config.tensors:
+            read = {
+                tensor: numbers(field(body, name, fill), labels[name], rounded_from)
+                for tensor, name in config.tensors.items()
+            }
+            parsed = frame.with_tensors({**frame.tensors, **read})
+        elif config.field is None:
+            parsed = frame.with_array(numbers(body, None, rounded_from))
+        elif isinstance(config.field, tuple):
+            values = [field(body, name, fill) for name in config.field]
+            array = numbers(values, lambda at: _label(self._names[at[0]], at[1:]), rounded_from)
+            parsed = frame.with_array(np.ascontiguousarray(np.moveaxis(array, 0, -1)))
         else:
-            value = parse_json(frame.payload) if kind == "json" else parse_msgpack(frame.payload)
-            array, meta = self._numbers(value)
-        if config.dtype is not None and array.dtype != config.dtype:
-            array = _converted(array, np.dtype(config.dtype))
-        parsed = frame.with_array(array)
-        if meta:
-            parsed.meta = {**frame.meta, **meta}  # not as keywords: keys from the sensor may be any string
+            value = field(body, config.field, fill)
+            parsed = frame.with_array(numbers(value, labels[config.field], rounded_from))
+        if body.__class__ is dict:
+            tops = self._tops
+            parsed.fields = {str(key): value for key, value in body.items() if key not in tops}
+        if config.meta:
+            parsed.meta = {**frame.meta, **{name: field(body, source) for name, source in config.meta.items()}}
+        if config.time is not None:
+            parsed.captured_at = _seconds(field(body, config.time), config.time_unit)
         return parsed
 
-    def _numbers(self, value: Any) -> tuple[Any, dict[str, Any]]:
-        if self.config.field is None:
-            return to_array(value), {}
-        if not isinstance(value, dict) or self.config.field not in value:
-            raise FrameError(f"The payload has no field {self.config.field!r}", code="missing-field")
-        rest = {str(key): item for key, item in value.items() if key != self.config.field}
-        return to_array(value[self.config.field]), rest
+    def _table(self, frame: Frame) -> Frame:
+        config = self.config
+        table = Table(frame.payload, delimiter=config.delimiter, decimal=config.decimal, named=self._named)
+        if config.tensors:
+            read = {tensor: self._columns(table, name) for tensor, name in config.tensors.items()}
+            parsed = frame.with_tensors({**frame.tensors, **read})
+        else:
+            parsed = frame.with_array(self._columns(table, config.field))
+        first = table.rows[0]
+        if table.names and len(table.rows) == 1:
+            parsed.fields = {
+                name: cell for name, cell in zip(table.names, first, strict=True) if name not in self._tops
+            }
+        if config.meta:
+            cells = {name: first[table.position(source)] for name, source in config.meta.items()}
+            parsed.meta = {**frame.meta, **cells}
+        if config.time is not None:
+            parsed.captured_at = _seconds(first[table.position(config.time)], config.time_unit)
+        return parsed
 
-    def _raw(self, frame: Frame) -> Any:
-        dtype = np.dtype(self.config.dtype or "float32").newbyteorder("<")
-        if len(frame.payload) % dtype.itemsize:
-            raise FrameError(
-                f"{len(frame.payload)} bytes are not a multiple of the {dtype.itemsize} bytes of {dtype}",
-                code="truncated-array",
-            )
-        return np.frombuffer(frame.payload, dtype=dtype)
+    def _columns(self, table: Table, columns: Name | tuple[Name, ...] | None) -> Array:
+        """Return columns of a table: (lines, columns), (columns,) of one line, or (lines,) of one column."""
+        one = columns is not None and not isinstance(columns, tuple)
+        if columns is None:
+            left_out = None if self.config.time is None else table.position(self.config.time)
+            positions = [position for position in range(table.width) if position != left_out]
+        else:
+            positions = [table.position(name) for name in (columns if isinstance(columns, tuple) else (columns,))]
+        lines = len(table.rows)
+
+        def label(at: tuple[int, ...]) -> str:
+            line, column = (at[0], 0) if one else at if lines > 1 else (0, at[0])
+            return table.label(line, positions[column])
+
+        def array(rounded_from: float = math.inf) -> Array:
+            rows = table.numbers(positions, exact=rounded_from == math.inf)
+            value = [row[0] for row in rows] if one else rows if lines > 1 else rows[0]
+            return self._reader.array(value, label, rounded_from)
+
+        try:
+            read = array(below(self._dtype))
+        except RoundedError:
+            read = array()
+        if self._dtype is None and read.dtype.kind != "f":  # a column is what it is, whatever one frame has in it
+            return convert(read, FLOAT32, label=label, rounds=False)
+        return read
+
+    def _array(self, frame: Frame, kind: str) -> Array:
+        dtype, payload = self._dtype, frame.payload
+        if kind == "npy":
+            array = parse_npy(payload, self.config.max_bytes)
+        else:
+            stored = (dtype or FLOAT32).newbyteorder("<")
+            if len(payload) % stored.itemsize:
+                raise FrameError(
+                    f"{len(payload)} bytes are not a multiple of the {stored.itemsize} bytes of {stored}",
+                    code="truncated-array",
+                )
+            array = np.frombuffer(payload, dtype=stored)
+        if self.config.missing != "refuse" and array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            if self._fill is None:
+                raise MissingValue("The array contains NaN or infinity")
+            array = np.where(finite, array, array.dtype.type(self._fill))
+        return array if dtype is None or array.dtype == dtype else convert(array, dtype)
 
 
-def _converted(array: Any, dtype: np.dtype[Any]) -> Any:
-    """Convert an array to another dtype.
+def _format(frame: Frame) -> str:
+    """Return the format that a frame's content type means.
 
-    Raises: FrameError: a value is out of range.
+    Raises: FrameError: it has none, or another.
     """
-    if array.dtype.kind == "c":
-        raise FrameError(f"Complex numbers cannot be converted to {dtype}", code="not-numbers")
-    if dtype.kind in "iu" and array.size and not np.can_cast(array.dtype, dtype):
-        limits, lowest, highest = np.iinfo(dtype), array.min(), array.max()
-        if not (limits.min <= lowest and highest <= limits.max):  # NaN fails this too
-            raise FrameError(f"Values from {lowest} to {highest} do not fit {dtype}", code="out-of-range")
-    with np.errstate(over="ignore"):  # overflow becomes infinity
-        return array.astype(dtype)
+    stated = frame.content_type
+    kind = _known(stated)
+    if kind is not None:
+        return kind
+    found = payload_kind(frame.payload, frame.topic)
+    what = f": the payload is {found[0]}" if found else ""
+    formats = "npy, json, msgpack, csv or raw"
+    if not stated:
+        raise FrameError(
+            f"The frame has no content type{what}",
+            code="unknown-content-type",
+            remedy=found[1] if found else f"Set `content_type` of the pipeline; or `format` of `parse` to {formats}.",
+        )
+    raise FrameError(
+        f"`parse` does not read the content type {stated!r}, which the frame states{what}",
+        code="unknown-content-type",
+        remedy=found[1] if found else f"If the payload is one of {formats} all the same, set `format` of `parse`.",
+    )
 
 
-def _csv(frame: Frame) -> Any:
-    """Parse lines of comma-separated numbers: (lines, columns), or (columns,) for one line."""
+def _known(content_type: str) -> str | None:
+    return _FORMATS.get(content_type) or ("json" if content_type.endswith("+json") else None)
+
+
+def _label(name: Name, at: tuple[int, ...]) -> str:
+    """Name a value for an error message: a field, and the position in it."""
+    return f"`{name}{''.join(f'[{index}]' for index in at)}`"
+
+
+def _seconds(value: Any, unit: str) -> float:
+    """Return Unix seconds from RFC 3339, or from a number of a unit, which may be text."""
     try:
-        text = bytes(frame.payload).decode("ascii").strip()
-        rows = [[float(cell) for cell in line.split(",")] for line in text.split("\n")]
-        array = np.asarray(rows, dtype=np.float32)
-    except ValueError as error:
-        raise FrameError(f"Not lines of comma-separated numbers: {error}", code="bad-csv") from error
-    return array[0] if len(array) == 1 else array
+        number = value if isinstance(value, (int, float)) else float(value)
+        return timestamp(str(value if isinstance(value, bool) else number / _UNITS[unit]))
+    except (TypeError, ValueError, OverflowError):
+        return timestamp(str(value))

@@ -249,6 +249,7 @@ def _contents(frame: Frame) -> dict[str, Any]:
         "payload": bytes(frame.payload),
         "array": frame.array.copy() if frame.has_array else None,
         "tensors": {name: tensor.copy() for name, tensor in frame.tensors.items()},
+        "fields": dict(frame.fields),
         "meta": dict(frame.meta),
         "result": frame.result,
     }

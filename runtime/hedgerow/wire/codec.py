@@ -9,19 +9,18 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 from tokenize import TokenError
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 import numpy as np
-import orjson
 import xxhash
 from numpy.lib import format as npy
 
 from hedgerow.errors import FrameError
 from hedgerow.frame import Array, Buffer, Frame
+from hedgerow.wire.document import decode_msgpack
 
 ENVELOPE: Final = "application/vnd.hedgerow.frame+msgpack"
 """Content type of a frame with its own id, stream and time: a MessagePack map, see `pack_envelope`."""
@@ -30,6 +29,7 @@ NPY: Final = "application/x-npy"
 LONGEST_NAME: Final = 1024
 """Longest id, stream or trace of a sender, in characters; results repeat them."""
 
+_META_PARAMETERS: Final = ("rate", "channels")
 _DTYPES: Final = frozenset("biufc")
 _ENVELOPE_KEYS: Final = frozenset({"id", "stream", "captured_at", "sequence", "content_type", "payload", "traceparent"})
 
@@ -61,6 +61,12 @@ def mime_parameters(content_type: str) -> dict[str, str]:
     return parameters
 
 
+def stated_meta(content_type: str) -> dict[str, str]:
+    """Return the parameters of a content type that become a frame's meta: a sampling rate, and a number of channels."""
+    parameters = mime_parameters(content_type) if ";" in content_type else {}
+    return {name: parameters[name] for name in _META_PARAMETERS if name in parameters}
+
+
 def timestamp(text: str) -> float:
     """Parse RFC 3339 (`2026-05-04T12:00:00Z`), or a number of Unix seconds, into Unix seconds.
 
@@ -70,15 +76,30 @@ def timestamp(text: str) -> float:
         value = float(text)
     except ValueError:
         try:
-            value = datetime.fromisoformat(text).timestamp()
+            moment = datetime.fromisoformat(text)
+            value = moment.timestamp()
         except (ValueError, OverflowError, OSError) as error:
             raise FrameError(f"{text[:40]!r} is not a time", code="bad-time", remedy=_TIME_REMEDY) from error
-    if not math.isfinite(value):
+        if moment.tzinfo is None:  # Python would take this machine's time zone
+            raise FrameError(
+                f"{text[:40]!r} is a time without an offset from UTC", code="bad-time", remedy=_TIME_REMEDY
+            ) from None
+    if abs(value) < _SECONDS_END:
+        return value
+    unit, divisor = next(((unit, size) for unit, size in _FINER if abs(value) < _SECONDS_END * size), ("", 0.0))
+    if not unit:  # NaN and infinity too
         raise FrameError(f"{text[:40]!r} is not a time", code="bad-time", remedy=_TIME_REMEDY)
-    return value
+    raise FrameError(
+        f"{text[:40]!r} is a time in {unit}, not in seconds",
+        code="bad-time",
+        remedy=f"Send Unix seconds, {value / divisor:.3f}; or RFC 3339 with an offset.",
+    )
 
 
 _TIME_REMEDY: Final = "Use RFC 3339 with an offset, or Unix seconds."
+_SECONDS_END: Final = 1e11
+"""Seconds up to here reach the year 5138; milliseconds from here on begin in 1973."""
+_FINER: Final = (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
 
 
 def pack_envelope(
@@ -108,7 +129,7 @@ def open_envelope(frame: Frame) -> Frame:
 
     Raises: FrameError: it is not an envelope, or a field has the wrong type or is too long.
     """
-    body = _unpack(frame.payload)
+    body = decode_msgpack(frame.payload)
     if not isinstance(body, dict) or not isinstance(body.get("payload"), bytes):
         raise FrameError(
             "The envelope is not a map with a binary `payload`", code="bad-envelope", remedy=_ENVELOPE_REMEDY
@@ -139,7 +160,9 @@ def open_envelope(frame: Frame) -> Frame:
                 code="bad-envelope",
                 remedy=_ENVELOPE_REMEDY,
             )
-    opened = frame.with_payload(body["payload"], mime(body.get("content_type", "")))
+    stated = body.get("content_type", "")
+    opened = frame.with_payload(body["payload"], mime(stated))
+    opened.meta = stated_meta(stated)
     opened.id = body.get("id") or frame.id
     opened.stream = body.get("stream") or frame.stream
     opened.captured_at = timestamp(str(body.get("captured_at", frame.captured_at)))
@@ -149,38 +172,6 @@ def open_envelope(frame: Frame) -> Frame:
 
 
 _ENVELOPE_REMEDY: Final = f"An envelope is a MessagePack map of {', '.join(sorted(_ENVELOPE_KEYS))}."
-
-
-def _unpack(payload: Buffer) -> Any:
-    """Decode MessagePack; `unpackb` bounds every length by the payload's, so a few bytes cannot claim gigabytes."""
-    try:
-        return msgpack.unpackb(payload, strict_map_key=False)
-    except (
-        ValueError,
-        TypeError,
-        msgpack.UnpackException,
-        RecursionError,
-    ) as error:  # TypeError: a list as a map's key
-        raise FrameError(f"Not MessagePack: {type(error).__name__}: {error}", code="bad-msgpack") from error
-
-
-def parse_json(payload: Buffer) -> Any:
-    """Decode JSON.
-
-    Raises: FrameError: it is not JSON (NaN and Infinity are not).
-    """
-    try:
-        return orjson.loads(payload)
-    except ValueError as error:
-        raise FrameError(f"Not JSON: {error}", code="bad-json") from error
-
-
-def parse_msgpack(payload: Buffer) -> Any:
-    """Decode MessagePack.
-
-    Raises: FrameError: it is not MessagePack, or nests too deeply.
-    """
-    return _unpack(payload)
 
 
 def parse_npy(payload: Buffer, max_bytes: int) -> Array:
@@ -225,26 +216,3 @@ def parse_npy(payload: Buffer, max_bytes: int) -> Array:
         return flat.reshape(shape, order="F" if fortran else "C")
     except (ValueError, OverflowError) as error:  # with a side of 0, the others may have any length
         raise FrameError(f"Not an .npy array: {error}", code="bad-npy") from error
-
-
-def to_array(value: Any) -> Array:
-    """Convert a number, or nested lists of numbers, to a float32 or int64 array.
-
-    Raises: FrameError: it contains something else, or is ragged.
-    """
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError) as error:
-        raise FrameError(f"Not an array: {error}", code="ragged-array") from error
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # overflows to infinity, as float32 does
-            return array.astype(np.float32)
-    if array.dtype.kind in "iub":
-        return array
-    raise FrameError(f"Not an array of numbers but of {_kind(value)}", code="not-numbers")
-
-
-def _kind(value: Any) -> str:
-    while isinstance(value, Sequence) and not isinstance(value, str) and value:
-        value = value[0]
-    return "mapping" if isinstance(value, Mapping) else type(value).__name__

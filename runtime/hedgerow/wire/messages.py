@@ -268,10 +268,10 @@ def result_id(frame: Frame, index: int) -> str:
 
 
 def result_of(frame: Frame) -> Any:
-    """Return what a frame publishes: its result, otherwise its tensors, otherwise its metadata."""
+    """Return what a frame publishes: its result, else its tensors, else its meta, else the message's other fields."""
     if frame.result is not None:
         return frame.result
-    return dict(frame.tensors) or dict(frame.meta)
+    return dict(frame.tensors) or dict(frame.meta) or dict(frame.fields)
 
 
 def frame_body(frame: Frame) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import wave
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def test_a_chunk_of_sound_is_due_when_its_last_sample_was_taken(write: Write) ->
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(40), deadline=None)
-@given(st.integers(0, 3000), st.integers(1, 2), st.floats(1, 200))
+@given(st.integers(1, 3000), st.integers(1, 2), st.floats(1, 200))
 def test_no_sample_is_lost_or_duplicated(write: Write, count: int, channels: int, chunk_ms: float) -> None:
     samples = np.arange(count * channels, dtype="<i2")
 
@@ -181,14 +182,60 @@ def test_a_video_without_pyav_names_the_extra(monkeypatch: pytest.MonkeyPatch, w
     )
 
 
+def test_the_cells_of_a_table_keep_every_digit(write: Write) -> None:
+    table = "at,n,big,odd\n1700000000.123,9007199254740993,123456789012345678901,1_0\n"
+
+    (row,) = read_frames(write("a.csv", table), SplitOptions())
+
+    assert json.loads(row.payload) == {
+        "at": 1700000000.123,
+        "n": 9007199254740993,
+        "big": "123456789012345678901",
+        "odd": "1_0",
+    }
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000])
+def test_a_recording_that_was_streamed_into_a_file_is_sent_whole(write: Write, size: int) -> None:
+    whole = bytearray(sound(np.arange(100, dtype="<i2")))
+    whole[4:8] = whole[40:44] = size.to_bytes(4, "little")
+
+    chunks = list(read_frames(write("a.wav", bytes(whole)), SplitOptions(chunk_ms=5)))
+
+    assert b"".join(chunk.payload for chunk in chunks) == np.arange(100, dtype="<i2").tobytes()
+
+
+def test_sound_of_another_depth_is_sent_as_wav_without_loss(write: Write) -> None:
+    samples = np.arange(1, 91, dtype=np.uint8)
+
+    chunks = list(read_frames(write("a.wav", sound(samples, width=3)), SplitOptions(chunk_ms=2)))
+
+    assert {chunk.content_type for chunk in chunks} == {"audio/wav"}
+    read = []
+    for chunk in chunks:
+        with wave.open(io.BytesIO(chunk.payload)) as file:
+            assert (file.getsampwidth(), file.getframerate()) == (3, 8000)
+            read.append(file.readframes(1000))
+    assert b"".join(read) == samples.tobytes()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.wav", b"not sound", SplitOptions(), "is not a WAV file of PCM samples: file does not start with RIFF id"),
-        ("a.wav", sound(np.zeros(8, "u1"), width=1), SplitOptions(), "has 8-bit samples"),
+        ("a.wav", b"not sound", SplitOptions(), "Not a WAV file that can be read: it begins 6e 6f 74"),
+        ("a.wav", b"", SplitOptions(), "empty"),
+        ("a.wav", sound(np.zeros(0, "<i2")), SplitOptions(), "it has no samples"),
+        ("a.wav", sound(np.zeros(8, "<i2"))[:-6], SplitOptions(), "has 10 of its 16 bytes of samples"),
+        ("a.csv", "a,b\n1,2\n3\n", SplitOptions(), "line 3, has 1 cells, but the first line has 2"),
+        ("a.csv", "a,b,a\n1,2,3\n", SplitOptions(), "has two columns 'a'"),
+        ("a.csv", "a;b\n1,5;2\n", SplitOptions(), "has ';' between its cells, not a comma"),
+        ("a.csv", '1,"2\n', SplitOptions(), "is not CSV: unexpected end of data"),
+        ("a.csv", "1,16777217\n", SplitOptions(window=1), "has 16777217, which float32 cannot represent"),
+        ("a.csv", "1700000000.123\n", SplitOptions(window=1), "1700000000.123, which float32 cannot represent"),
         ("a.csv", "", SplitOptions(), "is empty"),
         ("a.csv", b"\xff\xfe\x00", SplitOptions(), "cannot be read"),
-        ("a.csv", "1,2\n3\n", SplitOptions(window=2), "has cells that are not numbers, or rows of different lengths"),
+        ("a.csv", "1,2\n3\n", SplitOptions(window=2), "line 2, has 1 cells, but the first line has 2"),
+        ("a.csv", "1,2\n3,x\n", SplitOptions(window=2), "has cells that are not numbers"),
         ("a.npy", b"nothing", SplitOptions(window=2), "is not an array of numbers in .npy format"),
         ("a.npy", npy(np.float32(3)), SplitOptions(window=2), "is a single number and cannot be split"),
         ("a.mp4", b"no video", SplitOptions(), "cannot be decoded"),

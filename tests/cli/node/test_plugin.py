@@ -18,7 +18,7 @@ def test_the_list_shows_each_stages_package_and_summary(hedgerow) -> None:
 
     (line,) = [line for line in result.out.splitlines() if line.startswith("parse ")]
     assert line.split(maxsplit=3)[1:3] == ["hedgerow", "0.1.0"]
-    assert line.endswith("Parse the payload into the frame's array; other fields of a map become meta.")
+    assert line.endswith("Parse the payload into the frame's array; other fields of a map become the frame's `fields`.")
 
 
 def test_the_list_includes_a_broken_stage_with_the_reason(

@@ -1,10 +1,7 @@
-"""The `pcm16` stage: converts 16-bit sound, raw or WAV, to float32 mono."""
+"""The `pcm16` stage: converts sound, raw 16-bit samples or WAV, to float32 mono."""
 
 from __future__ import annotations
 
-import io
-import struct
-import wave
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -13,6 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hedgerow import ArraySpec, Frame, FrameError, FrameSpec, Outcome, Stage, StageConfig, StageMismatch
+from hedgerow.wire.sniff import payload_kind
+from hedgerow.wire.wav import RIFFS, parse_wav
 from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Samples, whole
 
 _MAX_CHANNELS: Final = 64
@@ -20,6 +19,8 @@ _SCALE: Final = np.float32(1 / 32768)
 _SHORT: Final = 8192
 _RAW: Final = frozenset({"", "application/octet-stream", "audio/l16", "audio/pcm", "audio/x-pcm"})
 _WAV: Final = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
+_FILES: Final = frozenset({*RIFFS, b"RIFX", b"OggS", b"fLaC", b"FORM", b"caff", b".snd", b"ID3\x03", b"ID3\x04"})
+"""How files of sound begin; two raw samples that look the same would be a strange coincidence."""
 
 
 class Pcm16Config(StageConfig):
@@ -48,7 +49,7 @@ class Pcm16Config(StageConfig):
 
 
 class Pcm16(Stage[Pcm16Config]):
-    """Read 16-bit PCM, raw or WAV, into mono samples of -1..1; meta gets `rate`."""
+    """Read raw 16-bit PCM, or WAV of any depth, into mono samples of -1..1; meta gets `rate`."""
 
     concurrent = True
 
@@ -56,7 +57,7 @@ class Pcm16(Stage[Pcm16Config]):
         """Take a payload of sound; give mono samples. Raises: StageMismatch: the payload is something else."""
         content_type = incoming.content_type
         if content_type is not None and content_type not in _RAW | _WAV:
-            remedy = "Send audio/l16, audio/pcm or audio/wav, 16 bits a sample."
+            remedy = "Send WAV as audio/wav, or raw 16-bit samples as audio/l16 or audio/pcm."
             raise StageMismatch("payloads of sound", content_type, remedy=remedy)
         rate = incoming.meta.get("rate")
         if rate is None and incoming.unstated and content_type not in _WAV and "rate" in self.config.model_fields_set:
@@ -68,7 +69,7 @@ class Pcm16(Stage[Pcm16Config]):
         if self.config.channels != 1 or not all(map(_is_plain, frames)):
             return super().process_many(frames)
         payloads = [frame.payload for frame in frames]
-        sound = self._mono(np.frombuffer(b"".join(payloads), self._dtype), 1)
+        sound = self._mono(_scaled(np.frombuffer(b"".join(payloads), self._dtype)), 1)
         outcomes, end, rate = [], 0, self.config.rate
         for frame, payload in zip(frames, payloads, strict=True):
             start, end = end, end + len(payload) // 2
@@ -77,41 +78,42 @@ class Pcm16(Stage[Pcm16Config]):
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: the payload is empty, not sound, or has an incomplete sample."""
-        data = payload = frame.payload
+        payload = frame.payload
         if not len(payload):
             raise FrameError("The payload is empty", code="empty-payload")
-        if frame.content_type in _WAV or (frame.content_type in _RAW and bytes(payload[:4]) == b"RIFF"):
-            data, rate, channels = _open_wav(bytes(payload))
-            dtype = "<i2"
-        elif frame.content_type in _RAW:
-            rate, channels = self.config.rate, self.config.channels
-            if meta := frame.meta:
-                rate = whole(meta.get("rate", rate), "rate", MIN_RATE, MAX_RATE)
-                channels = whole(meta.get("channels", channels), "channels", 1, _MAX_CHANNELS)
-            dtype = self._dtype
-        else:
+        raw, magic = frame.content_type in _RAW, bytes(payload[:4])
+        if frame.content_type in _WAV or (raw and magic in RIFFS):
+            wav = parse_wav(payload)
+            rate = whole(wav.rate, "rate", MIN_RATE, MAX_RATE)
+            channels = whole(wav.channels, "channels", 1, _MAX_CHANNELS)
+            return frame.with_array(self._mono(wav.samples(), channels), rate=rate)
+        if not raw or magic in _FILES:
+            kind = payload_kind(payload)
             raise FrameError(
-                f"`pcm16` cannot read content type {frame.content_type!r}",
+                f"`pcm16` cannot read content type {frame.content_type or 'unknown'!r}"
+                f"{f': the payload is {kind[0]}' if kind else ''}",
                 code="unknown-content-type",
-                remedy="Send audio/l16, audio/pcm or audio/wav, 16 bits a sample.",
+                remedy="Send WAV as audio/wav, or raw 16-bit samples as audio/l16 or audio/pcm.",
             )
-        if len(data) % (2 * channels):
+        rate, channels = self.config.rate, self.config.channels
+        if meta := frame.meta:
+            rate = whole(meta.get("rate", rate), "rate", MIN_RATE, MAX_RATE)
+            channels = whole(meta.get("channels", channels), "channels", 1, _MAX_CHANNELS)
+        if len(payload) % (2 * channels):
             raise FrameError(
-                f"{len(data)} bytes are not a whole number of 16-bit samples with {channels} channel(s)",
+                f"{len(payload)} bytes are not a whole number of 16-bit samples with {channels} channel(s)",
                 code="truncated-samples",
                 remedy="Check `channels`, and that the sensor splits its sound between samples.",
             )
-        return frame.with_array(self._mono(np.frombuffer(data, dtype), channels), rate=rate)
+        return frame.with_array(self._mono(_scaled(np.frombuffer(payload, self._dtype)), channels), rate=rate)
 
     @property
     def _dtype(self) -> str:
         return "<i2" if self.config.byte_order == "little" else ">i2"
 
-    def _mono(self, interleaved: NDArray[np.int16], channels: int) -> Samples:
-        samples: Samples = interleaved.astype(np.float32)
-        samples *= _SCALE
+    def _mono(self, samples: Samples, channels: int) -> Samples:
         if channels == 1 and self.config.channel in ("mix", 0):
-            return samples
+            return samples if samples.ndim == 1 else samples[:, 0]
         scaled = samples.reshape(-1, channels)
         if self.config.channel == "mix":
             mixed: Samples = np.mean(scaled, axis=1, dtype=np.float32)
@@ -125,6 +127,12 @@ class Pcm16(Stage[Pcm16Config]):
         return np.ascontiguousarray(scaled[:, self.config.channel])
 
 
+def _scaled(samples: NDArray[np.int16]) -> Samples:
+    scaled: Samples = samples.astype(np.float32)
+    scaled *= _SCALE
+    return scaled
+
+
 def _is_plain(frame: Frame) -> bool:
     """Return whether it is raw, whole samples without meta, and short.
 
@@ -136,27 +144,5 @@ def _is_plain(frame: Frame) -> bool:
         and not len(payload) % 2
         and not frame.meta
         and frame.content_type in _RAW
-        and bytes(payload[:4]) != b"RIFF"
-    )
-
-
-def _open_wav(payload: bytes) -> tuple[bytes, int, int]:
-    """Return sample bytes, rate and channels of a WAV file."""
-    try:
-        with wave.open(io.BytesIO(payload)) as file:
-            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            # Limited by the payload: a header may claim gigabytes.
-            data = file.readframes(min(file.getnframes(), len(payload)))
-    except (wave.Error, EOFError, ValueError, struct.error, RuntimeError, OverflowError, MemoryError) as error:
-        raise FrameError(
-            f"Not a WAV file with PCM samples: {error or type(error).__name__}",
-            code="bad-wav",
-            remedy="Send WAV with integer PCM (format 1), or raw samples as audio/pcm.",
-        ) from error
-    if width != 2:
-        raise FrameError(f"The WAV file has {8 * width}-bit samples", code="bad-wav", remedy="Send 16-bit samples.")
-    return (
-        data,
-        whole(rate, "rate", MIN_RATE, MAX_RATE),
-        whole(channels, "channels", 1, _MAX_CHANNELS),
+        and bytes(payload[:4]) not in _FILES
     )

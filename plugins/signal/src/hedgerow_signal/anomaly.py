@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ class AnomalyConfig(StageConfig):
     threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; overrides the model's.")
     only_anomalous: bool = Field(False, description="Drop normal windows as `normal`.")
     label: str | None = Field(
-        None, description="Meta key of the known label, added to the result as `label`; for labelled data."
+        None,
+        description="Field of the message with the known label, added to the result as `label`; for labelled data.",
     )
     score: str = Field("score", description="Name of the model's output with the score.")
     deviations: str = Field(
@@ -90,7 +92,7 @@ class Anomaly(Stage[AnomalyConfig]):
                 "score": value,
                 "threshold": self._threshold,
                 "anomalous": value > self._threshold,
-                **({} if self.config.label is None else {"label": frame.meta.get(self.config.label)}),
+                **({} if self.config.label is None else {"label": frame.fields.get(self.config.label)}),
                 **self._explanation(frame),
             }
         )
@@ -98,7 +100,7 @@ class Anomaly(Stage[AnomalyConfig]):
     def _explanation(self, frame: Frame) -> dict[str, Any]:
         features = frame.meta.get("features", {})
         deviations = np.ravel(frame.tensors.get(self.config.deviations, ())).tolist()
-        if not features or len(deviations) != len(features):
+        if not isinstance(features, Mapping) or not features or len(deviations) != len(features):
             return {"features": features}
         worst = sorted(zip(features, deviations, strict=True), key=lambda item: -abs(item[1]))[:3]
         return {"features": features, "because": dict(worst)}

@@ -10,9 +10,9 @@ from __future__ import annotations
 import csv
 import itertools
 import mimetypes
+import mmap
 import sys
-import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,10 +20,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import orjson
 
-from hedgerow.errors import ConfigError
+from hedgerow.errors import ConfigError, FrameError
 from hedgerow.frame import Array
 from hedgerow.wire.codec import NPY
 from hedgerow.wire.messages import JSON
+from hedgerow.wire.numbers import FLOAT32, below
+from hedgerow.wire.wav import parse_wav
 
 _VIDEO: Final = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mjpeg", ".mpg", ".ts"})
 _LINES: Final = frozenset({".jsonl", ".ndjson"})
@@ -126,66 +128,98 @@ def _lines(path: Path, options: SplitOptions) -> Iterator[FileFrame]:  # noqa: A
 
 
 def _sound(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
-    """Yield chunks of little-endian 16-bit samples for the `pcm16` stage; the content type has rate and channels."""
+    """Yield chunks for the `pcm16` stage: of 16-bit sound its samples, with rate and channels in the content type; else WAV."""
     try:
-        with wave.open(str(path)) as file:
-            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            if width != 2:
-                raise ConfigError(
-                    f"{path} has {8 * width}-bit samples",
-                    remedy=f"Convert it: `ffmpeg -i {path} -c:a pcm_s16le OUT.wav`.",
-                )
-            samples = max(1, round(rate * options.chunk_ms / 1000))
-            content_type = f"audio/l16;rate={rate};channels={channels}"
-            for number in itertools.count():
-                if not (chunk := file.readframes(samples)):
-                    return
-                # As from a microphone: a chunk is due once its last sample was taken.
-                yield FileFrame(chunk, content_type, path.stem, (number + 1) * samples / rate)
-    except (wave.Error, EOFError) as error:
+        with path.open("rb") as file:
+            wav = parse_wav(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (FrameError, ValueError) as error:  # ValueError: the file is empty
         raise ConfigError(
-            f"{path} is not a WAV file of PCM samples: {error or 'truncated'}",
-            remedy=f"Convert it: `ffmpeg -i {path} -c:a pcm_s16le OUT.wav`.",
+            f"{path}: {error}", remedy=f"Convert it: `ffmpeg -i {path} -c:a pcm_s16le OUT.wav`."
         ) from error
+    samples = max(1, round(wav.rate * options.chunk_ms / 1000))
+    step = samples * wav.channels * wav.bits // 8
+    plain = wav.bits == 16
+    content_type = f"audio/l16;rate={wav.rate};channels={wav.channels}" if plain else "audio/wav"
+    for number, start in enumerate(range(0, len(wav.data), step)):
+        chunk = bytes(wav.data[start : start + step])
+        # As from a microphone: a chunk is due once its last sample was taken.
+        due_s = (number + 1) * samples / wav.rate
+        yield FileFrame(chunk if plain else wav.file(chunk), content_type, path.stem, due_s)
 
 
 def _table(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
     """Yield rows as JSON, keyed by column if the first row has names; or windows of rows as float32 arrays."""
     with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows: Iterator[list[str]] = (row for row in csv.reader(lines) if row)
+        rows = _rows(path, lines)
         first = next(rows, None)
         if first is None:
             raise ConfigError(f"{path} is empty", remedy="Give a table with at least one row.")
         columns = None if not any(isinstance(_cell(cell), str) for cell in first) else first
+        if columns and len(set(columns)) < len(columns):
+            twice = next(name for name in columns if columns.count(name) > 1)
+            raise ConfigError(f"{path} has two columns {twice!r}", remedy="Rename one, so that both are kept.")
         rows = rows if columns else itertools.chain([first], rows)
         if options.window is not None:
             yield from _windows(path, rows, options.window)
             return
         for row in rows:
             cells = [_cell(cell) for cell in row]
-            yield FileFrame(
-                orjson.dumps(dict(zip(columns, cells, strict=False)) if columns else cells), JSON, path.stem
-            )
+            yield FileFrame(orjson.dumps(dict(zip(columns, cells, strict=True)) if columns else cells), JSON, path.stem)
+
+
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the rows of a table, all of the same length; blank lines do not count."""
+    reader, width = csv.reader(lines, strict=True), 0
+    try:
+        for row in reader:
+            if not width and len(row) == 1 and (other := next((mark for mark in ";\t" if mark in row[0]), None)):
+                raise ConfigError(
+                    f"{path} has {other!r} between its cells, not a comma",
+                    remedy=f"Save it with commas; or send it whole, --content-type text/csv, to `parse: {{delimiter: {other!r}}}`.",
+                )
+            width = width or len(row)
+            if row and len(row) != width:
+                raise ConfigError(
+                    f"{path}, line {reader.line_num}, has {len(row)} cells, but the first line has {width}",
+                    remedy="Give every line the same number of cells; quote cells that contain a comma.",
+                )
+            if row:
+                yield row
+    except csv.Error as error:
+        raise ConfigError(
+            f"{path}, line {reader.line_num}, is not CSV: {error}", remedy="Quote the cells as in RFC 4180."
+        ) from error
 
 
 def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[FileFrame]:
     while len(window := list(itertools.islice(rows, size))) == size:
         try:
-            array = np.array(window, np.float32)
+            array = np.array(window, np.float64)
         except ValueError as error:
             raise ConfigError(
-                f"{path} has cells that are not numbers, or rows of different lengths: {error}",
+                f"{path} has cells that are not numbers: {error}",
                 remedy="Remove those columns, or omit --window to send rows as JSON.",
             ) from error
-        yield FileFrame(_npy(array), NPY, path.stem)
+        with np.errstate(over="ignore"):
+            single = array.astype(np.float32)
+        for row, column in np.argwhere(np.isfinite(array) & (np.abs(array) >= below(FLOAT32))):
+            if float(single[row, column]) != _cell(window[row][column]):
+                raise ConfigError(
+                    f"{path} has {window[row][column]}, which float32 cannot represent",
+                    remedy="Remove that column, or omit --window to send rows as JSON, and set `dtype: float64` of `parse`.",
+                )
+        yield FileFrame(_npy(single), NPY, path.stem)
 
 
 def _cell(text: str) -> int | float | str:
+    if not text.isascii() or "_" in text:  # Python reads numbers from such text that nobody else would
+        return text
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
-            pass
+            continue
+        return number if kind is float or -(2**63) <= number < 2**64 else text  # JSON keeps every digit of the text
     return text
 
 

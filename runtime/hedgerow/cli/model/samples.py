@@ -115,7 +115,7 @@ def _stages(config: NodeConfig, name: str, pipeline: str | None) -> tuple[str, l
 def _frames(sources: Sequence[Path], content_type: str) -> Any:
     from hedgerow.cli.frames.sources import SplitOptions, expand_sources, read_frames
     from hedgerow.frame import Frame
-    from hedgerow.wire.codec import mime, mime_parameters
+    from hedgerow.wire.codec import mime, stated_meta
 
     files = expand_sources([str(source) for source in sources])
     for number, (path, piece) in enumerate(
@@ -130,6 +130,6 @@ def _frames(sources: Sequence[Path], content_type: str) -> Any:
             sequence=number,
             captured_at=piece.due_s or float(number),
             content_type=mime(content_type or kind),
-            meta=mime_parameters(kind),
+            meta=stated_meta(kind),
         )
         yield frame

@@ -168,7 +168,7 @@ def _frames(sources: list[str], options: SplitOptions, content_type: str, count:
 
     from hedgerow.cli.frames.sources import expand_sources, read_frames
     from hedgerow.frame import Frame
-    from hedgerow.wire.codec import mime
+    from hedgerow.wire.codec import mime, stated_meta
 
     every = itertools.chain.from_iterable(read_frames(path, options) for path in expand_sources(sources))
     now = time.time()
@@ -181,7 +181,7 @@ def _frames(sources: list[str], options: SplitOptions, content_type: str, count:
             sequence=number,
             captured_at=now + (frame.due_s or 0.0),
             content_type=mime(content_type or frame.content_type),
-            meta={"content_type": frame.content_type} if ";" in frame.content_type else {},
+            meta=stated_meta(content_type or frame.content_type),
         )
         for number, frame in enumerate(itertools.islice(every, count))
     ]

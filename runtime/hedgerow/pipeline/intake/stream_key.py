@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
+
+import msgpack
+import orjson
 
 from hedgerow.bus.message import Message
 from hedgerow.config import PipelineConfig
 from hedgerow.errors import FrameError
-from hedgerow.wire.codec import ENVELOPE, LONGEST_NAME, mime, parse_json, parse_msgpack
+from hedgerow.frame import Buffer
+from hedgerow.wire.codec import ENVELOPE, LONGEST_NAME, mime
+from hedgerow.wire.document import decode_json, decode_msgpack
+
+_WINDOW: Final = 4096
+"""Bytes at either end of a larger payload that are searched for the key: this runs on the event loop."""
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
 class StreamKey:
@@ -17,7 +27,7 @@ class StreamKey:
         self._by = config.stream.by
         self._level = config.stream.level or 0
         self._field = config.stream.field or ""
-        self._content_type = config.content_type or ""
+        self._content_type = mime(config.content_type or "")
 
     def __call__(self, message: Message) -> str:
         """Return the stream of a message.
@@ -27,7 +37,7 @@ class StreamKey:
         if self._by == "topic":
             stated = message.properties.content_type
             if (mime(stated) if stated else self._content_type) == ENVELOPE:
-                return _short(_field(parse_msgpack(message.payload), "stream") or message.topic)
+                return _short(_msgpack_field(message.payload, "stream") or message.topic)
             return message.topic
         if self._by == "level":
             levels = message.topic.split("/")
@@ -35,7 +45,8 @@ class StreamKey:
                 raise FrameError(f"{message.topic!r} has no level {self._level}", code="no-stream-key")
             return levels[self._level]
         kind = mime(message.properties.content_type or "") or self._content_type
-        key = _field((parse_msgpack if "msgpack" in kind else parse_json)(message.payload), self._field)
+        find = _msgpack_field if "msgpack" in kind else _json_field
+        key = find(message.payload, self._field)
         if key is None:
             raise FrameError(f"The payload has no field {self._field!r} to identify its stream", code="no-stream-key")
         return _short(key)
@@ -49,6 +60,68 @@ def _short(key: str) -> str:
     return key
 
 
-def _field(body: Any, name: str) -> str | None:
-    value = body.get(name) if isinstance(body, dict) else None
+def _json_field(payload: Buffer, name: str) -> str | None:
+    """Return a field of a JSON map, as text.
+
+    Of a large payload, only the members in front of its first list or map and behind its last one are decoded, if the field
+    is among these.
+    """
+    quoted = (orjson.dumps(name),)
+    if len(payload) > _WINDOW:
+        try:
+            ends = [_front(bytes(payload[:_WINDOW])), _back(bytes(payload[-_WINDOW:]))]
+            keys = {_key(decode_json(end, quoted), name) for end in ends if end} - {None}
+            if len(keys) == 1:
+                return keys.pop()
+        except FrameError:
+            pass  # an end was cut within a text, or it is not JSON
+    return _key(decode_json(payload, quoted), name)
+
+
+def _front(window: bytes) -> bytes:
+    """Return a map of the members in front of the first list or map; b"" if there are none.
+
+    A bracket or a comma within a text cuts this text, so that the result is not JSON.
+    """
+    if not window.lstrip().startswith(b"{"):
+        return b""
+    start = window.find(b"{") + 1
+    nested = _BRACKET.search(window, start)
+    end = window.rfind(b",", start, nested.start() if nested else len(window))
+    return b"{" + window[start:end] + b"}" if end > 0 else b""
+
+
+def _back(window: bytes) -> bytes:
+    """Return a map of the members behind the last list or map; b"" if there are none.
+
+    A bracket or a comma within a text leaves an odd number of quotation marks behind it, so that the result is not JSON.
+    """
+    if not window.rstrip().endswith(b"}"):
+        return b""
+    end = window.rfind(b"}")
+    inner = max(window.rfind(bracket, 0, end) for bracket in (b"[", b"]", b"{", b"}"))
+    start = window.find(b",", inner + 1, end) + 1
+    return b"{" + window[start:end] + b"}" if start else b""
+
+
+def _msgpack_field(payload: Buffer, name: str) -> str | None:
+    """Return a field of a MessagePack map, as text; of a large one, if possible from its beginning alone."""
+    if len(payload) > _WINDOW:
+        unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=_WINDOW)
+        unpacker.feed(payload[:_WINDOW])
+        try:
+            for _ in range(unpacker.read_map_header()):
+                if unpacker.unpack() == name:
+                    return _text(unpacker.unpack())
+                unpacker.skip()
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            pass  # not within the window, or not MessagePack
+    return _key(decode_msgpack(payload), name)
+
+
+def _key(body: Any, name: str) -> str | None:
+    return _text(body.get(name)) if isinstance(body, dict) else None
+
+
+def _text(value: Any) -> str | None:
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None

@@ -1,0 +1,136 @@
+"""Decodes JSON and MessagePack documents strictly, and finds their fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+import orjson
+
+from hedgerow.errors import FrameError
+from hedgerow.frame import Buffer
+from hedgerow.wire.numbers import MissingValue
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class _DuplicateKeyError(Exception):
+    """A map has a key twice."""
+
+
+def decode_json(payload: Buffer, fields: Sequence[bytes] = ()) -> Any:
+    """Decode JSON. NaN and Infinity, which Python's encoder writes, become floats; a byte-order mark is skipped.
+
+    Args:
+        payload: the bytes.
+        fields: keys that no map may have twice, as in JSON, with quotes.
+    Raises: FrameError: it is not JSON (`bad-json`), or a key is there twice (`duplicate-field`).
+    """
+    data = payload if isinstance(payload, bytes) else bytes(payload)
+    try:
+        body = orjson.loads(data)
+    except ValueError as error:
+        if data.startswith(_BOM):
+            return decode_json(data[len(_BOM) :], fields)
+        if b"NaN" not in data and b"Infinity" not in data and "infinity" not in str(error):
+            raise FrameError(f"Not JSON: {error}", code="bad-json") from error
+        return decode_json_exactly(data)
+    if fields and data.count(b'"') != _quotes(body):
+        maps = len(body) if body.__class__ is list else 1
+        if any(data.count(key) > maps for key in fields):
+            decode_json_exactly(data)  # raises if a key is there twice: `orjson` keeps the last
+    return body
+
+
+def _quotes(body: Any) -> int:
+    """Return how many quotation marks a map, or a list of maps, has at least: two for each key and each text."""
+    if body.__class__ is dict:
+        texts = [value for value in body.values() if value.__class__ is str]
+        return 2 * (len(body) + len(texts))
+    return sum(map(_quotes, body)) if body.__class__ is list else 0
+
+
+def decode_json_exactly(payload: Buffer) -> Any:
+    """Decode JSON, several times slower, with whole numbers of any length, NaN and Infinity.
+
+    Raises: FrameError: it is not JSON (`bad-json`), or a map has a key twice (`duplicate-field`).
+    """
+    try:
+        return json.loads(str(payload, "utf-8"), object_pairs_hook=_strict_map)
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"Not JSON: {error}", code="bad-json") from error
+    except _DuplicateKeyError as error:
+        raise _twice(error) from None
+
+
+def decode_msgpack(payload: Buffer) -> Any:
+    """Decode MessagePack. Its timestamps become Unix seconds.
+
+    Raises: FrameError: it is not MessagePack (`bad-msgpack`), or a map has a key twice (`duplicate-field`).
+    """
+    try:
+        return msgpack.unpackb(payload, strict_map_key=False, timestamp=1, object_pairs_hook=_strict_map)
+    except (
+        ValueError,
+        TypeError,
+        msgpack.UnpackException,
+        RecursionError,
+    ) as error:  # TypeError: a list as a map's key
+        raise FrameError(f"Not MessagePack: {type(error).__name__}: {error}", code="bad-msgpack") from error
+    except _DuplicateKeyError as error:
+        raise _twice(error) from None
+
+
+def field(body: Any, name: str | int, fill: Any = None) -> Any:
+    """Return a field of a document: of a map, by name or path (`data.v`); of a list of maps, the field of each.
+
+    Args:
+        body: the document.
+        name: name of the field, or names of nested maps joined by dots. A field with that very name comes first.
+        fill: returned for a field that is absent; None: it is an error.
+    Raises:
+        MissingValue: the field is absent, and there is no `fill`.
+        FrameError: the document is no map, so it has no fields.
+    """
+    if body.__class__ is dict:
+        if name in body:
+            return body[name]
+        head, dot, tail = str(name).partition(".")
+        if dot and head in body:
+            return field(body[head], tail, fill)
+        if fill is not None:
+            return fill
+        raise MissingValue(
+            f"The payload has no field {name!r}; it has {', '.join(map(str, body))[:200] or 'none'}",
+            code="missing-field",
+        )
+    if body.__class__ is list and body and all(item.__class__ is dict for item in body):
+        return [field(item, name, fill) for item in body]
+    raise FrameError(
+        f"The payload has no field {name!r}: it is not a map but a {type(body).__name__}",
+        code="missing-field",
+        remedy="Correct `field` of `parse`, or what the sensor sends; columns are numbered in CSV only.",
+    )
+
+
+def _strict_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        seen: dict[Any, int] = {}
+        for position, (key, _) in enumerate(pairs, 1):
+            first = seen.setdefault(key, position)
+            if first != position:
+                raise _DuplicateKeyError(
+                    f"{str(key)[:100]!r} is there twice, as entries {first} and {position} of its map"
+                )
+    return mapping
+
+
+def _twice(error: _DuplicateKeyError) -> FrameError:
+    return MissingValue(
+        f"The payload is ambiguous: field {error}",
+        code="duplicate-field",
+        remedy="Mend the sensor; or set `missing: drop` of `parse` to drop such frames.",
+    )

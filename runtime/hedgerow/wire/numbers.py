@@ -1,0 +1,345 @@
+"""Converts decoded values to arrays of numbers: every value exactly, or not at all.
+
+A whole number must be representable in the dtype. A number with a fraction is rounded to the dtype's precision, as everywhere,
+but one that would lose its whole fraction is refused unless the dtype was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from hedgerow.errors import FrameError
+from hedgerow.frame import Array
+
+Label = Callable[[tuple[int, ...]], str]
+"""Names the value at a position, for error messages: `(1, 0)` → `v[1][0]`."""
+
+FLOAT32: Final = np.dtype(np.float32)
+_DEEPEST: Final = 32
+_SHORT: Final = 4096
+_INTEGERS_END: Final[dict[np.dtype[Any], float]] = {
+    np.dtype(np.float16): 2.0**11,
+    np.dtype(np.float32): 2.0**24,
+    np.dtype(np.float64): 2.0**53,
+}
+"""Below this, a float dtype holds every whole number."""
+
+
+class MissingValue(FrameError):
+    """A value is null, not a number (NaN), infinite or absent, or it is not clear which of several it is."""
+
+    code = "missing-value"
+
+
+class RoundedError(Exception):
+    """The decoder may have rounded a whole number: decode again, exactly."""
+
+
+def below(dtype: np.dtype[Any] | None) -> float:
+    """Return the number below which a dtype holds every whole number that is also exact in float64."""
+    return _INTEGERS_END.get(FLOAT32 if dtype is None else dtype, 2.0**53)
+
+
+class ArrayReader:
+    """Makes arrays of what JSON, MessagePack or CSV was decoded to.
+
+    Args:
+        dtype: of the arrays; None: float32 if any number has a fraction, else int64, uint64 or bool.
+        fill: takes the place of null, NaN and infinity; None: these are refused.
+        text: also accept numbers written as text.
+    """
+
+    def __init__(self, dtype: np.dtype[Any] | None = None, fill: float | None = None, *, text: bool = False) -> None:
+        self.dtype = dtype
+        self._fill = fill
+        self._text = text
+        self._float = dtype or FLOAT32
+        self._end = below(dtype)
+
+    def array(self, value: Any, label: Label | None = None, rounded_from: float = math.inf) -> Array:
+        """Convert a number, or nested lists of numbers, to an array; one number becomes (1,).
+
+        Args:
+            value: the number or lists.
+            label: names a value in errors; by default by its position.
+            rounded_from: the decoder may have rounded whole numbers from here on.
+        Raises:
+            RoundedError: a value may have been rounded by the decoder.
+            MissingValue: a value is null, NaN or infinite, and there is no `fill`.
+            FrameError: it contains something else, is ragged, or a value does not fit the dtype.
+        """
+        try:
+            array = np.asarray(value)
+        except (ValueError, OverflowError, TypeError):
+            return self._checked(value, None, label or _by_position, rounded_from)
+        if not array.ndim:
+            array = array.reshape(1)
+        kind = array.dtype.kind
+        if kind == "f":
+            # Proves that all numbers are finite, and so small that no whole one is rounded: most arrays end here.
+            if self._float.kind == "f" and _all_below(array, self._end):
+                return array.astype(self._float, copy=False)
+        elif kind in "iub":
+            return array if self.dtype is None else convert(array, self.dtype, label=label)
+        return self._checked(value, array, label or _by_position, rounded_from)
+
+    def _checked(self, value: Any, array: Array | None, label: Label, rounded_from: float) -> Array:
+        """Convert what needs a closer look: missing and large values, text, and what is not an array at all."""
+        if array is None or array.dtype.kind != "f" or not np.isfinite(array).all():
+            value = _cleaned(value, label, self._fill, self._text)
+            array = _numeric(value, label)
+        if not array.ndim:
+            value, array = [value], array.reshape(1)
+        if array.dtype.kind != "f":
+            return array if self.dtype is None else convert(array, self.dtype, label=label)
+        size, rounds = np.abs(array), self.dtype is not None  # NaN, if `fill` is NaN, is not large
+        if (size >= rounded_from).any():
+            raise RoundedError
+        if (size >= 2.0**53).any():  # whole numbers among others have gone through float64
+            return _wide(value, array, self._float, label, rounds=rounds)
+        return convert(array, self._float, label=label, rounds=rounds)
+
+
+def convert(array: Array, dtype: np.dtype[Any], *, label: Label | None = None, rounds: bool = True) -> Array:
+    """Convert an array of numbers to another dtype.
+
+    Args:
+        array: of real numbers; NaN stays NaN.
+        dtype: a real dtype.
+        label: names a value in errors; by default by its position.
+        rounds: whether numbers with a fraction may lose all of it.
+    Raises: FrameError: a value does not fit (`out-of-range`), or is complex.
+    """
+    source = array.dtype
+    if source == dtype or source.kind == "b":
+        return array.astype(dtype, copy=False)
+    if source.kind not in "iuf":
+        raise FrameError(f"{source} cannot be converted to {dtype}", code="not-numbers", remedy="Send real numbers.")
+    if source.kind != "f" and dtype.kind == "f" and _all_below(array.astype(np.float64), below(dtype)):
+        return array.astype(dtype)
+    with np.errstate(all="ignore"):
+        if dtype.kind == "f":
+            converted = array.astype(dtype)
+            wrong = _inexact(array, converted, rounds=rounds)
+        else:
+            wrong = ~_fits(array, np.iinfo(dtype))
+            converted = array.astype(dtype)
+    if wrong.any():
+        raise _unfit(array, int(np.argmax(wrong)), dtype, label or _by_position)
+    return converted
+
+
+def _all_below(array: Array, end: float) -> bool:
+    """Return whether all numbers are finite and smaller than `end`. False may be wrong."""
+    if array.size > _SHORT:  # a BLAS would start its threads
+        return bool(-end < array.min() and array.max() < end)
+    flat = array if array.ndim == 1 else array.reshape(-1)
+    return bool(np.vdot(flat, flat) < end * end)
+
+
+def _plain(value: Any) -> Array | None:
+    """Return an array if it has only numbers, or only booleans, in rows of equal length."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError, TypeError):
+        return None
+    return array if array.dtype.kind in "fiub" else None
+
+
+def _numeric(value: Any, label: Label) -> Array:
+    """Return lists of numbers as an array; whole numbers of more than 64 bits make it float64."""
+    array = _plain(value)
+    if array is None:
+        try:
+            return np.asarray(value, dtype=np.float64)
+        except OverflowError:
+            raise FrameError(
+                "A number has more than 308 digits",
+                code="out-of-range",
+                remedy="Send a number of at most 64 bits, or one with an exponent.",
+            ) from None
+        except (ValueError, TypeError):
+            raise _ragged(value, label) from None
+    return array
+
+
+def _fits(array: Array, limits: np.iinfo[Any]) -> Array:
+    if array.dtype.kind == "f":  # the limits are not all floats, but the powers of two beyond them are
+        whole: Array = np.rint(array) == array
+        return whole & (array >= float(limits.min)) & (array < float(limits.max + 1))
+    return np.logical_and(array >= limits.min, array <= limits.max)
+
+
+def _inexact(array: Array, converted: Array, *, rounds: bool) -> Array:
+    source, dtype = array.dtype, converted.dtype
+    if source.kind == "f":
+        wrong = np.isfinite(array) & ~np.isfinite(converted)
+        return wrong if rounds else wrong | ((np.abs(array) >= below(dtype)) & (converted != array))
+    limits = np.iinfo(source)
+    # What was rounded up to the power of two beyond the largest has no counterpart in the source's dtype.
+    inside = (converted >= float(limits.min)) & (converted < float(limits.max + 1))
+    inexact: Array = ~inside | (np.where(inside, converted, 0).astype(source) != array)
+    return inexact
+
+
+def _wide(value: Any, array: Array, dtype: np.dtype[Any], label: Label, *, rounds: bool) -> Array:
+    """Convert numbers of which some are too large for float64 to tell them apart."""
+    numbers = np.array(value, dtype=object).reshape(-1)
+    for position in np.flatnonzero(np.abs(array) >= 2.0**53):
+        number = numbers[position]
+        if dtype.kind == "f":
+            wrong = isinstance(number, int) and float(number) != number
+        else:
+            wrong = number != int(number) or not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max
+        if wrong:
+            raise _unfit(numbers.reshape(array.shape), int(position), dtype, label)
+    if dtype.kind != "f":
+        rest = np.where(np.abs(array) < 2.0**53, array, 0.0)
+        converted = convert(rest, dtype, label=label)
+        wide = np.abs(array) >= 2.0**53
+        converted[wide] = [int(number) for number in numbers[wide.reshape(-1)]]
+        return converted
+    whole = np.array([isinstance(number, int) for number in numbers], dtype=np.bool_).reshape(array.shape)
+    converted = convert(array, dtype, label=label, rounds=rounds)
+    wrong_whole = whole & (np.abs(array) >= below(dtype)) & (converted != array)
+    if wrong_whole.any():
+        raise _unfit(numbers.reshape(array.shape), int(np.argmax(wrong_whole)), dtype, label)
+    return converted
+
+
+def _unfit(array: Array, flat_position: int, dtype: np.dtype[Any], label: Label) -> FrameError:
+    where = label(tuple(int(index) for index in np.unravel_index(flat_position, array.shape)))
+    value = array.reshape(-1)[flat_position]
+    value = value.item() if isinstance(value, np.generic) else value
+    if dtype.kind != "f":
+        limits = np.iinfo(dtype)
+        why = f"holds whole numbers from {limits.min} to {limits.max}"
+    elif math.isfinite(value) and abs(value) > (largest := float(np.finfo(dtype).max)):
+        why = f"ends at {largest:.3g}"
+    else:
+        rounded = dtype.type(value)
+        why = f"would make it {int(rounded) if isinstance(value, int) else float(rounded)!r}"
+    holding = next((name for name in ("float64", "int64", "uint64") if _holds(np.dtype(name), value)), None)
+    remedy = f"Set `dtype: {holding}`." if holding else "Send a number of at most 64 bits, or one with an exponent."
+    return FrameError(f"{where} is {value!r}; {dtype} {why}", code="out-of-range", remedy=remedy)
+
+
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    if dtype.kind == "f":
+        return isinstance(value, float) or float(value) == value
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= value <= limits.max and value == int(value))
+
+
+class _WrongValueError(Exception):
+    """A value that is no number; its position is collected on the way out."""
+
+    def __init__(self, code: str, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.code, self.remedy = code, remedy
+        self.position: list[int] = []
+
+
+def _cleaned(value: Any, label: Label, fill: float | None, text: bool) -> Any:
+    """Return the value with missing numbers filled in and text converted.
+
+    Raises: FrameError: it contains anything else.
+    """
+    try:
+        return _clean(value, fill, text, _DEEPEST)
+    except _WrongValueError as error:
+        where = label(tuple(reversed(error.position)))
+        if error.code == MissingValue.code:
+            raise MissingValue(f"{where} is {error}", remedy=error.remedy) from None
+        raise FrameError(f"{where} is {error}", code=error.code, remedy=error.remedy) from None
+
+
+def _clean(value: Any, fill: float | None, text: bool, depth: int) -> Any:
+    if isinstance(value, list):
+        if depth == 0:
+            raise _WrongValueError("ragged-array", f"nested more than {_DEEPEST} lists deep", "Send fewer levels.")
+        cleaned = []
+        for index, item in enumerate(value):
+            try:
+                cleaned.append(_clean(item, fill, text, depth - 1))
+            except _WrongValueError as error:
+                error.position.append(index)
+                raise
+        return cleaned
+    if isinstance(value, str) and text:
+        value = _number(value)
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        if fill is not None:
+            return fill
+        what = "null" if value is None else f"{value}, not a finite number"
+        raise _WrongValueError(
+            MissingValue.code,
+            what,
+            "Mend the sensor; or set `missing` of `parse` to `drop`, or to a number to use instead.",
+        )
+    if isinstance(value, (int, float)):
+        return value
+    raise _WrongValueError("not-numbers", *_description(value))
+
+
+def _number(text: str) -> int | float | None:
+    """Return the number that a text is; None if it is empty or says that there is none."""
+    stripped = text.strip()
+    if not stripped or stripped.lower() in ("null", "none", "n/a", "na"):
+        return None
+    if stripped.isascii() and "_" not in stripped:
+        for kind in (int, float):
+            try:
+                return kind(stripped)
+            except ValueError:
+                pass
+    raise _WrongValueError("not-numbers", f"{text[:40]!r}, text that is no number", "Send numbers.")
+
+
+def _description(value: Any) -> tuple[str, str]:
+    """Return what a value is that is no number, and what to do."""
+    if isinstance(value, str):
+        return (
+            f"text, {value[:40]!r}",
+            "Send numbers; or set `text: true` of `parse` to accept numbers written as text.",
+        )
+    if isinstance(value, Mapping):
+        names = ", ".join(str(name)[:40] for name in list(value)[:8])
+        return f"a map with {names or 'no fields'}", "Name the field with the numbers: `parse: {field: NAME}`."
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes of binary data", "Send a list of numbers, or the bytes alone with `format: raw`."
+    if isinstance(value, msgpack.ExtType):
+        return f"MessagePack extension type {value.code}", "Send plain numbers."
+    return f"a {type(value).__name__}", "Send numbers."
+
+
+def _ragged(value: Any, label: Label) -> FrameError:
+    """Return the error for lists of different lengths, which names the first two that differ."""
+    position: tuple[int, ...] = ()
+    while isinstance(value, list):
+        sizes = [len(item) if isinstance(item, list) else None for item in value]
+        other = next((index for index, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            first, second = (
+                f"{label((*position, index))} has {'one number' if sizes[index] is None else sizes[index]}"
+                for index in (0, other)
+            )
+            return FrameError(
+                f"Not an array: {first}, {second}", code="ragged-array", remedy="Send rows of equal length."
+            )
+        inner = next((i for i, item in enumerate(value) if isinstance(item, list) and _plain(item) is None), None)
+        if inner is None:
+            break
+        position, value = (*position, inner), value[inner]
+    return FrameError(
+        "Not an array: the lists differ in length", code="ragged-array", remedy="Send rows of equal length."
+    )
+
+
+def _by_position(position: tuple[int, ...]) -> str:
+    return "Value " + "".join(f"[{index}]" for index in position) if position else "The payload"
