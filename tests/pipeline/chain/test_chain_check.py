@@ -76,6 +76,10 @@ COUNTER = """(float[N,3] x, float[N,3] total) => (float[N,3] y, float[N,3] next)
 HEAD = f"""(float[1,3,64,64] images) => (float[1,6,84] output0)
     <float[1] zero = {{0}}, float[1,6,84] boxes = {{{", ".join(["0"] * 504)}}}>
     {{ m = ReduceMean<axes = [1, 2, 3], keepdims = 0>(images) z = Mul(m, zero) output0 = Add(boxes, z) }}"""
+PIXELS_HEAD = f"""(uint8[1,h,w,3] images) => (float[1,6,84] output0)
+    <float[1] zero = {{0}}, float[1,6,84] boxes = {{{", ".join(["0"] * 504)}}}>
+    {{ f = Cast<to = 1>(images) m = ReduceMean<axes = [1, 2, 3], keepdims = 0>(f) z = Mul(m, zero)
+       output0 = Add(boxes, z) }}"""
 VOICE = "(float[N,576] input) => (float[N,1] output) { m = ReduceMean<axes = [1], keepdims = 1>(input) output = Sigmoid(m) }"
 WINDOWS = "(float[N,512] x) => (float[N,1] score) { score = ReduceMean<axes = [1], keepdims = 1>(x) }"
 FEATURES = "(float[N,5] features) => (float[N,1] score) { score = ReduceMean<axes = [1], keepdims = 1>(features) }"
@@ -218,7 +222,7 @@ REFUSED = [
     Case("anomaly without a score", [*numbers(DOUBLE)["stages"], {"anomaly": {"threshold": 1}}], THREE, {"m": DOUBLE}, says=r"the tensor 'score'; it gets y: float32\[\?, 3\]", seen="no-score"),
     Case("anomaly without a model", ["parse", {"anomaly": {"threshold": 1}}], THREE, says="it gets frames without tensors", seen="no-score"),
     Case("detections from another output", [*DETECT["stages"], {"yolo": {"output": "output1"}}], JPEG, {"m": HEAD}, says=r"Stage yolo takes the tensor 'output1'; it gets output0: float32\[\?, 6, 84\]", seen="bad-tensor"),
-    Case("detections without a fitted picture", ["decode", {"infer": {"model": "m"}}, {"yolo": {"output": "y"}}], JPEG, {"m": PIXELS}, says="Stage yolo takes meta 'fit'", seen="no-fit"),
+    Case("detections without a fitted picture", ["decode", {"infer": {"model": "m"}}, "yolo"], JPEG, {"m": PIXELS_HEAD}, says="Stage yolo takes meta 'fit'", seen="no-fit"),
     Case("the next state is no output", [*numbers(COUNTER)["stages"], {"anomaly": {"threshold": 1, "score": "next"}}], THREE, {"m": (COUNTER, {"state": {"total": "next"}}, {})}, says="the tensor 'next'", seen="no-score"),
     Case("text in a model that takes channels last", ["decode", {"detect-text": {"model": "m"}}], JPEG, {"m": LINES}, says=r"sides are multiples of 32; it gets x: float32\[\?, \?, \?, 3\]", seen="model-mismatch"),
 ]  # fmt: skip
