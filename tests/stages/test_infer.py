@@ -208,6 +208,23 @@ def test_the_remedy_fits_the_difference(onnx_file: OnnxFile, shape: Any, taken: 
     pool.close()
 
 
+@pytest.mark.parametrize(
+    ("tensors", "remedy"),
+    [(("image", "a"), "Name its tensor: `inputs: {b: image}`."), (("a",), "Make 'b' too in a stage before it.")],
+)
+def test_the_remedy_for_an_input_that_nothing_fills_names_a_tensor_that_is_left(
+    onnx_file: OnnxFile, tensors: tuple[str, ...], remedy: str
+) -> None:
+    path = onnx_file("(float[N,3] a, float[N,3] b) => (float[N,3] y) { y = Sub(a, b) }")
+    stage = Infer(InferConfig(model="m"))
+    stage.setup(PipelineContext("test", {"m": ModelConfig(path=str(path))}, Path(), ModelPool(cores=1)))
+
+    with pytest.raises(StageMismatch) as caught:
+        stage.output_spec(FrameSpec(tensors=dict.fromkeys(tensors, ArraySpec())))
+
+    assert caught.value.remedy == remedy
+
+
 def test_only_the_frame_that_makes_the_model_fail_is_dead_lettered(onnx_file: OnnxFile) -> None:
     path = onnx_file(
         "(int64[N] id) => (float[N] value) <float[4] table = {10, 11, 12, 13}> { value = Gather(table, id) }"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,7 @@ class Infer(Stage[InferConfig]):
             for input_ in self._inputs:
                 if input_.tensor not in tensors:
                     gets = ", ".join(f"{name}: {spec}" for name, spec in tensors.items())
-                    remedy = (
-                        f"Name its tensor: `inputs: {{{input_.name}: {min(tensors)}}}`, or add a stage that makes it."
-                    )
-                    raise StageMismatch(takes, gets, remedy=remedy)
+                    raise StageMismatch(takes, gets, remedy=self._missing_remedy(input_, tensors))
                 input_.check(tensors[input_.tensor], input_.tensor, model.name)
         elif tensors is not None and self._inputs:
             if incoming.array is None:
@@ -102,6 +99,12 @@ class Infer(Stage[InferConfig]):
         if self.config.keep:
             return incoming.with_tensors(None if tensors is None else {**tensors, **outputs})
         return incoming.with_tensors(outputs)
+
+    def _missing_remedy(self, missing: ModelInput, tensors: Mapping[str, ArraySpec]) -> str:
+        unused = sorted(tensors.keys() - {input_.tensor for input_ in self._inputs})
+        if unused:
+            return f"Name its tensor: `inputs: {{{missing.name}: {unused[0]}}}`."
+        return f"Make {missing.tensor!r} too in a stage before it."
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Run the model on a list of frames, in as few batches as possible."""

@@ -172,6 +172,8 @@ WORKS = [
     Case("vibration", [*SHAKING, {"anomaly": {"model": "m"}}], SHAKE, {"m": VIBRATION}),
     Case("windows of the model's length", ["parse", {"window": {"size": 512}}, {"infer": {"model": "m"}}, {"anomaly": {"threshold": 1}}], SHAKE, {"m": WINDOWS}),
     Case("windows of three channels", ["parse", {"window": {"size": 4, "channels": 3}}, {"fft-bands": {"edges_hz": [10, 50], "rate": 100}}], ("application/x-npy", npy(PICTURE[0, :16].astype(np.float32))), {}),
+    Case("a score whose declared shape is wrong", ["parse", {"window": {"size": 512}}, {"infer": {"model": "m"}}, {"anomaly": {"threshold": 1}}], SHAKE, {"m": WINDOWS.replace("float[N,1]", "float[N,2]")}),
+    Case("a score whose declared shape is wrong, in openvino", ["parse", {"window": {"size": 512}}, {"infer": {"model": "m"}}, {"anomaly": {"threshold": 1}}], SHAKE, {"m": (WINDOWS.replace("float[N,1]", "float[N,2]"), {"backend": "openvino"}, {})}),
     Case("detections", [*DETECT["stages"], "yolo"], JPEG, {"m": HEAD}),
 ]  # fmt: skip
 
