@@ -110,6 +110,17 @@ def test_frames_of_many_streams_share_an_inference(onnx_file: OnnxFile) -> None:
     pool.close()
 
 
+def test_a_later_stage_finds_the_models_of_those_before_it(onnx_file: OnnxFile) -> None:
+    pool = ModelPool(cores=1)
+    context = PipelineContext("test", {"m": ModelConfig(path=str(onnx_file(DOUBLE)))}, Path(), pool)
+    assert list(context.models) == []
+
+    Infer(InferConfig(model="m")).setup(context)
+
+    assert [(model.name, model.outputs[0].name) for model in context.models] == [("m", "y")]
+    pool.close()
+
+
 # --- bad frames -------------------------------------------------------------------------------------------------------
 
 

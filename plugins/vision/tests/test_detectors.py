@@ -270,7 +270,8 @@ def test_the_configured_activation_is_applied_to_scores(activation: str, raw: li
 
 
 @pytest.mark.parametrize(
-    ("config", "shape"), [({}, (1, 4, 50)), ({"objectness": True}, (1, 5, 50)), ({"strides": [8]}, (1, 6, 50))]
+    ("config", "shape"),
+    [({}, (1, 1, 1)), ({}, (1, 4, 50)), ({"objectness": True}, (1, 5, 50)), ({"strides": [8]}, (1, 6, 50))],
 )
 def test_a_yolo_tensor_of_another_shape_is_refused(config: dict[str, Any], shape: tuple[int, ...]) -> None:
     run = run_stage(Yolo, [model_output(Fit.stretch(64, 64), output0=np.zeros(shape, np.float32))], **config)

@@ -1,203 +1,42 @@
-"""Heads as exporters write them: read as an independent decoder reads them, or refused with the reason.
-
-No installable package ships these models, so each is a small ONNX file that returns chosen tensors. The expected
-detections come from `reference`, written from the definitions, box by box, without the code under test.
-"""
+"""Heads as exporters write them: read as an independent decoder reads them, or refused with the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, save
+from plugins.vision.tests.head_models import (
+    Scene,
+    Tensor,
+    cells,
+    chain_of,
+    final,
+    first,
+    last,
+    logits,
+    model,
+    names,
+    plain,
+    props,
+    reference,
+    run,
+    same,
+    scene,
+    softmax_logits,
+    uncell,
+    with_objectness,
+)
 
-from hedgerow import Stage
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
-from hedgerow.plugins import configure
-from hedgerow.stages.infer import Infer
-from hedgerow.testing import PipelineRun, frame, run_pipeline
-from hedgerow_vision.detection.boxes import Boxes
+from hedgerow.testing import frame
 from hedgerow_vision.detection.detections import MOST_CANDIDATES
-from hedgerow_vision.detection.ssd import Ssd
-from hedgerow_vision.detection.yolo import Yolo
-from hedgerow_vision.images.resize import Resize
-
-Tensor = NDArray[Any]
-Found = dict[str, Any]
-
-
-class Scene(NamedTuple):
-    """Boxes of a model before it is written in some layout.
-
-    Attributes:
-        boxes: (N, 4), centre and size, pixels of the input.
-        scores: (N, C), 0..1.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    size: tuple[int, int]
-
-
-def cells(size: tuple[int, int], strides: Sequence[int] = (8, 16, 32)) -> list[tuple[int, int, int]]:
-    """Column, row and stride of each cell, in the order in which heads list them."""
-    return [(x, y, s) for s in strides for y in range(size[1] // s) for x in range(size[0] // s)]
-
-
-def scene(count: int, classes: int, size: tuple[int, int] | int = 128, objects: int = 6) -> Scene:
-    """Objects that do not overlap, each found by three boxes, among boxes that score low."""
-    size = (size, size) if isinstance(size, int) else size
-    random = np.random.default_rng([count, classes, *size])
-    boxes = np.concatenate([random.random((count, 2)) * size, 4 + random.random((count, 2)) * 30], axis=1)
-    scores = random.random((count, classes)) * 0.3
-    places = random.permutation(count)[: objects * 3].reshape(-1, 3)
-    for number, rows in enumerate(places):
-        kind, best = int(random.integers(classes)), 0.6 + 0.3 * random.random()
-        x, y = 16 + 32 * (number % 3), 20 + 40 * (number // 3)
-        for shift, row in enumerate(rows):
-            boxes[row] = (x + shift, y, 24, 30)
-            scores[row, kind] = best - 0.03 * shift
-    return Scene(boxes.astype(np.float32), scores.astype(np.float32), size)
-
-
-def reference(seen: Scene, *, suppress: bool = True, objectness: Tensor | None = None) -> list[Found]:
-    """Decode and suppress box by box, as the papers define it."""
-    found = []
-    for row, (x, y, w, h) in enumerate(seen.boxes.tolist()):
-        kind = max(range(seen.scores.shape[1]), key=lambda c: seen.scores[row, c])
-        score = float(seen.scores[row, kind]) * (1 if objectness is None else float(objectness[row]))
-        if score >= 0.5:
-            found.append((score, kind, (x - w / 2, y - h / 2, x + w / 2, y + h / 2)))
-    found.sort(key=lambda one: -one[0])
-    kept: list[Any] = []
-    for one in found:
-        if not suppress or all(one[1] != other[1] or iou(one[2], other[2]) <= 0.5 for other in kept):
-            kept.append(one)
-    sides = (*seen.size, *seen.size)
-    return [
-        {
-            "label": str(kind),
-            "score": score,
-            "box": [min(1, max(0, v / side)) for v, side in zip(box, sides, strict=True)],
-        }
-        for score, kind, box in kept
-    ]
-
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, wide) * max(0, high)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-
-def same(seen: Sequence[Found], expected: Sequence[Found], names: Sequence[str] = ()) -> None:
-    assert len(seen) == len(expected)
-    for one, other in zip(seen, expected, strict=True):
-        label = other["label"]
-        assert one["label"] == (names[int(label)] if names else label)
-        assert one["score"] == pytest.approx(other["score"], abs=2e-3)
-        np.testing.assert_allclose(one["box"], other["box"], atol=2e-3)
-
-
-def model(
-    path: Path, size: tuple[int, int], outputs: Mapping[str, Tensor], open_: Sequence[int] = (), **metadata: str
-) -> Path:
-    """Write a model that returns these tensors, whatever the picture; `open_`: axes whose size the file does not say."""
-    picture = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, size[1], size[0]])
-    nodes, infos = [], []
-    for name, array in outputs.items():
-        nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array)))
-        dims = [f"d{axis}" if axis in open_ else side for axis, side in enumerate(array.shape)]
-        infos.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims))
-    made = helper.make_model(
-        helper.make_graph(nodes, "g", [picture], infos), opset_imports=[helper.make_opsetid("", 17)]
-    )
-    made.ir_version = 9
-    helper.set_model_props(made, metadata)
-    save(made, path)
-    return path
-
-
-STAGES: dict[str, type[Stage[Any]]] = {"yolo": Yolo, "boxes": Boxes, "ssd": Ssd}
-
-
-def chain_of(stage: str, size: tuple[int, int], **config: Any) -> dict[str, Stage[Any]]:
-    # Made here, since to look a stage up by its name takes longer than all the rest.
-    return {
-        "resize": configure(Resize, {"size": list(size), "tensor": "images"}, "resize"),
-        "infer": configure(Infer, {"model": "m"}, "infer"),
-        stage: configure(STAGES[stage], config, stage),
-    }
-
-
-def run(path: Path, size: tuple[int, int], stage: str = "yolo", **config: Any) -> PipelineRun:
-    picture = frame(np.zeros((size[1], size[0], 3), np.uint8))
-    stages = list(chain_of(stage, size, **config).values())
-    return run_pipeline(stages, [picture], models={"m": {"path": str(path), "backend": "onnxruntime"}})
-
-
-def plain(seen: Scene, *more: Tensor) -> Tensor:
-    return np.concatenate([seen.boxes, seen.scores, *more], axis=1)
-
-
-def with_objectness(seen: Scene, objectness: float = 0.95) -> Tensor:
-    column = np.full((len(seen.boxes), 1), objectness, np.float32)
-    return np.concatenate([seen.boxes, column, seen.scores], axis=1)
-
-
-def first(rows: Tensor) -> Tensor:
-    """(1, values, N)."""
-    return np.ascontiguousarray(rows.T[None].astype(np.float32))
-
-
-def last(rows: Tensor) -> Tensor:
-    """(1, N, values)."""
-    return rows[None].astype(np.float32)
-
-
-def final(seen: Scene, count: int = 300, *more: float) -> Tensor:
-    """(1, count, 6): x0, y0, x1, y1, score, class; unused rows are zero."""
-    rows = np.zeros((count, 6 + len(more)), np.float32)
-    for number, one in enumerate(reference(seen)):
-        rows[number] = [*(np.array(one["box"]) * [*seen.size, *seen.size]), one["score"], int(one["label"]), *more]
-    return rows[None]
-
-
-def uncell(seen: Scene) -> Scene:
-    """Boxes relative to their cells, as YOLOX returns them without decoding."""
-    where = np.array(cells(seen.size))
-    boxes = np.concatenate(
-        [seen.boxes[:, :2] / where[:, 2:] - where[:, :2], np.log(seen.boxes[:, 2:] / where[:, 2:])], axis=1
-    )
-    return seen._replace(boxes=boxes)
-
-
-def logits(p: Tensor) -> Tensor:
-    return np.log(p / (1 - p)).astype(np.float32)
-
-
-def softmax_logits(scores: Tensor) -> Tensor:
-    """Logits whose softmax has these scores, and the rest for a last class of no object."""
-    return np.log(np.concatenate([scores, 1 - scores.sum(axis=1, keepdims=True)], axis=1)).astype(np.float32)
-
-
-def names(count: int) -> list[str]:
-    return [f"name-{index}" for index in range(count)]
-
-
-def props(count: int, task: str = "detect", **more: str) -> dict[str, str]:
-    """Metadata as Ultralytics writes it."""
-    listed = dict(enumerate(names(count)))
-    return {"names": str(listed), "task": task, "stride": "32", "imgsz": "[128, 128]", **more}
-
 
 N = len(cells((128, 128)))  # 336
 FEW, MANY = scene(N, 8), scene(N, 365)
@@ -206,6 +45,7 @@ ANCHORS = scene(3 * N, 8)
 ONE = scene(3 * N, 1)
 FINE = scene(len(cells((128, 128), (4, 8, 16, 32))), 8)
 SQUARE = scene(84, 80, 64, 2)
+DENSE = scene(len(cells((256, 256))), 4, 256)
 QUERIES = scene(100, 8)
 SURE = QUERIES._replace(scores=np.where(QUERIES.scores < 0.5, QUERIES.scores / 100, QUERIES.scores))
 POINTS = np.random.default_rng(1).random((N, 51)).astype(np.float32) * 128
@@ -289,6 +129,9 @@ READ: dict[str, Attempt] = {
     "end-to-end, by shape": yolo(final(FEW), FEW, named=False),
     "end-to-end of two classes": yolo(final(scene(N, 2)), scene(N, 2), config={"labels": names(2)}),
     "end-to-end of ten rows": yolo(final(FEW, 10), FEW, props(8)),
+    "end-to-end, filled with -1": yolo(
+        np.where(final(FEW).any(axis=2, keepdims=True), final(FEW), np.float32(-1)), FEW, named=False
+    ),
     "end-to-end of open length": yolo(final(FEW), FEW, props(8), open_=(1,)),
     "end-to-end with masks": Attempt(
         {"output0": final(FEW, 300, *[0.7] * 32), "output1": PROTO}, FEW, metadata=props(8, "segment", end2end="True")
@@ -311,6 +154,23 @@ READ: dict[str, Attempt] = {
         FEW,
         {
             "boxes": "boxes", "scores": "scores", "classes": "labels", "order": "xyxy", "unit": "pixel",
+            "labels": names(8),
+        },
+        stage="boxes",
+    ),
+    "dense boxes and scores of YOLOv3": Attempt(
+        {"boxes": (DENSE.boxes / 256).astype(np.float32), "classes": DENSE.scores},
+        DENSE, {"boxes": "boxes", "scores": "classes", "order": "cxcywh", "labels": names(4)}, stage="boxes",
+    ),
+    "suppression in the graph": Attempt(  # EfficientNMS_TRT: unused rows are of class -1
+        {
+            "det_boxes": final(FEW, 100)[:, :, :4],
+            "det_scores": final(FEW, 100)[:, :, 4],
+            "det_classes": np.where(final(FEW, 100)[:, :, 4] > 0, final(FEW, 100)[:, :, 5], -1).astype(np.int32),
+        },
+        FEW,
+        {
+            "boxes": "det_boxes", "scores": "det_scores", "classes": "det_classes", "order": "xyxy", "unit": "pixel",
             "labels": names(8),
         },
         stage="boxes",
@@ -384,6 +244,10 @@ AT_START: dict[str, Any] = {
         {"pred_boxes": np.zeros((1, 9, 5), np.float32), "logits": np.zeros((1, 9, 8), np.float32)}, "5 values", "boxes",
         **DETR, labels=names(8),
     ),
+    "one score a box, and no classes": refused(
+        {"boxes": np.zeros((1, 9, 4), np.float32), "scores": np.zeros((1, 9), np.float32)}, "detection_classes", "boxes",
+        boxes="boxes", scores="scores",
+    ),
     "SSD with a label too few": refused(
         {"boxes": np.zeros((1, 1, 4), np.float32), "scores": np.zeros((1, 1, 3), np.float32)}, "2 labels", "ssd",
         anchors={"size": 128, "strides": [128], "between": False}, labels=names(2),
@@ -414,6 +278,8 @@ WRONG_VALUES: dict[str, Any] = {
     "a score of 20": refused(first(changed(plain(FEW), 5, 20)), "20"),
     "a score below 0": refused(first(changed(plain(FEW), 5, -0.4)), "-0.4"),
     "a score of NaN": refused(first(changed(plain(FEW), 5, np.nan)), "nan"),
+    "a box of NaN": refused(first(changed(changed(plain(FEW), 5, 0.9), 1, np.nan)), "NaN"),
+    "a final box of infinity": refused(np.tile(np.float32([[10, 10, np.inf, 40, 0.9, 1]]), (1, 300, 1)), "NaN"),
     "logits": refused(first(plain(FEW._replace(scores=logits(np.clip(FEW.scores, 0.01, 1))))), "probabilities"),
     "an objectness of 3": refused(last(changed(with_objectness(ANCHORS), 4, 3)), "3", labels=names(8)),
     "oriented boxes without labels": refused(first(plain(FEW, POINTS[:, :1])), "probabilities"),
@@ -464,6 +330,14 @@ def test_no_boxes_are_an_empty_list(shape: tuple[int, ...], tmp_path: Path) -> N
     path = model(tmp_path / "m.onnx", (64, 64), {"output0": np.zeros(shape, np.float32)}, open_=(1, 2))
 
     assert run(path, (64, 64)).results == [{"detections": []}]
+
+
+def test_unused_rows_are_no_detections_at_any_score(tmp_path: Path) -> None:
+    path = model(tmp_path / "m.onnx", FEW.size, {"output0": final(FEW)})
+
+    ran = run(path, FEW.size, min_score=0)
+
+    same(ran.results[0]["detections"], reference(FEW))
 
 
 def test_a_flood_of_candidates_is_bounded(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, parser, save
 from PIL import Image, ImageDraw, ImageFont
 
 from hedgerow import FrameError
+from hedgerow.errors import ModelMismatch
 from hedgerow.testing import PipelineRun, frame, frames, run_pipeline, run_stage
 from hedgerow_vision.text import detect, quads
 from hedgerow_vision.text.detect import QUADS, find_quads
@@ -130,6 +133,19 @@ def test_a_model_without_characters_fails_at_setup(text_models: Models) -> None:
     with pytest.raises(Exception, match="has no `character` in its metadata") as refused:
         run_stage("read-text", [], models=text_models, model="find")
     assert "metadata" in refused.value.remedy  # type: ignore[attr-defined]
+
+
+def test_a_model_with_other_characters_fails_at_setup(tmp_path: Path) -> None:
+    """One character too few would name every character after it wrongly."""
+    made = parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> m (float[N,3,48,5] x) => (float[N,48,5] y)'
+        "{ y = ReduceMax<axes = [1], keepdims = 0>(x) }"
+    )
+    helper.set_model_props(made, {"character": "a\nb"})
+    save(made, tmp_path / "m.onnx")
+
+    with pytest.raises(ModelMismatch, match="5 characters, but its metadata 4"):
+        run_stage("read-text", [], models={"read": str(tmp_path / "m.onnx")}, model="read")
 
 
 def test_without_opencv_the_remedy_is_the_extra(text_models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

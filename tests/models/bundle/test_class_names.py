@@ -93,6 +93,7 @@ def test_names_in_metadata_keep_their_index(text: str, expected: tuple[str, ...]
 def test_a_manifests_names_override_those_of_the_file() -> None:
     assert class_names({"names": "['a']", "hedgerow.labels": '["b"]'}) == ("b",)
     assert class_names({"names": "['a']"}) == ("a",)
+    assert class_names({"model_info.labels": "person traffic_light"}) == ("person", "traffic_light")
     assert class_names({}) == ()
 
 

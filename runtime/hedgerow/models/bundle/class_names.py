@@ -26,7 +26,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
     A blank line is a class without a name, except at the end. A name with an index is put there, whatever its line.
 
-    Raises: ConfigError: the file cannot be read, or it is not sure which class a line names.
+    Raises: ConfigError: the file cannot be read, or its numbers begin at 1, so that a name may be of one of two classes.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -59,8 +59,13 @@ def names_in_metadata(text: str) -> tuple[str, ...]:
 
 
 def class_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the class names in a model's metadata: those of its manifest, or Ultralytics' `names`; empty: none."""
-    return names_in_metadata(metadata.get("hedgerow.labels") or metadata.get("names", ""))
+    """Return the class names in a model's metadata; empty: it has none.
+
+    They are those of its manifest, or Ultralytics' `names`, or OpenVINO's `model_info`, which separates them by spaces.
+    """
+    if text := metadata.get("hedgerow.labels") or metadata.get("names"):
+        return names_in_metadata(text)
+    return tuple(metadata.get("model_info.labels", "").split())
 
 
 def literal(text: str) -> Any:
@@ -88,8 +93,7 @@ def _numbered(lines: Sequence[str], path: Path) -> tuple[str, ...]:
         return _by_index(dict(pairs))
     if indices == list(range(1, len(indices) + 1)):
         raise ConfigError(
-            f"{path} numbers its lines from 1, but a model's classes from 0: it is not sure whether {pairs[0][1]!r} is "
-            "class 0 or 1",
+            f"{path} numbers its lines from 1, but a model counts its classes from 0: {pairs[0][1]!r} may be class 0 or 1",
             remedy="Number the lines from 0, or remove the numbers; or list the names under `labels`.",
         )
     return ()  # sizes or prices: `20 km/h`, `30 km/h`, `50 km/h`

@@ -30,6 +30,8 @@ Activation = Literal["none", "sigmoid", "softmax"]
 
 _NO_OBJECT: Final = ("no-object", "no object", "no_object", "background", "__background__")
 _SUM_TOLERANCE: Final = 0.02
+_MOST_QUERIES: Final = 1000
+"""A transformer asks fewer questions, each for one object; more boxes come from a dense head, with duplicates."""
 
 
 class BoxesConfig(DetectorConfig):
@@ -84,10 +86,18 @@ class Boxes(Detector[BoxesConfig]):
                 f"{source.described(config.boxes)} has {boxes[-1]} values per box; `boxes` takes 4",
                 remedy="Correct `boxes`; or use the stage that decodes this model: see the plugin's README.",
             )
-        if scores is not None and len(scores) == 3 and scores[2] is not None:
-            self._background(source, scores[2])
-        elif config.classes is None and scores is not None and len(scores) < 3:
+        if boxes is None or scores is None:
+            return
+        if len(scores) == len(boxes):  # of each class, with or without a batch axis
+            if scores[-1] is not None:
+                self._background(source, scores[-1])
+        elif config.classes is None:
             source.check_classes(1, source.described(config.scores), ", since `classes` is null,")
+        elif not source.has(config.classes):
+            raise ModelMismatch(
+                f"{source.described(config.scores)} is one score a box, and the model has no output {config.classes!r}",
+                remedy="Set `classes` to the output with the classes, or to null if all are of class 0.",
+            )
 
     def decode_outputs(self, frame: Frame, source: Source) -> Candidates:
         """See `Detector.decode_outputs`."""
@@ -104,15 +114,16 @@ class Boxes(Detector[BoxesConfig]):
                 _uneven(len(boxes), f"{len(classes)} classes")
             if scores.size:
                 check_probabilities(0, float(np.fmax.reduce(scores)), config.scores)  # unused rows may be NaN or -1
-        rows = np.flatnonzero(scores >= config.min_score)
+        rows = np.flatnonzero((scores >= config.min_score) & (scores > 0))
         found = to_classes(classes[rows], len(source.labels), config.classes or config.scores)
         corners = to_fractions(boxes[rows], config.order or "yxyx", config.unit, fit_of(frame))
-        return Candidates(corners, scores[rows], found, final=raw.ndim == 2 and config.order == "cxcywh")
+        queries = raw.ndim == 2 and config.order == "cxcywh" and len(boxes) <= _MOST_QUERIES
+        return Candidates(corners, scores[rows], found, final=queries)
 
     def _background(self, source: Source, classes: int) -> Literal["first", "last"] | None:
         """Return which class of the scores is no object.
 
-        Raises: ModelMismatch: the number of labels does not fit, or it is not sure.
+        Raises: ModelMismatch: the number of labels does not fit, or the scores may be read in two ways.
         """
         config, labels = self.config, source.labels
         if config.order is None:
@@ -123,7 +134,7 @@ class Boxes(Detector[BoxesConfig]):
         if not labels:
             if config.activation is None:
                 raise ModelMismatch(
-                    f"It is not sure how to read the scores of {classes} classes in {config.scores!r} without labels",
+                    f"Cannot tell how to read the scores of {classes} classes in {config.scores!r} without labels",
                     remedy="Set `labels`; or `activation`, and `background: last` for DETR.",
                 )
             return config.background
@@ -169,7 +180,11 @@ class Boxes(Detector[BoxesConfig]):
                 )
             return raw
         check_logits(low, high, name)
-        return softmax(raw) if activation == "softmax" else sigmoid(raw)
+        if activation == "sigmoid":
+            return sigmoid(raw)
+        scores = softmax(raw)
+        check_probabilities(float(scores.min()), float(scores.max()), name)  # a box of which all logits are -inf
+        return scores
 
 
 def _scores_of(frame: Frame, name: str, boxes: int) -> Array:

@@ -28,6 +28,9 @@ FIRST: Final[Mapping[Kind, int]] = {"plain": 4, "objectness": 5, "end-to-end": 6
 """Values of a box before its class scores; of an end-to-end box before masks and points."""
 
 _STRIDES: Final = ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (16, 32))
+_MOST_FINAL: Final = 1000
+"""Exporters limit final detections to 300, at most 1000; so many rows in a dense head mean a very small picture."""
+_ROUND: Final = 50
 _TASKS: Final = ("detect", "segment", "pose")
 
 
@@ -106,8 +109,22 @@ def check_head(shape: Shape, size: tuple[int, int] | None, evidence: Evidence) -
     square = rows == columns and evidence.layout is None  # only the values will tell the axes apart
     if rows and columns and size is not None and not square:
         identify((rows, columns), size, evidence)
-    elif not any(_fitting(shape, evidence)):
+    elif not any(_open_may_fit(head, shape, size, evidence) for head in _fitting(shape, evidence)):
         raise _unfitting(shape, evidence)
+
+
+def _open_may_fit(head: Head, shape: Shape, size: tuple[int, int] | None, evidence: Evidence) -> bool:
+    """Whether the axis of known size, if there is one, may be what a head takes it for.
+
+    Exporters leave the number of boxes open rather than that of their values. So a number of boxes is known only if the
+    model's input is as well, or if it is that of final detections: a round one.
+    """
+    values, boxes = shape if head.values_first else shape[::-1]
+    if values is not None or boxes is None:
+        return True
+    if head.kind == "end-to-end":
+        return boxes <= _MOST_FINAL and boxes % _ROUND == 0
+    return size is not None and boxes in _grid_counts(_cell_counts(size, evidence))
 
 
 @lru_cache(maxsize=256)
@@ -118,19 +135,25 @@ def identify(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence) 
         shape: of the tensor, without its batch axis.
         size: width and height of the model's input, pixels.
         evidence: what else is known.
-    Raises: ModelMismatch: nothing fits, or it is not sure what does.
+    Raises: ModelMismatch: nothing fits, or more than one thing does.
     """
     fitting = list(_fitting(shape, evidence))
     if not fitting:
         raise _unfitting(shape, evidence)
+    rows, cells = shape[0], _cell_counts(size, evidence)
     dense = [head for head in fitting if _boxes(head, shape) in _dense_counts(head.kind, size, evidence)]
-    found = dense or [head for head in fitting if head.kind == "end-to-end"] or _stated(fitting, shape, size, evidence)
-    if len(found) != 1:
-        raise _unsure(shape, size, evidence, found)
-    (head,) = found
-    if head.kind == "plain" and not head.values_first and evidence.classes is None and evidence.objectness is None:
-        raise _unsure(shape, size, evidence, found)  # YOLOX has objectness in this layout
-    return head
+    final = [head for head in fitting if head.kind == "end-to-end" and (evidence.end_to_end or rows <= _MOST_FINAL)]
+    # Either would be as likely as a dense head of so many boxes, so it must be stated.
+    unproven_final = final and not evidence.end_to_end and rows in _grid_counts(cells)
+    unproven_yolox = evidence.objectness is None and rows in cells and _row_wise_objectness(fitting)
+    found = dense or final or _stated(fitting, shape, cells, evidence)
+    if unproven_final or unproven_yolox or len(found) != 1:
+        raise _unsure(shape, size, evidence)
+    return found[0]
+
+
+def _row_wise_objectness(heads: list[Head]) -> bool:
+    return any(head.kind == "objectness" and not head.values_first for head in heads)
 
 
 def _fitting(shape: Shape, evidence: Evidence) -> Iterator[Head]:
@@ -149,7 +172,8 @@ def _fitting(shape: Shape, evidence: Evidence) -> Iterator[Head]:
 
 def _ruled_out(kind: Kind, values_first: bool, evidence: Evidence) -> bool:
     if kind == "end-to-end":
-        return values_first or evidence.end_to_end is False or evidence.objectness is True or bool(evidence.strides)
+        dense = evidence.end_to_end is False or bool(evidence.strides)
+        return values_first or dense or (evidence.objectness is not None and not evidence.end_to_end)
     return evidence.end_to_end is True or (
         evidence.objectness is not None and evidence.objectness != (kind == "objectness")
     )
@@ -196,12 +220,17 @@ def _dense_counts(kind: Kind, size: tuple[int, int], evidence: Evidence) -> set[
     return cells if kind == "plain" else anchored
 
 
+def _grid_counts(cells: set[int]) -> set[int]:
+    """Return the numbers of boxes of all dense heads."""
+    return cells | {3 * count for count in cells}
+
+
 def _cell_counts(size: tuple[int, int], evidence: Evidence) -> set[int]:
     sets = (evidence.strides,) if evidence.strides else _STRIDES
     return {sum(ceil(size[0] / stride) * ceil(size[1] / stride) for stride in strides) for strides in sets}
 
 
-def _stated(fitting: list[Head], shape: tuple[int, int], size: tuple[int, int], evidence: Evidence) -> list[Head]:
+def _stated(fitting: list[Head], shape: tuple[int, int], cells: set[int], evidence: Evidence) -> list[Head]:
     """Return the heads that labels or settings prove, where the number of boxes is that of no known grid."""
     if evidence.strides:
         return []
@@ -209,8 +238,8 @@ def _stated(fitting: list[Head], shape: tuple[int, int], size: tuple[int, int], 
         return fitting
     if evidence.classes is None:
         return []
-    anchored = {3 * count for count in _cell_counts(size, evidence)}
-    return [head for head in fitting if head.kind == "plain" and _boxes(head, shape) not in anchored]
+    counts = _grid_counts(cells)
+    return [head for head in fitting if head.kind == "plain" and _boxes(head, shape) not in counts]
 
 
 def _value(metadata: Mapping[str, str], key: str) -> object:
@@ -219,36 +248,49 @@ def _value(metadata: Mapping[str, str], key: str) -> object:
 
 
 def _unfitting(shape: Shape, evidence: Evidence) -> ModelMismatch:
-    labels = "no labels" if evidence.classes is None else f"{evidence.classes} labels"
+    labels = "unknown labels" if evidence.classes is None else f"{evidence.classes} labels"
     task = f" of task {evidence.task}" if evidence.task else ""
     return ModelMismatch(
-        f"{_described(shape, evidence)} is no head{task} for {labels}: it would be {_expected(evidence)}",
+        f"{_described(shape, evidence)} is no head{task} for {labels}, which is {_expected(evidence)}",
         remedy="Correct `labels`, `output`, `objectness`, `end_to_end` or `layout`; for other outputs see the plugin's README.",
     )
 
 
-def _unsure(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence, found: list[Head]) -> ModelMismatch:
-    cells = sorted(_cell_counts(size, evidence))
-    if evidence.strides:
+def _unsure(shape: tuple[int, int], size: tuple[int, int], evidence: Evidence) -> ModelMismatch:
+    cells = _cell_counts(size, evidence)
+    readings = [_reading(*axes, cells, evidence) for axes in (shape, shape[::-1])]
+    if evidence.strides and not any(readings):
         why, remedy = (
-            f"`strides` {list(evidence.strides)} makes {cells[0]} cells",
-            "Set `strides` as in the model's training.",
-        )
-    elif found:
-        why, remedy = (
-            "it may have objectness or not, or either axis may be the boxes",
-            "Set `labels`, or `objectness: true` (YOLOX, YOLOv5) or `false` (YOLOv8); if that is not enough, `layout`.",
+            f"`strides` {list(evidence.strides)} makes {min(cells)} cells",
+            "Set `strides` as in the training.",
         )
     else:
-        why, remedy = (
-            f"a dense head would have {' or '.join(map(str, cells))} boxes, or three times as many with anchors",
-            "Set `labels` as in the model's training; or `objectness` and `layout`; or `end_to_end: true`.",
+        dense = " or ".join(map(str, sorted(cells)))
+        if 6 + (_more_values(evidence) or 0) == shape[1] and shape[0] <= _MOST_FINAL:
+            readings.append(f"or {shape[0]} rows may be final detections")
+        why = "; ".join(filter(None, readings)) or f"a dense head has {dense} boxes, or thrice as many with anchors"
+        remedy = (
+            "Give a label for each class. Set `objectness: true` for YOLOX, `false` for YOLOv8; or state "
+            "`layout` or `end_to_end`."
         )
-    labels = "" if evidence.classes is None else f" and {evidence.classes} labels"
+    labels = "" if evidence.classes is None else f", {evidence.classes} labels"
     return ModelMismatch(
-        f"It is not sure what {_described(shape, evidence)} holds, for an input of {size[0]}x{size[1]} pixels{labels}: {why}",
+        f"Cannot tell what {_described(shape, evidence)} holds (input of {size[0]}x{size[1]} pixels{labels}): {why}",
         remedy=remedy,
     )
+
+
+def _reading(values: int, boxes: int, cells: set[int], evidence: Evidence) -> str:
+    """Describe what one of the axes as boxes would mean; empty: nothing."""
+    more = _more_values(evidence) or 0
+    if boxes in cells:
+        return (
+            f"{boxes} boxes are one per cell, with {values - 4 - more} classes (YOLOv8), or {values - 5 - more} and "
+            "objectness (YOLOX)"
+        )
+    if boxes in {3 * count for count in cells}:
+        return f"{boxes} boxes are three per cell, with {values - 5 - more} classes and objectness (YOLOv5)"
+    return ""
 
 
 def _described(shape: Shape, evidence: Evidence) -> str:

@@ -61,6 +61,10 @@ class Source:
                 return None if width is None or height is None else (width, height)
         return None
 
+    def has(self, output: str) -> bool:
+        """Whether the model has such an output."""
+        return output in self._shapes
+
     def shape(self, output: str) -> Shape | None:
         """Return the shape of an output; None: not known."""
         return self._shapes.get(output) or None

@@ -20,7 +20,7 @@ Unit = Literal["fraction", "pixel"]
 
 _TOLERANCE: Final = 0.01
 """How far outside 0..1 rounding may take a probability: half precision, and dequantised eight bits."""
-_DOT_PIXELS: Final = 2
+_DOT_PIXELS: Final = 4
 """No detector finds anything as small: boxes that are all within so few pixels of the corner are fractions."""
 _LEAST_INPUT_PIXELS: Final = 32
 _FARTHEST_CENTRE: Final = 2.0
@@ -38,7 +38,7 @@ def check_probabilities(low: float, high: float, name: str) -> None:
 
 def check_logits(low: float, high: float, name: str) -> None:
     """Check the smallest and largest of all logits. Raises: FrameError: they are probabilities, or not numbers."""
-    if not (low < 0 or high > 1) or not np.isfinite(high - low):
+    if not (low < 0 or high > 1) or np.isnan(low) or high == np.inf:  # masked ones may be -inf
         wrong_values(
             f"The scores in {name!r} are {low:.4g} to {high:.4g}: these are no logits",
             "Set `activation: none` if they are probabilities.",
@@ -63,10 +63,11 @@ def to_fractions(boxes: Floats, order: Order, unit: Unit, fit: Fit) -> Floats:
 
     Args:
         boxes: (N, 4), those that score high enough.
-    Returns: (N, 4), x0 y0 x1 y1.
+    Returns: (N, 4), x0 y0 x1 y1; empty where a value is not finite.
     Raises: FrameError: they cannot be in this order or unit.
     """
-    boxes = boxes.astype(np.float32, copy=False)
+    usable = np.isfinite(boxes).all(axis=1, keepdims=True)  # some models fill unused rows with NaN
+    boxes = np.where(usable, boxes, 0).astype(np.float32, copy=False)
     if order == "cxcywh":
         if (boxes[:, 2:] < 0).any():
             wrong_values(
@@ -95,7 +96,7 @@ def to_fractions(boxes: Floats, order: Order, unit: Unit, fit: Fit) -> Floats:
     centres = np.abs((corners[:, :2] + corners[:, 2:]) / 2)
     if len(centres) and _largest(centres) > _FARTHEST_CENTRE:
         wrong_values(
-            f"A box is at {(centres[np.nanargmax(centres.max(axis=1))] * side).round().tolist()} pixels, outside the "
+            f"A box is at {(centres[centres.max(axis=1).argmax()] * side).round().tolist()} pixels, outside the "
             f"input of {fit.input_width}x{fit.input_height}",
             "Correct `unit`, or remove `strides` if the model decodes its boxes; the input's size must be the model's own.",
         )
@@ -125,5 +126,4 @@ def wrong_values(message: str, remedy: str) -> NoReturn:
 
 
 def _largest(values: Floats) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.abs(finite).max()) if finite.size else 0.0
+    return float(np.abs(values).max(initial=0))

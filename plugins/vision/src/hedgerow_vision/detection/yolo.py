@@ -22,7 +22,7 @@ from hedgerow_vision.detection.heads import (
     metadata_evidence,
 )
 from hedgerow_vision.detection.source import Source
-from hedgerow_vision.detection.values import Unit, check_probabilities, to_classes, to_fractions
+from hedgerow_vision.detection.values import Unit, check_probabilities, to_classes, to_fractions, wrong_values
 from hedgerow_vision.images.fit import Fit, fit_of
 
 Floats = NDArray[np.floating[Any]]
@@ -91,7 +91,7 @@ class Yolo(Detector[YoloConfig]):
         if head.kind == "end-to-end":
             return self._final(values, head, fit, len(source.labels))
         rows, scores, classes = self._scores(values, head)
-        boxes = values[:4, rows].T
+        boxes = _boxes(values, rows, self.config.output)
         if self.config.strides:
             boxes = _from_cells(boxes, rows, fit, self.config.strides)
         points = None if head.points is None else _points(values, rows, head, fit)
@@ -140,11 +140,12 @@ class Yolo(Detector[YoloConfig]):
 
     def _final(self, values: Floats, head: Head, fit: Fit, labels: int) -> Candidates:
         """Return the rows of an end-to-end head that score high enough."""
-        scores, output = values[4], self.config.output
+        output = self.config.output
+        scores = np.where(values[4] == -1, 0, values[4])  # unused rows score 0 or -1
         check_probabilities(float(scores.min()), float(scores.max()), output)
-        rows = np.flatnonzero(scores >= self.config.min_score)
+        rows = np.flatnonzero((scores >= self.config.min_score) & (scores > 0))
         classes = to_classes(values[5, rows], labels, output)
-        boxes = to_fractions(values[:4, rows].T, "xyxy", self.config.unit, fit)
+        boxes = to_fractions(_boxes(values, rows, output), "xyxy", self.config.unit, fit)
         points = None if head.points is None else _points(values, rows, head, fit)
         return Candidates(boxes, scores[rows], classes, points, final=True)
 
@@ -153,7 +154,7 @@ _NOTHING = Candidates(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.
 
 
 def _head(raw: Floats, fit: Fit, evidence: Evidence) -> Head:
-    if raw.shape[0] == raw.shape[1] and evidence.layout is None:
+    if raw.shape[0] == raw.shape[1] > FIRST["objectness"] and evidence.layout is None:
         evidence = evidence._replace(layout=_layout_of_square(raw))
     return identify((raw.shape[0], raw.shape[1]), (fit.input_width, fit.input_height), evidence)
 
@@ -162,6 +163,16 @@ def _layout_of_square(raw: Floats) -> Layout | None:
     """Return the order of the axes of as many values as boxes: scores are probabilities, boxes are not."""
     first, last = (part.min() >= 0 and part.max() <= 1 for part in (raw[5:], raw[:, 5:]))
     return None if first == last else "values-first" if first else "boxes-first"
+
+
+def _boxes(values: Floats, rows: NDArray[np.intp], output: str) -> Floats:
+    boxes = values[:4, rows].T
+    if not np.isfinite(boxes).all():
+        wrong_values(
+            f"A box in {output!r} is NaN or infinite, although it scores high enough",
+            "Check the model with this frame's input; in half precision it may overflow.",
+        )
+    return boxes
 
 
 def _points(values: Floats, rows: NDArray[np.intp], head: Head, fit: Fit) -> Floats:

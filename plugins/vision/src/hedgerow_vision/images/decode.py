@@ -126,7 +126,8 @@ class Decode(Stage[DecodeConfig]):
         except ValueError as error:
             raise FrameError(f"Cannot read the JPEG header: {error}", code="bad-image") from error
         self._check_size(width, height)
-        orientation = _orientation(lambda: _parsed(jpeg_exif(payload))) if self.config.orient else 1
+        exif = jpeg_exif(payload) if self.config.orient else b""
+        orientation = _orientation(lambda: _parsed(exif)) if exif else 1
         smallest = (self.config.min_width, self.config.min_height)
         min_width, min_height = smallest[::-1] if orientation in _SIDEWAYS else smallest
         try:
@@ -236,6 +237,5 @@ def _orientation(read: Callable[[], Image.Exif]) -> int:
 
 def _parsed(data: bytes) -> Image.Exif:
     exif = Image.Exif()
-    if data:
-        exif.load(data)
+    exif.load(data)
     return exif
