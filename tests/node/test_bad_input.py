@@ -30,7 +30,7 @@ BAD: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "endless MessagePack": (b"\xdd\xff\xff\xff\xff", {"content_type": "application/msgpack"}, "bad-msgpack"),
     "list as a key": (b"\x81\x91\x01\x02", {"content_type": ENVELOPE}, "bad-msgpack"),
     "no envelope": (msgpack.packb({"payload": 5}), {"content_type": ENVELOPE}, "bad-envelope"),
-    "NaN in JSON": (b"[NaN]", {"content_type": "application/json"}, "bad-json"),
+    "NaN in JSON": (b"[NaN]", {"content_type": "application/json"}, "missing-value"),
     "NaN in an array": (npy(np.full(3, np.nan)), {"content_type": "application/x-npy"}, "out-of-range"),
     "words": (b'["a"]', {"content_type": "application/json"}, "not-numbers"),
     "cut short": (npy(np.ones(9))[:-1], {"content_type": "application/x-npy"}, "truncated-array"),

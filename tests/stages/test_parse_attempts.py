@@ -54,6 +54,8 @@ NUMBERS = [
     attempt("half a count", b'{"n":[1,2.5]}', JSON, {"field": "n", "dtype": "int64"}, "out-of-range: `n[1]` is 2.5"),
     attempt("half a count in CSV", b"1,2\n3,4.5\n", CSV, {"dtype": "int16"}, "out-of-range: Line 2, column 1 is 4.5"),
     attempt("a counter above float32", b"[0.5, 16777219]", JSON, {}, "out-of-range: Value [1] is 16777219"),
+    attempt("a counter above float32 that was asked for", b"[16777217, 0.0]", JSON, {"dtype": "float32"}, "out-of-range: Value [0] is 16777217; float32 would make it 16777216"),
+    attempt("a number above float32 that was asked for", b"[16777217.5, 0]", JSON, {"dtype": "float32"}, [16777218.0, 0.0]),
     attempt("a counter above float64", msgpack.packb([2**53 + 3, 0.25]), MSGPACK, {"dtype": "float64"}, "out-of-range: Value [0] is 9007199254740995"),
     attempt("twenty-one digits", b"[123456789012345678901]", JSON, {"dtype": "float64"}, "out-of-range: 123456789012345678901"),
     attempt("twenty-one digits in CSV", b"123456789012345678901\n", CSV, {"dtype": "float64"}, "out-of-range: 123456789012345678901"),

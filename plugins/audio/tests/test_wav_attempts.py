@@ -108,6 +108,7 @@ REFUSED = {
     "big-endian": (riff(FMT, DATA, magic=b"RIFX"), "bad-wav", "begins 52 49 46 58"),
     "AVI": (b"RIFF\x10\0\0\0AVI LIST", "bad-wav", "begins 52 49 46 46"),
     "nothing": (b"RIFF", "bad-wav", "begins 52 49 46 46"),
+    "a cut table of sizes": (READ["RF64"][:20], "bad-wav", "it has no format"),
     "a rate of 0": (riff(chunk(b"fmt ", form(rate=0)), DATA), "bad-rate", "'0' is not a whole number"),
 }  # fmt: skip
 

@@ -68,7 +68,8 @@ class FrameMaker:
             return frame
         if properties.content_type:
             frame.content_type = mime(properties.content_type)
-            frame.meta = stated_meta(properties.content_type)
+            if frame.meta or ";" in properties.content_type:
+                frame.meta = stated_meta(properties.content_type)
         for name, value in properties.user_properties:
             if name == "id" and value:
                 if len(value) > LONGEST_NAME:

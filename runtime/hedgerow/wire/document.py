@@ -14,6 +14,8 @@ from hedgerow.frame import Buffer
 from hedgerow.wire.numbers import MissingValue
 
 _BOM: Final = b"\xef\xbb\xbf"
+_SHORT: Final = 1024
+"""Up to this size, searching for keys takes less time than finding out that it is not needed."""
 
 
 class _DuplicateKeyError(Exception):
@@ -37,10 +39,12 @@ def decode_json(payload: Buffer, fields: Sequence[bytes] = ()) -> Any:
         if b"NaN" not in data and b"Infinity" not in data and "infinity" not in str(error):
             raise FrameError(f"Not JSON: {error}", code="bad-json") from error
         return decode_json_exactly(data)
-    if fields and data.count(b'"') != _quotes(body):
+    if fields and (len(data) <= _SHORT or data.count(b'"') != _quotes(body)):
         maps = len(body) if body.__class__ is list else 1
-        if any(data.count(key) > maps for key in fields):
-            decode_json_exactly(data)  # raises if a key is there twice: `orjson` keeps the last
+        for key in fields:
+            if data.count(key) > maps:
+                decode_json_exactly(data)  # raises if a key is there twice: `orjson` keeps the last
+                break
     return body
 
 

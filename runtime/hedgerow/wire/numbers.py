@@ -100,7 +100,7 @@ class ArrayReader:
         size, rounds = np.abs(array), self.dtype is not None  # NaN, if `fill` is NaN, is not large
         if (size >= rounded_from).any():
             raise RoundedError
-        if (size >= 2.0**53).any():  # whole numbers among others have gone through float64
+        if (size >= min(below(self._float), 2.0**53)).any():  # there may be whole numbers among the others
             return _wide(value, array, self._float, label, rounds=rounds)
         return convert(array, self._float, label=label, rounds=rounds)
 
@@ -188,27 +188,24 @@ def _inexact(array: Array, converted: Array, *, rounds: bool) -> Array:
 
 
 def _wide(value: Any, array: Array, dtype: np.dtype[Any], label: Label, *, rounds: bool) -> Array:
-    """Convert numbers of which some are too large for float64 to tell them apart."""
+    """Convert an array of floats that has been made of whole numbers among others, of which some may have been rounded."""
     numbers = np.array(value, dtype=object).reshape(-1)
-    for position in np.flatnonzero(np.abs(array) >= 2.0**53):
-        number = numbers[position]
-        if dtype.kind == "f":
-            wrong = isinstance(number, int) and float(number) != number
-        else:
-            wrong = number != int(number) or not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max
-        if wrong:
-            raise _unfit(numbers.reshape(array.shape), int(position), dtype, label)
-    if dtype.kind != "f":
-        rest = np.where(np.abs(array) < 2.0**53, array, 0.0)
-        converted = convert(rest, dtype, label=label)
-        wide = np.abs(array) >= 2.0**53
-        converted[wide] = [int(number) for number in numbers[wide.reshape(-1)]]
+    flat = np.abs(array).reshape(-1)
+    if dtype.kind == "f":
+        converted = convert(array, dtype, label=label, rounds=rounds)
+        for position, read in zip(
+            np.flatnonzero(flat >= below(dtype)), converted[np.abs(array) >= below(dtype)], strict=True
+        ):
+            if isinstance(numbers[position], int) and float(read) != numbers[position]:
+                raise _unfit(numbers.reshape(array.shape), int(position), dtype, label)
         return converted
-    whole = np.array([isinstance(number, int) for number in numbers], dtype=np.bool_).reshape(array.shape)
-    converted = convert(array, dtype, label=label, rounds=rounds)
-    wrong_whole = whole & (np.abs(array) >= below(dtype)) & (converted != array)
-    if wrong_whole.any():
-        raise _unfit(numbers.reshape(array.shape), int(np.argmax(wrong_whole)), dtype, label)
+    wide = flat >= 2.0**53
+    converted = convert(np.where(wide, 0.0, array.reshape(-1)).reshape(array.shape), dtype, label=label)
+    limits = np.iinfo(dtype)
+    for position in np.flatnonzero(wide):
+        if not limits.min <= numbers[position] <= limits.max:
+            raise _unfit(numbers.reshape(array.shape), int(position), dtype, label)
+    converted.reshape(-1)[wide] = [int(number) for number in numbers[wide]]
     return converted
 
 

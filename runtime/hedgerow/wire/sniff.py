@@ -65,13 +65,19 @@ def payload_kind(payload: Buffer, topic: str = "") -> tuple[str, str] | None:
     return next(((name, remedy) for magic, name, remedy in _MAGIC if head.startswith(magic)), None)
 
 
-def explained(error: FrameError, payload: Buffer, topic: str = "") -> FrameError:
-    """Return an error about a payload that could not be read, which also says what the payload is, or how it begins."""
+def explained(error: FrameError, payload: Buffer, topic: str = "") -> FrameError | None:
+    """Return an error about a payload that could not be read, which also says what the payload is, or how it begins.
+
+    None: it is text, which shows in the dead letter.
+    """
     kind = payload_kind(payload, topic)
-    head = bytes(payload[:8]).hex(" ")
-    if kind is None:
-        return FrameError(f"{error}; the payload begins {head}", code=error.code, remedy=error.remedy)
-    return FrameError(f"{error}: the payload is {kind[0]} (it begins {head})", code=error.code, remedy=kind[1])
+    head = bytes(payload[:8])
+    if kind is not None:
+        said = f"{error}: the payload is {kind[0]} (it begins {head.hex(' ')})"
+        return FrameError(said, code=error.code, remedy=kind[1])
+    if head.isascii() and head.decode().isprintable():
+        return None
+    return FrameError(f"{error}; the payload begins {head.hex(' ')}", code=error.code, remedy=error.remedy)
 
 
 def _is_sparkplug(head: bytes) -> bool:

@@ -91,7 +91,7 @@ def parse_wav(payload: Buffer) -> Wav:
     found: tuple[int, int] | None = None
     size_64: int | None = None
     for name, start, size in _chunks(view):
-        if name == b"ds64" and size >= 16:
+        if name == b"ds64" and start + 16 <= len(view):
             size_64 = struct.unpack_from("<Q", view, start + 8)[0]
         elif name == b"fmt " and form is None:
             form = _format(bytes(view[start : start + size]))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from tests.pipeline.messages import config, message
 
 from hedgerow import FrameError
 from hedgerow.bus.message import Message
+from hedgerow.pipeline.intake import stream_key
 from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
 
@@ -67,3 +71,90 @@ def test_a_message_without_a_stream_is_a_frame_error(stream: dict[str, Any], rec
         StreamKey(config(stream=stream))(received)
 
     assert caught.value.code == code
+
+
+BY_FIELD = {"by": "field", "field": "machine"}
+GARBAGE = "[" + "}{,nonsense" * 1000 + "]"
+"""No JSON: it would be refused if it were decoded."""
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"machine":"m1","samples":' + GARBAGE.encode() + b"}",
+        b'{"samples":' + GARBAGE.encode() + b',"machine":"m1"}',
+        b'{"at": 5, "machine": "m1", "unit": "mm", "samples":' + GARBAGE.encode() + b"}\n",
+        b'{"samples":' + GARBAGE.encode() + b', "unit": "mm", "machine": "m1" }',
+        b'{"machine":"m1","image":"' + b"/9j/4AAQ" * 1000 + b'\xff"}',
+        b'{"image":"' + b"/9j/4AAQ" * 1000 + b'\xff","machine":"m1"}',
+    ],
+    ids=["in front", "behind", "among others in front", "among others behind", "before a picture", "behind a picture"],
+)
+def test_a_large_payload_is_not_decoded_for_its_stream(payload: bytes) -> None:
+    """The event loop reads the key; the lane decodes the payload, and refuses it if it is invalid."""
+    assert StreamKey(config(stream=BY_FIELD))(message(payload, content_type="application/json")) == "m1"
+
+
+def test_a_large_messagepack_payload_is_not_decoded_for_its_stream() -> None:
+    head = b"\x84\xa2at\xcb" + bytes(8) + b"\xa4list\x92\x01\x02\xa7machine\xa2m1\xa7samples"
+    received = message(head + b"\xc1" * 10_000, content_type="application/msgpack")
+
+    assert StreamKey(config(stream=BY_FIELD))(received) == "m1"
+
+
+@pytest.mark.parametrize(
+    ("payload", "key"),
+    [
+        ({"a": list(range(3000)), "machine": "m1", "b": list(range(3000))}, "m1"),
+        ({"a": {"machine": "wrong"}, "b": "x" * 5000, "machine": "m1", "c": {"machine": "wrong"}}, "m1"),
+        ({"a": '},"machine":"wrong"' * 500, "machine": "m1", "b": [1]}, "m1"),
+        ({"a": ',"machine":"wrong"}' * 500, "machine": "m1", "b": [',"machine":"wrong"}' * 500]}, "m1"),
+        ({"machine": "m1", "a": "[" * 5000}, "m1"),
+    ],
+)
+def test_the_key_of_a_large_payload_is_found_wherever_it_is(payload: dict[str, Any], key: str) -> None:
+    by_field = StreamKey(config(stream=BY_FIELD))
+
+    assert by_field(message(json.dumps(payload).encode(), content_type="application/json")) == key
+    assert by_field(message(msgpack.packb(payload), content_type="application/msgpack")) == key
+
+
+def test_two_keys_in_a_large_payload_are_refused() -> None:
+    payload = b'{"machine":"m1","samples":[' + b"1," * 5000 + b'1],"machine":"m2"}'
+
+    with pytest.raises(FrameError) as caught:
+        StreamKey(config(stream=BY_FIELD))(message(payload, content_type="application/json"))
+
+    assert caught.value.code == "duplicate-field"
+
+
+_TEXTS = st.text(alphabet=',:"\\{}[] machine01\u00e9', max_size=30) | st.sampled_from(
+    ['","machine":"wrong', '},"machine":"wrong"}', '{"machine":"wrong",', "machine", ","]
+)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | _TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(_TEXTS | st.just("machine"), _VALUES, max_size=6), st.integers(1, 40), st.booleans(), st.booleans()
+)
+@example({"a": ',"machine":"wrong', "machine": "m1"}, 12, False, False)
+def test_the_ends_of_a_payload_never_name_another_stream(
+    body: dict[str, Any], window: int, spaced: bool, listed: bool
+) -> None:
+    """However small the part that is read first, the key is the one that decoding everything gives."""
+    document = [body] if listed else body
+    payload = json.dumps(document, separators=None if spaced else (",", ":"), ensure_ascii=False).encode()
+    by_field = StreamKey(config(stream=BY_FIELD))
+    value = None if listed else body.get("machine")
+    expected = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    for content, kind in ((payload, "application/json"), (msgpack.packb(document), "application/msgpack")):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(stream_key, "_WINDOW", window)
+            found = None
+            with contextlib.suppress(FrameError):
+                found = by_field(message(content, content_type=kind))
+        assert found == expected

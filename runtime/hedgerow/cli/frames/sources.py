@@ -131,7 +131,7 @@ def _sound(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
     """Yield chunks for the `pcm16` stage: of 16-bit sound its samples, with rate and channels in the content type; else WAV."""
     try:
         with path.open("rb") as file:
-            wav = parse_wav(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            wav = parse_wav(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except (FrameError, ValueError) as error:  # ValueError: the file is empty
         raise ConfigError(
             f"{path}: {error}", remedy=f"Convert it: `ffmpeg -i {path} -c:a pcm_s16le OUT.wav`."
