@@ -77,7 +77,7 @@ class FrameSpec:
         tensors: their tensors by name; None: unknown.
         meta: keys that their meta may have, with the value if it is always the same, else None.
         more_meta: whether it may have other keys.
-        content_type: media type of their payload, or `image/*` for any picture; None: unknown.
+        content_type: media type of their payload, or a range (`image/*`, `audio/*`) once a stage has read it; None: unknown.
         unstated: whether their sender states nothing, so that settings apply such as the rate of sound.
     """
 

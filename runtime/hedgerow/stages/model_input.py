@@ -62,7 +62,8 @@ class ModelInput:
 
     def _remedy(self, array: ArraySpec) -> str:
         if not self._takes_dtype(array.dtype):
-            return f"Set `dtype: {self.dtype}` of the stage that makes it, or use a model that takes {array.dtype}."
+            dtype = _SINGLE if self.half else self.dtype
+            return f"Set `dtype: {dtype}` of the stage that makes it, or use a model that takes {array.dtype}."
         shape = array.shape or ()
         if len(shape) not in (self.ndim, self.ndim - 1):
             return f"Make it of {self.ndim} dimensions, with or without the batch axis, in a stage before this one."

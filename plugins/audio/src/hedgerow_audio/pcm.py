@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ _MAX_CHANNELS: Final = 64
 _SCALE: Final = np.float32(1 / 32768)
 _SHORT: Final = 8192
 _RAW: Final = frozenset({"", "application/octet-stream", "audio/l16", "audio/pcm", "audio/x-pcm"})
+_SOUND: Final = "audio/*"
 _WAV: Final = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
 _FILES: Final = frozenset({*RIFFS, b"RIFX", b"OggS", b"fLaC", b"FORM", b"caff", b".snd", b"ID3\x03", b"ID3\x04"})
 """How files of sound begin; two raw samples that look the same would be a strange coincidence."""
@@ -56,13 +58,13 @@ class Pcm16(Stage[Pcm16Config]):
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take a payload of sound; give mono samples. Raises: StageMismatch: the payload is something else."""
         content_type = incoming.content_type
-        if content_type is not None and content_type not in _RAW | _WAV:
+        if content_type is not None and content_type not in _RAW | _WAV | {_SOUND}:
             remedy = "Send WAV as audio/wav, or raw 16-bit samples as audio/l16 or audio/pcm."
             raise StageMismatch("payloads of sound", content_type, remedy=remedy)
         rate = incoming.meta.get("rate")
         if rate is None and incoming.unstated and content_type not in _WAV and "rate" in self.config.model_fields_set:
             rate = self.config.rate
-        return incoming.with_array(ArraySpec("float32", (None,)), rate=rate)
+        return replace(incoming, content_type=_SOUND).with_array(ArraySpec("float32", (None,)), rate=rate)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
         """Convert a list of plain frames at once, at less than half the cost per frame; others one by one."""
