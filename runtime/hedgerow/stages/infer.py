@@ -91,7 +91,8 @@ class Infer(Stage[InferConfig]):
             if incoming.array is None:
                 raise StageMismatch(takes, "frames that are not decoded", remedy="Put `decode` or `parse` before it.")
             if len(self._inputs) > 1:
-                remedy = "Add a stage before it that makes these tensors."
+                names = ", ".join(f"{input_.tensor}: FIELD" for input_ in self._inputs)
+                remedy = f"Make these tensors in a stage before it: `parse: {{tensors: {{{names}}}}}`."
                 raise StageMismatch(takes, f"one array, {incoming.array}", remedy=remedy)
             self._inputs[0].check(incoming.array, "an array", model.name)
         outputs = {spec.name: _output_spec(spec, model) for spec in model.outputs if spec.name not in self._next_states}

@@ -104,24 +104,6 @@ class Parse(Stage[ParseConfig]):
 
     concurrent = True
 
-    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
-        """Take a payload of numbers; give an array, or tensors.
-
-        Raises: StageMismatch: the payload is something else.
-        """
-        config = self.config
-        raw = config.format == "raw"
-        sent = incoming.content_type
-        known = sent is None or raw or sent in _FORMATS or sent.endswith("+json")
-        if not known and (config.format == "auto" or sent == "image/*"):
-            remedy = f"Send one of {', '.join(_FORMATS)}, or set `format`."
-            raise StageMismatch("payloads of numbers", str(sent), remedy=remedy)
-        array = ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None)
-        meta = dict.fromkeys(config.meta)
-        if config.tensors:
-            return incoming.with_tensors({**(incoming.tensors or {}), **dict.fromkeys(config.tensors, array)}, **meta)
-        return incoming.with_array(array, **meta)
-
     def setup(self, context: StageContext) -> None:
         """Prepare what does not depend on the frame."""
         config = self.config
@@ -139,6 +121,22 @@ class Parse(Stage[ParseConfig]):
         parts = dict.fromkeys(part for name in used for part in (str(name), *str(name).split(".")))
         self._keys = tuple(json.dumps(part, ensure_ascii=False).encode() for part in parts)
         self._tops = {part for name in self._names for part in (str(name), str(name).partition(".")[0])}
+
+    def output_spec(self, incoming: FrameSpec) -> FrameSpec:
+        """Take a payload of numbers; give an array, or tensors.
+
+        Raises: StageMismatch: the payload is something else.
+        """
+        config, sent = self.config, incoming.content_type
+        raw = config.format == "raw"
+        if sent is not None and not raw and (sent == "image/*" or (config.format == "auto" and _known(sent) is None)):
+            remedy = "Remove `parse`, or send numbers and, if their content type is another, set `format`."
+            raise StageMismatch("payloads of numbers", sent, remedy=remedy)
+        noted = incoming.with_meta(**dict.fromkeys(config.meta))
+        if config.tensors:
+            read = dict.fromkeys(config.tensors, ArraySpec(config.dtype))
+            return noted.with_tensors(None if incoming.tensors is None else {**incoming.tensors, **read})
+        return noted.with_array(ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None))
 
     def process(self, frame: Frame) -> Frame | Drop:
         """Parse one frame.
@@ -280,7 +278,7 @@ def _format(frame: Frame) -> str:
     Raises: FrameError: it has none, or another.
     """
     stated = frame.content_type
-    kind = _FORMATS.get(stated) or ("json" if stated.endswith("+json") else None)
+    kind = _known(stated)
     if kind is not None:
         return kind
     found = payload_kind(frame.payload, frame.topic)
@@ -297,6 +295,10 @@ def _format(frame: Frame) -> str:
         code="unknown-content-type",
         remedy=found[1] if found else f"If the payload is one of {formats} all the same, set `format` of `parse`.",
     )
+
+
+def _known(content_type: str) -> str | None:
+    return _FORMATS.get(content_type) or ("json" if content_type.endswith("+json") else None)
 
 
 def _label(name: Name, at: tuple[int, ...]) -> str:

@@ -59,7 +59,7 @@ class Pcm16(Stage[Pcm16Config]):
         """Take a payload of sound; give mono samples. Raises: StageMismatch: the payload is something else."""
         content_type = incoming.content_type
         if content_type is not None and content_type not in _RAW | _WAV | {_SOUND}:
-            remedy = "Send audio/l16, audio/pcm or audio/wav, 16 bits a sample."
+            remedy = "Send WAV as audio/wav, or raw 16-bit samples as audio/l16 or audio/pcm."
             raise StageMismatch("payloads of sound", content_type, remedy=remedy)
         rate = incoming.meta.get("rate")
         if rate is None and incoming.unstated and content_type not in _WAV and "rate" in self.config.model_fields_set:

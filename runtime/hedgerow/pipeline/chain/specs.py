@@ -10,7 +10,7 @@ from hedgerow.config import PipelineConfig
 from hedgerow.errors import HedgerowError, PluginError, StageMismatch
 from hedgerow.pipeline.chain.chain import ChainStep
 from hedgerow.stage import FrameSpec
-from hedgerow.wire.codec import ENVELOPE
+from hedgerow.wire.codec import ENVELOPE, mime, stated_meta
 
 UNKNOWN: Final = FrameSpec()
 """Frames of which nothing is known, for example of a test."""
@@ -50,8 +50,14 @@ def futile_setting(config: PipelineConfig, steps: Sequence[ChainStep]) -> tuple[
 
     Returns: the position of the stage that cannot use such frames, and why.
     """
-    content_type = None if config.content_type == ENVELOPE else config.content_type
-    incoming = replace(RECEIVED, content_type=content_type, unstated=True)
+    content_type = mime(config.content_type or "")
+    stated = {name: float(value) for name, value in stated_meta(config.content_type or "").items() if value.isdecimal()}
+    incoming = replace(
+        RECEIVED,
+        meta={**RECEIVED.meta, **stated},
+        content_type=None if content_type in ("", ENVELOPE) else content_type,
+        unstated=True,
+    )
     for position, step in enumerate(steps):
         try:
             incoming = output_spec(step, incoming)

@@ -84,7 +84,10 @@ class Decode(Stage[DecodeConfig]):
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Give a picture; decoded frames pass unchanged."""
-        return incoming if incoming.array is not None else replace(incoming, array=SPEC, content_type="image/*")
+        if incoming.array is not None:
+            return incoming
+        content_type = "image/*" if self.config.json_field is None else incoming.content_type
+        return replace(incoming, array=SPEC, content_type=content_type)
 
     def process(self, frame: Frame) -> Frame:
         """Raises: FrameError: empty-payload, unknown-content-type, image-too-large, truncated-image, bad-image."""

@@ -10,17 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from hedgerow import (
-    ArraySpec,
-    Frame,
-    FrameSpec,
-    HedgerowError,
-    ModelHandle,
-    Outcome,
-    Stage,
-    StageConfig,
-    StageContext,
-)
+from hedgerow import ArraySpec, Frame, FrameSpec, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
 from hedgerow.errors import ModelMismatch
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.text.detect import QUADS, check_model
