@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from hedgerow.tasks.failures import RestartPause, report
+from hedgerow.tasks.failures import RestartPause, expect, report
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +25,7 @@ def start(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         work: what it does.
         name: what it is, for the log and the metric: one of few, never an id.
     """
+    expect(name)
     task = asyncio.get_running_loop().create_task(work, name=name)
     _running.add(task)
     task.add_done_callback(_ended)
