@@ -18,7 +18,7 @@ from typing import Any
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from hedgerow import config
+from hedgerow import config, tasks
 from hedgerow.node.probes import gauges
 from hedgerow.region import config as region
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
@@ -82,11 +82,13 @@ def drop_reasons() -> str:
 
 def metric_table() -> str:
     """Return a table of the node's metrics."""
-    lines = [line for line in inspect.getsource(gauges).splitlines() if "yield" in line or '"' in line]
+    source = inspect.getsource(gauges) + inspect.getsource(tasks.gauges)
+    lines = [line for line in source.splitlines() if "yield" in line or '"' in line]
     named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
     labels = {
         "hedgerow_connected": "link",
         "hedgerow_refused": "link",
+        "hedgerow_task": "task",
         "hedgerow_model": "model, version, digest, backend, device",
     }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))
