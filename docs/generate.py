@@ -18,7 +18,7 @@ from typing import Any
 from prometheus_client.registry import Collector
 from pydantic import BaseModel
 
-from hedgerow import config
+from hedgerow import config, tasks
 from hedgerow.node.health import HealthReporter
 from hedgerow.node.probes import gauges
 from hedgerow.region import config as region
@@ -83,7 +83,8 @@ def drop_reasons() -> str:
 
 def metric_table() -> str:
     """Return a table of the node's metrics."""
-    source = inspect.getsource(HealthReporter.gauges) + inspect.getsource(gauges)
+    parts = (HealthReporter.gauges, gauges, tasks.gauges)
+    source = "".join(map(inspect.getsource, parts))
     lines = [line for line in source.splitlines() if "yield" in line or '"' in line]
     named = re.findall(r'"(hedgerow_\w+)", "([^"]+)"', re.sub(r",\s+", ", ", " ".join(line.strip() for line in lines)))
     labels = {
@@ -91,6 +92,7 @@ def metric_table() -> str:
         "hedgerow_refused": "link",
         "hedgerow_node_status": "node, status",
         "hedgerow_worker_ends": "pipeline, reason",
+        "hedgerow_task": "task",
         "hedgerow_model": "model, version, digest, backend, device",
     }
     rows = _families(metrics.TallyCollector(lambda: {"p": Tally()}, lambda: ()))

@@ -139,6 +139,28 @@ async def test_the_result_of_a_thread_that_nobody_waits_for_is_discarded(moment:
     assert await cancel_at_every_place(attempt, moment) >= 1
 
 
+async def test_functions_that_hang_and_are_abandoned_hold_nothing_up() -> None:
+    """More of them than the event loop's own pool has threads."""
+    gate, discarded = threading.Event(), []
+    waiting = [asyncio.create_task(tasks.in_thread(gate.wait, "hanging", discarded.append)) for _ in range(64)]
+    await asyncio.sleep(0)
+    await tasks.cancel(*waiting)
+
+    async with asyncio.timeout(60):
+        assert await asyncio.to_thread(int, "3") == 3
+    gate.set()
+    while len(discarded) < 64:  # noqa: ASYNC110 - threads report it
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), SystemExit("x"), StopIteration("x"), asyncio.CancelledError("x")], ids=repr
+)
+async def test_an_error_in_a_thread_is_raised_where_it_is_awaited_and_ends_nothing(error: BaseException) -> None:
+    with pytest.raises(Exception, match="x"):
+        await tasks.in_thread(raises(error), "failing", print)
+
+
 async def test_a_failure_of_what_runs_to_its_end_is_logged_if_the_caller_was_cancelled() -> None:
     async def work() -> None:
         await asyncio.sleep(0)

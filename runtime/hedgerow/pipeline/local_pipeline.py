@@ -21,7 +21,7 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot,
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.chain.progress import StageCall, this_thread
-from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting
+from hedgerow.pipeline.chain.specs import RECEIVED, unused_setting
 from hedgerow.pipeline.chain.stage_failure import log_failure
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import ResultEncoder
@@ -52,8 +52,8 @@ class LocalPipeline(BuiltPipeline):
         self._context = PipelineContext(name, config.models, base_dir, pool)
         self._maker.on_event = on_event
         self._chain = build_chain(self.config.stages, self._context, on_event, partial(log_failure, name), RECEIVED)
-        if (futile := futile_setting(self.config, self._chain.steps)) is not None:
-            log.warning("futile-setting", pipeline=name, error=str(futile[1]), remedy=futile[1].remedy)
+        if (unused := unused_setting(self.config, self._chain.steps)) is not None:
+            log.warning("unused-setting", pipeline=name, error=str(unused[1]), remedy=unused[1].remedy)
         limits = [step.stage.max_list for step in self._chain.steps]
         self.batch = min([self.batch, *(limit for limit in limits if limit is not None)])
         self._slots = tuple(dict.fromkeys(self._context.slots))

@@ -19,6 +19,11 @@ _STEADY_S: Final = 60.0
 _failures: Counter[str] = Counter()
 
 
+def expect(name: str) -> None:
+    """Show a count of 0 in the metrics, so that the first failure is an increase."""
+    _failures[name] += 0
+
+
 def report(name: str, error: BaseException) -> None:
     """Log and count a failure."""
     _failures[name] += 1
@@ -27,9 +32,8 @@ def report(name: str, error: BaseException) -> None:
 
 def gauges() -> Iterator[tuple[str, str, dict[str, str], float]]:
     """Yield metrics: name, help, labels, value."""
-    text = "Times that a task or thread of this process failed; see `task-failed` in its log."
     for name, count in dict(_failures).items():
-        yield "hedgerow_task_failures", text, {"task": name}, count
+        yield "hedgerow_task_failures", "Times that a part of the process failed unexpectedly.", {"task": name}, count
 
 
 class RestartPause:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
-from hedgerow.tasks.failures import RestartPause, report
+from hedgerow.tasks.failures import RestartPause, expect, report
+from hedgerow.tasks.threads import start_thread
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +28,7 @@ def start(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         work: what it does.
         name: what it is, for the log and the metric: one of few, never an id.
     """
+    expect(name)
     task = asyncio.get_running_loop().create_task(work, name=name)
     _running.add(task)
     task.add_done_callback(_ended)
@@ -71,14 +75,16 @@ async def in_thread(work: Callable[[], T], name: str, discard: Callable[[T], Non
         work: the function.
         name: see `start`.
         discard: if given, a caller that is cancelled does not wait; the result, once there, is released by this function.
+            The thread is a daemon of its own: if the function hangs, it keeps neither the process from exiting nor other
+            work from running.
     """
     if discard is None:
         return await run_to_end(asyncio.to_thread(work), name)
-    task = _started(asyncio.to_thread(work), name)
+    outcome = _in_own_thread(work, name)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(outcome)
     except asyncio.CancelledError:
-        task.add_done_callback(lambda _: None if _failed(task) else discard(task.result()))
+        outcome.add_done_callback(lambda _: None if outcome.exception() else discard(outcome.result()))
         raise
 
 
@@ -126,5 +132,27 @@ def _ended(task: asyncio.Task[Any]) -> None:
         report(task.get_name(), error)
 
 
-def _failed(task: asyncio.Future[Any]) -> bool:
-    return task.cancelled() or task.exception() is not None
+def _as_exception(error: BaseException) -> Exception:
+    """Return an error that a future can hold: `sys.exit()` in a plugin must not end the process."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _in_own_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        settle: Callable[[], None]
+        try:
+            settle = partial(outcome.set_result, work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            settle = partial(outcome.set_exception, _as_exception(error))
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle)
+
+    start_thread(run, name)
+    return outcome

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hedgerow.tasks.failures import RestartPause, report
+from hedgerow.tasks.failures import RestartPause, expect, report
 
 
 def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
@@ -18,6 +18,7 @@ def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
         except BaseException as error:  # noqa: BLE001 - nobody waits for a thread
             report(name, error)
 
+    expect(name)
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread

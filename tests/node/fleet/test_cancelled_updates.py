@@ -365,6 +365,9 @@ async def test_opening_and_closing(
         async def run(self) -> None:
             await asyncio.Event().wait()
 
+        def close(self) -> None:
+            pass
+
     async def attempt(cancelling: Cancelling) -> None:
         opened: Any
         if part == "server":
@@ -372,7 +375,7 @@ async def test_opening_and_closing(
         else:
             opened = BlobFetcher(options, address, store, sources=[Mirror(tmp_path)])
         if part == "member":
-            member = FleetMember(Idle(), opened, None)  # type: ignore[arg-type]
+            member = FleetMember(Idle(), opened, Idle())  # type: ignore[arg-type]
             await member.open()
             close = member.close
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.trust.conftest import World
 
-from hedgerow import backends
+from hedgerow import backends, tasks
 from hedgerow.blobs.errors import RegionUnavailable
 from hedgerow.errors import DeviceMissing
 from hedgerow.node.fleet.verify import Verifier
@@ -73,6 +73,29 @@ async def test_an_installed_version_serves_again_without_metadata(
     assert len(events) == count == 1
 
 
+async def test_verifications_that_were_cancelled_hold_up_nothing_else(world: World) -> None:
+    """A region that does not answer keeps each of them waiting; there are more than the event loop's pool has threads."""
+    asked, answer = threading.Event(), threading.Event()
+
+    class Silent:
+        def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+            asked.set()
+            answer.wait()
+            raise RegionUnavailable("no reply", remedy="wait")
+
+    verifier = Verifier(world.client("other", Silent()), lambda *_: None)
+    ref = world.publish()
+    work = [asyncio.create_task(verifier.verify(ref, {})) for _ in range(64)]
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(asked.wait)
+            await tasks.cancel(*work)
+            assert await asyncio.to_thread(int, "3") == 3
+    finally:
+        answer.set()
+        verifier.close()
+
+
 async def test_a_withdrawn_version_does_not_serve_again(world: World, verifier: Verifier, events: list[Any]) -> None:
     ref = world.publish()
     await verifier.verify_again(ref, {})
@@ -103,17 +126,18 @@ async def test_verifying_takes_one_thread_hop_and_events_are_raised_on_the_event
 ) -> None:
     """Metadata, manifest and drivers all block; they share one hop."""
     raised, hops, threads = [], [], []
-    to_thread, devices = asyncio.to_thread, backends.LocalDevices
+    loop, devices = asyncio.get_running_loop(), backends.LocalDevices
+    run_in_executor = loop.run_in_executor
 
-    async def counted(work: Callable[..., Any], *args: Any) -> Any:
+    def counted(executor: Any, work: Callable[..., Any], *args: Any) -> Any:
         hops.append(work)
-        return await to_thread(work, *args)
+        return run_in_executor(executor, work, *args)
 
     def here() -> backends.LocalDevices:
         threads.append(threading.current_thread())
         return devices()
 
-    monkeypatch.setattr(asyncio, "to_thread", counted)
+    monkeypatch.setattr(loop, "run_in_executor", counted)
     monkeypatch.setattr(backends, "LocalDevices", here)
     verifier = Verifier(world.node, lambda kind, _: raised.append((kind, threading.current_thread())))
     ref, other = world.publish(), world.publish(version="2.0.0", selector="site=hall-2")

@@ -317,8 +317,8 @@ def test_a_node_refuses_at_start_what_the_check_refuses(node: Any, tmp_path: Pat
         start(node(REFUSED[0]), tmp_path)
 
 
-def test_a_node_starts_with_a_futile_setting_and_logs_it(node: Any, tmp_path: Path) -> None:
+def test_a_node_starts_with_a_unused_setting_and_logs_it(node: Any, tmp_path: Path) -> None:
     case, change = FUTILE[0]
 
     assert start(node(case), tmp_path) == []
-    assert start(node(replace(case, **change)), tmp_path) == ["futile-setting"]
+    assert start(node(replace(case, **change)), tmp_path) == ["unused-setting"]

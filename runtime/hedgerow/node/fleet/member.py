@@ -41,6 +41,7 @@ class FleetMember:
             if self._work is not None:
                 await tasks.cancel(self._work)
         finally:
+            self._verifier.close()
             await self._fetcher.__aexit__(None, None, None)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:

@@ -5,7 +5,8 @@ Rules:
 - An installed version has been verified before. Before it serves again, it is checked against the newest metadata, so
   that a withdrawn version no longer serves. If the metadata is unavailable or expired, the earlier verification stands: a
   rollback must not depend on the WAN.
-- Blocking work takes one thread hop per version; events follow on the event loop.
+- Blocking work takes one thread hop per version; events follow on the event loop. It has a thread of its own: when the region
+  does not answer, a verification that was cancelled waits on for half a minute, and other work must not wait for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import structlog
@@ -51,6 +53,7 @@ class Verifier:
     def __init__(self, trust: TrustClient, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._trust = trust
         self._on_event = on_event
+        self._thread = ThreadPoolExecutor(1, "verification")
         self._fresh: Freshness | None = None
         self._refused: Counter[str] = Counter()
 
@@ -65,7 +68,7 @@ class Verifier:
             ModelError: its manifest is invalid, or none of its variants can run here.
         """
         try:
-            fresh, version = await asyncio.to_thread(self._verify, ref, labels)
+            fresh, version = await asyncio.get_running_loop().run_in_executor(self._thread, self._verify, ref, labels)
         except TrustError as error:
             self._report_refusal(ref, error)
             raise
@@ -80,7 +83,7 @@ class Verifier:
         Raises: TrustError: it may no longer serve; also published as an event.
         """
         try:
-            fresh, _ = await asyncio.to_thread(self._refresh, ref, labels)
+            fresh, _ = await asyncio.get_running_loop().run_in_executor(self._thread, self._refresh, ref, labels)
         except (BusError, ExpiredMetadata) as error:
             log.warning("model-not-verified-again", version=str(ref), code=error.code, error=str(error))
         except TrustError as error:
@@ -88,6 +91,10 @@ class Verifier:
             raise
         else:
             self._update_freshness(fresh)
+
+    def close(self) -> None:
+        """End its thread once the verification in progress has ended."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield metrics: name, help, labels, value."""

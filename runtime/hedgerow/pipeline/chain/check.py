@@ -12,7 +12,7 @@ from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelNotAssigned, ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, set_up
 from hedgerow.pipeline.chain.chain import Chain, ChainStep
-from hedgerow.pipeline.chain.specs import RECEIVED, futile_setting, output_spec
+from hedgerow.pipeline.chain.specs import RECEIVED, output_spec, unused_setting
 
 _ELSEWHERE = (ModelNotAssigned, BackendMissing)
 """Errors that say nothing about the file: the model or its backend is not on this machine."""
@@ -63,8 +63,8 @@ def _check(config: NodeConfig, name: str, context: PipelineContext) -> ChainFind
                 return ChainFinding(name, position, error, remedy=_elsewhere_remedy(error))
             except HedgerowError as error:
                 return ChainFinding(name, position, error, is_problem=True, remedy=error.remedy)
-        if (futile := futile_setting(config.pipelines[name], steps)) is not None:
-            return ChainFinding(name, *futile, is_problem=True, remedy=futile[1].remedy)
+        if (unused := unused_setting(config.pipelines[name], steps)) is not None:
+            return ChainFinding(name, *unused, is_problem=True, remedy=unused[1].remedy)
         return ChainFinding(name)
     finally:
         Chain(steps).close()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hedgerow.config import PipelineConfig
-from hedgerow.errors import HedgerowError, PluginError, StageMismatch
+from hedgerow.errors import HedgerowError, PluginError, StageMismatch, is_interrupt, text_of
 from hedgerow.pipeline.chain.chain import ChainStep
 from hedgerow.stage import FrameSpec
 from hedgerow.wire.codec import ENVELOPE, mime, stated_meta
@@ -35,15 +35,17 @@ def output_spec(step: ChainStep, incoming: FrameSpec) -> FrameSpec:
         raise StageMismatch(error.takes, error.gets, remedy=error.remedy, stage=name) from error
     except HedgerowError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
         raise PluginError(
-            f"Stage {name} cannot be checked: {type(error).__name__}: {error}",
+            f"Stage {name} cannot be checked: {type(error).__name__}: {text_of(error)}",
             remedy=f"Fix its output_spec(); `hedgerow plugin show {name}` names the package.",
         ) from error
     return outgoing
 
 
-def futile_setting(config: PipelineConfig, steps: Sequence[ChainStep]) -> tuple[int, StageMismatch] | None:
+def unused_setting(config: PipelineConfig, steps: Sequence[ChainStep]) -> tuple[int, StageMismatch] | None:
     """Find a setting that only applies to frames that then die: `pcm16: {rate: 8000}` before a stage that takes 16 kHz.
 
     Frames whose sender states another rate or content type pass, so it is no reason to refuse the chain.
