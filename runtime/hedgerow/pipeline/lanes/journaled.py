@@ -62,5 +62,8 @@ def _run(
     this_thread.progress = record.progress
     try:
         return built.run(deliveries, lane)
+    except BaseException:  # not expected; the next list must not seem to hang where this one was left
+        record.progress.leave()
+        raise
     finally:
         record.end()
