@@ -71,6 +71,9 @@ def test_a_second_signal_stops_the_node_at_once(
 
     assert node.wait() == 128 + signal.SIGTERM
     until(lambda: ("offline", "connection lost") in states(collector), lambda: states(collector))
+    node.configure()
+    node.start()
+    assert '"node-crashed"' not in node.log, "no frame is blamed for it"
 
 
 def test_a_stage_that_hangs_does_not_prevent_the_node_from_stopping(
@@ -87,6 +90,7 @@ def test_a_stage_that_hangs_does_not_prevent_the_node_from_stopping(
     node.configure()
     node.start()
     until(collector.ids)
+    assert '"node-crashed"' not in node.log, "it had not hung for longer than it may"
 
 
 def test_the_will_of_a_killed_node_reports_it_offline(node: Any, collector: Any, until: Callable[..., None]) -> None:

@@ -13,7 +13,10 @@ import orjson
 import pytest
 from trial_site import Site, until
 
+from hedgerow import configfile
 from hedgerow.node.node import Node
+from hedgerow.pipeline.built_pipeline import pipeline_digest
+from hedgerow.pipeline.crash_journal import CrashJournal
 
 
 async def probe(node: Node, path: str) -> tuple[int, list[str]]:
@@ -168,3 +171,27 @@ async def test_a_stage_that_hangs_in_setup_fails_its_pipeline_and_no_other(
         assert any("setup-gate" in reason for reason in node.health().reasons)
         gate.touch()
         await until(lambda: not gate.exists())
+
+
+async def test_a_pipeline_that_ended_the_node_twice_with_one_frame_runs_in_a_worker_and_health_says_so(
+    site: Site,
+) -> None:
+    pipelines = {"p": site.pipeline("trial", "tally"), "q": site.pipeline()}
+    config = configfile.parse(site.yaml(pipelines), site.folder / "node.yaml")
+    for _ in range(2):  # as two processes that die in the stage `tally`
+        record = CrashJournal(site.folder / "state" / "crashes").open_lane("p")
+        record.begin("p", pipeline_digest(config, "p"), ["trial", "tally"], 1, [bytes(16)])
+        record.progress.enter(1, 1)
+    async with site.node(pipelines) as node:
+        await site.frame(0)
+        await site.wait_results(1)
+        health = node.health()
+        await until(lambda: site.events("pipeline-isolated") and site.events("node-crashed"))
+        built = {name: type(runner.built).__name__ for name, runner in node.runners.items()}
+
+    assert built == {"p": "WorkerPipeline", "q": "LocalPipeline"}
+    assert health.state == "degraded"
+    assert "while pipeline p was in stage tally" in health.reasons[0]
+    assert "pipeline p runs in a worker: stage tally ended the node twice with the same frame" in health.reasons[1]
+    (isolated,) = site.events("pipeline-isolated")
+    assert isolated["detail"]["state_reset"] == ["tally"]

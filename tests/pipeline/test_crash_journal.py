@@ -34,13 +34,13 @@ def message(payload: str, *, qos: int = 1, packet_id: int = 1, **properties: Any
     return Message("a/1", payload.encode(), qos << 1, packet_id, time.monotonic(), raw)
 
 
-def die_in_lane(folder: Path, *keys: bytes, lanes: int = 1, frames: int | None = None) -> None:
+def die_in_lane(folder: Path, *keys: bytes, lanes: int = 1, frames: int | None = None, pipeline: str = "p") -> None:
     """Leave a folder as a process does that dies with these frames in each of its lanes, in the stage `blur`."""
     folder.mkdir(parents=True, exist_ok=True)
     journal = CrashJournal(folder)
     for _ in range(lanes):
-        record = journal.open_lane("p")
-        record.begin("p", DIGEST, ["decode", "blur"], frames or len(keys), keys)
+        record = journal.open_lane(pipeline)
+        record.begin(pipeline, DIGEST, ["decode", "blur"], frames or len(keys), keys)
         record.progress.enter(1, 1)
 
 
@@ -103,6 +103,13 @@ def test_after_a_crash_each_frame_runs_alone_and_then_together_again(tmp_path: P
     assert not CrashJournal(tmp_path).has_suspects
 
 
+def test_only_suspects_run_alone(tmp_path: Path) -> None:
+    die_in_lane(tmp_path, frame_key(message("3")), frame_key(message("9")))
+    found = run(CrashJournal(tmp_path), *map(message, "12345"))[0]
+
+    assert found == [[b"1", b"2"], [b"3"], [b"4", b"5"]]
+
+
 def test_a_frame_is_not_run_after_two_crashes_and_the_others_are(tmp_path: Path) -> None:
     """Its companions of the first crash are innocent, since it was alone in the second."""
     die_in_lane(tmp_path, frame_key(message("1")), frame_key(message("2")))
@@ -159,6 +166,17 @@ def test_suspects_that_do_not_come_back_are_forgotten(tmp_path: Path, monkeypatc
     journal = CrashJournal(tmp_path)
     run(journal, message("2"))
 
+    assert not journal.has_suspects
+
+
+def test_suspects_of_a_pipeline_that_was_removed_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    die_in_lane(tmp_path, frame_key(message("1")), pipeline="removed")
+    journal = CrashJournal(tmp_path)
+    run(journal, message("2"))
+    assert journal.has_suspects
+
+    monkeypatch.setattr(crash_journal, "_LOOP_S", -1.0)
+    run(journal, message("2"))
     assert not journal.has_suspects
 
 

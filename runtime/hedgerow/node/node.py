@@ -173,6 +173,8 @@ class Node:
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
                 log.warning("stopping-at-once", signal=number.name)
+                for runner in self.runners.values():
+                    runner.abandon()
                 os._exit(128 + number)  # not `sys.exit`: what blocks draining would block it too
             self.stop()
             log.info("stopping", signal=number.name, drain_s=self.config.node.drain_s)

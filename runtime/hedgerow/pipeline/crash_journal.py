@@ -46,7 +46,7 @@ POISON_AFTER: Final = 2
 _LOOPS_AFTER: Final = 3
 _LOOP_S: Final = 3600.0
 _SUSPECT_S: Final = 600.0
-"""How long the node waits for suspects that do not come back."""
+"""How long a pipeline waits for suspects that do not come back, from its first list."""
 
 _MOST_SUSPECTS: Final = 4096
 _MOST_PIPELINES: Final = 256
@@ -187,6 +187,8 @@ class CrashJournal:
         self._folder = folder
         self._count = itertools.count()
         self._state = _CrashState()
+        self._started_at = time.monotonic()
+        self._waits_until: dict[str, float] = {}
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +200,6 @@ class CrashJournal:
                 self._folder = None
                 remedy = "Give each node a `state_dir` of its own, which it can write to."
                 log.warning("crash-journal-off", folder=str(folder), error=str(error), remedy=remedy)
-        self._waits_until = time.monotonic() + _SUSPECT_S
 
     def open_lane(self, pipeline: str) -> LaneRecord:
         """Return a record for a lane of a pipeline."""
@@ -220,10 +221,16 @@ class CrashJournal:
         if self._state.frames.pop(key.hex(), None) is not None:
             self._write()
 
-    def forget_absent(self) -> None:
-        """Forget the suspects that have not come back in time. The caller holds `turn`."""
-        if self._state.frames and time.monotonic() > self._waits_until:
-            self._state.frames.clear()
+    def forget_absent(self, pipeline: str) -> None:
+        """Forget a pipeline's suspects that have not come back in time since its first list. The caller holds `turn`."""
+        now = time.monotonic()
+        all_absent = now > self._started_at + _LOOP_S  # those of pipelines that run no list, too
+        if now <= self._waits_until.setdefault(pipeline, now + _SUSPECT_S) and not all_absent:
+            return
+        absent = [key for key, each in self._state.frames.items() if all_absent or each.pipeline == pipeline]
+        if absent:
+            for key in absent:
+                del self._state.frames[key]
             self._write()
 
     def isolated(self, pipeline: str, digest: str) -> CrashedPipeline | None:

@@ -125,6 +125,10 @@ class PipelineRunner:
         if not await asyncio.to_thread(self.built.wait_closed, limit_s):
             log.warning("stage-does-not-close", pipeline=self.built.name, waited_s=limit_s)
 
+    def abandon(self) -> None:
+        """Clear lists that do not hang from the crash journal, because the process is about to be ended on request."""
+        self._dispatcher.stop()
+
     async def pause(self) -> None:
         """Stop accepting frames; the broker keeps QoS 1 frames meanwhile."""
         async with self._state_lock:

@@ -35,6 +35,7 @@ def test_progress_of_any_kind_starts_anew() -> None:
 
 def test_a_hang_is_reported_once_and_the_next_one_again() -> None:
     watch = HangWatch()
+    assert not watch.reported
     watch.look(CALL, 1.0)
     watch.reported = True
     watch.look(CALL, 2.0)

@@ -299,6 +299,13 @@ def own_handler_of_the_stack_signal(frame: Frame) -> None:
     time.sleep(LONG_S)  # that is the point
 
 
+@way
+def default_action_of_the_stack_signal(frame: Frame) -> None:
+    """It ends the process, which is not a crash of its own."""
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    time.sleep(LONG_S)  # that is the point
+
+
 # Children
 
 

@@ -68,6 +68,7 @@ HANGS = dict.fromkeys(
         "all-signals-blocked",
         "frozen-by-a-signal",
         "own-handler-of-the-stack-signal",
+        "default-action-of-the-stack-signal",
         "child-process",
         "child-that-ignores-signals",
         "child-whose-output-is-not-read",

@@ -231,7 +231,13 @@ def replaced_after(built: WorkerPipeline, action: str) -> tuple[int, int]:
     return first, last
 
 
-@pytest.mark.parametrize("limit", [{"worker_max_frames": 2}, {"worker_max_bytes": 2**20}], ids=["frames", "bytes"])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param({"worker_max_frames": 2}, id="frames"),
+        pytest.param({"worker_max_bytes": 2**20}, id="bytes", marks=pytest.mark.long),
+    ],
+)
 def test_a_worker_that_leaks_is_replaced_between_two_lists(
     stages: None, events: list[tuple[str, dict[str, Any]]], limit: dict[str, int]
 ) -> None:

@@ -36,7 +36,7 @@ class HangWatch:
     def __init__(self) -> None:
         self.reported = False
         self._call: StageCall | None = None
-        self._since = 0.0
+        self._since: float  # set by the first look
 
     def look(self, call: StageCall | None, now: float) -> float:
         """Return for how many seconds the same call has finished no frame.

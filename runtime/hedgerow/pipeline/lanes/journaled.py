@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hedgerow.errors import HedgerowError
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
@@ -29,30 +29,49 @@ def run_journaled(
 ) -> Completed:
     """Run a list; the lane's record has it until it is out of the stages.
 
-    After a crash only one list runs at a time, each suspect in it alone. Frames that caused two crashes are dead-lettered.
+    After a crash only one list runs at a time, and each suspect in it alone. Frames that caused two crashes are dead-lettered.
     """
     if not journal.has_suspects:
         return _run(built, deliveries, lane, record, [frame_key(each.message) for each in deliveries if each.durable])
     with journal.turn:
-        journal.forget_absent()
+        journal.forget_absent(built.name)
         settlements: list[Settlement] = []
         timings: list[tuple[str, float, int]] = []
-        snapshot = None
-        for position, delivery in enumerate(deliveries):
-            key = frame_key(delivery.message)
-            suspect = journal.suspect(key) if delivery.durable else None
+        snapshot, done = None, 0
+        for group, suspect in _turns(deliveries, journal):
+            keys = [frame_key(each.message) for each in group if each.durable]
             if suspect is not None and suspect.crashes >= POISON_AFTER:
-                settlements.append(built.dead_letter(delivery, PoisonFrame(suspect), suspect.stage))
+                settlements.append(built.dead_letter(group[0], PoisonFrame(suspect), suspect.stage))
             else:
-                completed = _run(built, [delivery], lane, record, [key] if delivery.durable else [])
+                completed = _run(built, group, lane, record, keys)
                 settlements += completed.settlements
                 timings += completed.timings
                 snapshot = completed.snapshot or snapshot
                 if completed.not_run:
-                    return Completed(settlements, timings, snapshot, not_run=deliveries[position:])
+                    done += len(group) - len(completed.not_run)
+                    return Completed(settlements, timings, snapshot, not_run=deliveries[done:])
+            done += len(group)
             if suspect is not None:
-                journal.cleared(key)
+                journal.cleared(keys[0])
         return Completed(settlements, timings, snapshot)
+
+
+def _turns(
+    deliveries: Sequence[Delivery], journal: CrashJournal
+) -> Iterator[tuple[Sequence[Delivery], SuspectFrame | None]]:
+    """Yield what runs together: each suspect alone, and those between two suspects."""
+    others: list[Delivery] = []
+    for delivery in deliveries:
+        suspect = journal.suspect(frame_key(delivery.message)) if delivery.durable else None
+        if suspect is None:
+            others.append(delivery)
+            continue
+        if others:
+            yield others, None
+        others = []
+        yield [delivery], suspect
+    if others:
+        yield others, None
 
 
 def _run(
@@ -62,5 +81,8 @@ def _run(
     this_thread.progress = record.progress
     try:
         return built.run(deliveries, lane)
+    except BaseException:  # not expected; the next list must not seem to hang where this one was left
+        record.progress.leave()
+        raise
     finally:
         record.end()

@@ -245,7 +245,8 @@ class Worker:
         if self.call() != call:
             self._interrupted = None
         elif not self.has_ended():
-            os.kill(self.pid, signal.SIGUSR2)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR2)
 
     def kill(self, reason: str) -> None:
         """(any thread) Kill the process and its children; the thread that waits for its reply then ends it."""
@@ -256,9 +257,10 @@ class Worker:
 
     def disconnect(self) -> None:
         """(any thread) End the connection, even if a child of the process holds it open; the process then ends."""
-        if self._socket is not None:
+        connection = self._socket
+        if connection is not None:
             with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> WorkerEnd:
         """Disconnect and wait until the process has ended; kill it if it takes too long. Return how it ended."""
@@ -277,8 +279,8 @@ class Worker:
         by_itself = _exited(process)
         self._kill_group()  # and with it the children it leaves; its own status is fixed if it has ended
         code, self.running = process.wait(), 0
-        if self._killed_for:
-            return WorkerEnd(self._killed_for, "was killed by the node", call, code)
+        if reason := HUNG if self._interrupted is not None else self._killed_for:
+            return WorkerEnd(reason, "was killed by the node", call, code)
         return WorkerEnd(CRASHED, ended(code) if by_itself else "closed its pipe, and did not end", call, code)
 
     def _kill_group(self) -> None:
