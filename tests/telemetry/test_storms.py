@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -57,8 +58,16 @@ class Faulty(Stage[StageConfig]):
         return frame.with_result(1)
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    handlers = logging.getLogger().handlers[:]
+    yield
+    logging.getLogger().handlers[:] = handlers
+    structlog.reset_defaults()
+
+
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+def lines(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
     """Configures logging as a service does; returns the lines written since the last call."""
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
@@ -70,8 +79,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[st
         written.seek(0)
         return [json.loads(line) for line in text.splitlines()]
 
-    yield take
-    structlog.reset_defaults()
+    return take
 
 
 async def refused_results(announcer: Announcer, patch: pytest.MonkeyPatch) -> None:
@@ -195,7 +203,4 @@ async def test_a_log_that_nobody_reads_stops_nothing(broken: Exception, monkeypa
 
     monkeypatch.setattr(sys, "stderr", Unread())
     logs.configure("info", "json")
-    try:
-        await failing_stage(Announcer(ADDRESS, "session", Link()), monkeypatch)  # type: ignore[arg-type]
-    finally:
-        structlog.reset_defaults()
+    await failing_stage(Announcer(ADDRESS, "session", Link()), monkeypatch)  # type: ignore[arg-type]

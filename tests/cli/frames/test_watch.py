@@ -118,7 +118,7 @@ def test_no_payload_stops_the_watch(payload: bytes, content_type: str, channel: 
 
     if message is not None:
         Board().add(message)
-        encode_json(message.record())
+        encode_json(message.record(), lossy=True)
 
 
 json_values = st.recursive(
@@ -142,7 +142,7 @@ json_values = st.recursive(
 def test_no_shape_of_message_stops_the_watch(body: dict[str, Any], channel: Channel) -> None:
     topic = NODE.topic(channel, TAILS.get(channel, ""))
 
-    message = parse_message(topic, encode_json(body), JSON, [], received_at=1.0)
+    message = parse_message(topic, encode_json(body, lossy=True), JSON, [], received_at=1.0)
 
     assert message is not None
     assert isinstance(message.line(), str)
