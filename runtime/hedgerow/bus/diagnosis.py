@@ -82,9 +82,7 @@ class _Diagnosis:
         try:
             return await self._judge(await self._talk(self._hello, self._tls))
         except _Silent:
-            if self._tls is None and not self._websocket and await self._is_web_server():
-                return web_server(self._url)
-            return hung(self._url, ANSWER_WITHIN_S)
+            return await self._silent()
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in WRONG_NAME:
                 return wrong_name(self._url, await self._names())
@@ -117,6 +115,17 @@ class _Diagnosis:
 
     def _refused(self, reason: int, text: str) -> HedgerowError:
         return refused(self._url, reason, text, self._options.username, self._options.client_id)
+
+    async def _silent(self) -> HedgerowError:
+        """Explain a peer that sent nothing: it may wait for the beginning of another protocol."""
+        if self._tls is not None:
+            if (await self._try(self._hello, None))[:1] == bytes([CONNACK]):
+                return tls_unexpected(self._url)
+        elif await self._speaks_tls():
+            return tls_expected(self._url)
+        elif not self._websocket and await self._is_web_server():
+            return web_server(self._url)
+        return hung(self._url, ANSWER_WITHIN_S)
 
     async def _ended(self, error: OSError) -> HedgerowError:
         """Explain a connection that ended without a reply."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Any
 
+import pytest
+
+from hedgerow.bus.outbox import Number, Outbox, Record, read_gap
 from hedgerow.bus.outbox.ledger import Ranges
 from hedgerow.bus.outbox.overtaken import OvertakenRecords
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, key_of
 from hedgerow.bus.outbox.window import SendWindow
+from hedgerow.bus.properties import PublishProperties
 
 
 class Path:
@@ -132,3 +140,44 @@ def test_the_number_of_records_that_are_tracked_is_bounded() -> None:
     assert records.stuck == len(records.held()) == 10_000
     records.remove([(0, 9_998)])
     assert records.held() == [9_999]
+
+
+async def test_the_outbox_reports_it_and_in_the_end_declares_it_lost(
+    tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr("hedgerow.bus.outbox.outbox._TICK_S", 0.01)
+    monkeypatch.setattr("hedgerow.bus.outbox.overtaken._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("hedgerow.bus.outbox.overtaken._GIVE_UP_AFTER_S", 0.5)
+    events: dict[str, dict[str, Any]] = {}
+    gaps: list[bytes] = []
+    received = Ranges()
+
+    def publish(topic: str, payload: Any, *, qos: int, properties: bytes, done: Callable[[Any], None]) -> None:
+        loop.call_soon(done, None)
+        if topic == "gap":
+            gaps.append(bytes(payload))
+        elif payload != b"large":  # which the bridge does not carry
+            number = PublishProperties(properties).user_properties[0][1]
+            received.add(Number.parse(number).sequence, Number.parse(number).sequence)
+            loop.call_soon(lambda: outbox.acknowledge(Ack(outbox.epoch, {}, {0: received.all()})))
+
+    loop = asyncio.get_running_loop()
+    outbox = Outbox(
+        tmp_path / "outbox.db", gap_topic="gap", late=lambda topic: topic, publish=publish, on_event=events.__setitem__
+    )
+    async with outbox:
+        outbox.link_changed(up=True)
+        outbox.append([Record("p", "t", b"large")], [], lambda _: None)
+
+        def one_more() -> bool:
+            outbox.append([Record("p", "t", b"small")], [], lambda _: None)
+            return outbox.status.stuck == 1
+
+        await eventually(one_more)
+        await eventually(lambda: "outbox-stuck" in events)
+        await eventually(lambda: gaps)
+        await eventually(lambda: "outbox-lost" in events)
+
+    assert events["outbox-stuck"]["results"] == 1
+    assert events["outbox-lost"] == {"not-carried": 1}
+    assert read_gap(gaps[0])[1].reasons == {"not-carried": 1}

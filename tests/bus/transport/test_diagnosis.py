@@ -297,6 +297,30 @@ async def test_a_web_server_that_waits_for_a_line() -> None:
     assert "is a web server" in message
 
 
+@pytest.mark.usefixtures("quick")
+async def test_a_tls_port_that_waits_for_a_client_hello(authority: Authority) -> None:
+    """As proxies do, which look at the beginning before they answer."""
+    with Mosquitto(tls=authority.tls()) as broker:
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            data = await reader.read(4096)
+            if data[:1] == b"\x16":
+                upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", broker.port)
+                upstream_writer.write(data)
+                writer.write(await upstream_reader.read(65_536))
+                upstream_writer.write(await reader.read(65_536))
+                upstream_writer.close()
+            else:
+                await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        async with server:
+            message, _ = await explained(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+    assert "speaks TLS" in message
+
+
 async def test_a_failure_that_repeats_is_examined_once(eventually: Callable[..., Any]) -> None:
     connections = 0
 

@@ -50,7 +50,7 @@ class FakeOutbox:
     """An outbox whose appends the test completes."""
 
     max_record_bytes = 1 << 40
-    max_packet_bytes = None
+    max_packet_bytes: int | None = None
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
