@@ -169,9 +169,10 @@ def _numeric(value: Any, label: Label) -> Array:
 
 
 def _fits(array: Array, limits: np.iinfo[Any]) -> Array:
-    if array.dtype.kind == "f":  # the limits are not all floats, but the powers of two beyond them are
-        whole: Array = np.rint(array) == array
-        return whole & (array >= float(limits.min)) & (array < float(limits.max + 1))
+    if array.dtype.kind == "f":
+        wide = array.astype(np.float64)  # the limits are not all floats, but the powers of two beyond them are
+        whole: Array = np.rint(wide) == wide
+        return whole & (wide >= float(limits.min)) & (wide < float(limits.max + 1))
     return np.logical_and(array >= limits.min, array <= limits.max)
 
 
@@ -182,8 +183,9 @@ def _inexact(array: Array, converted: Array, *, rounds: bool) -> Array:
         return wrong if rounds else wrong | ((np.abs(array) >= below(dtype)) & (converted != array))
     limits = np.iinfo(source)
     # What was rounded up to the power of two beyond the largest has no counterpart in the source's dtype.
-    inside = (converted >= float(limits.min)) & (converted < float(limits.max + 1))
-    inexact: Array = ~inside | (np.where(inside, converted, 0).astype(source) != array)
+    wide = converted.astype(np.float64)
+    inside = (wide >= float(limits.min)) & (wide < float(limits.max + 1))
+    inexact: Array = ~inside | (np.where(inside, wide, 0).astype(source) != array)
     return inexact
 
 
