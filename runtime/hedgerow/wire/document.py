@@ -11,7 +11,7 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.frame import Buffer
-from hedgerow.wire.numbers import MissingValue
+from hedgerow.wire.values import MissingValue
 
 _BOM: Final = b"\xef\xbb\xbf"
 _SHORT: Final = 1024
