@@ -98,6 +98,7 @@ NUMBERS = [
     attempt("gzip", gzip.compress(b"[1]"), JSON, {}, "bad-json: gzip data"),
     attempt("zlib as MessagePack", zlib.compress(msgpack.packb([1] * 50)), MSGPACK, {}, "bad-msgpack: zlib data"),
     attempt("bzip2 as CSV", bz2.compress(b"1,2"), CSV, {}, "bad-csv: bzip2 data"),
+    attempt("a column called as a file begins", b"ID3,caffeine\n1,x\n", CSV, {"field": "caffeine"}, "bad-csv: Line 2, column `caffeine` is 'x', not a number"),
     attempt("UTF-16", "[1]".encode("utf-16"), JSON, {}, "bad-json: UTF-16 text"),
     attempt("a WebP picture", b"RIFF\x10\0\0\0WEBPVP8 ", "", {}, "unknown-content-type: a WebP picture"),
     attempt("an extension type", msgpack.packb({"v": msgpack.ExtType(5, b"abc")}), MSGPACK, {"field": "v"}, "not-numbers: MessagePack extension type 5"),
@@ -206,6 +207,15 @@ def test_the_remedy_for_a_content_type_is_one_that_helps(content_type: str, payl
 
     assert remedy in error.remedy
     assert ("content_type" in error.remedy) == (content_type == "")
+
+
+def test_a_payload_is_named_by_its_topic_only_if_it_may_be_that() -> None:
+    def message(payload: bytes) -> str:
+        sent = frame(payload, content_type=JSON, topic="spBv1.0/group/NDATA/node")
+        return str(run_stage(Parse, [sent]).errors[0])
+
+    assert "Sparkplug B" in message(b"\x12\x05hello")
+    assert "Sparkplug B" not in message(b'{"online": tru')
 
 
 @pytest.mark.parametrize(
