@@ -54,6 +54,9 @@ NUMBERS = [
     attempt("half a count", b'{"n":[1,2.5]}', JSON, {"field": "n", "dtype": "int64"}, "out-of-range: `n[1]` is 2.5"),
     attempt("half a count in CSV", b"1,2\n3,4.5\n", CSV, {"dtype": "int16"}, "out-of-range: Line 2, column 1 is 4.5"),
     attempt("a counter above float32", b"[0.5, 16777219]", JSON, {}, "out-of-range: Value [1] is 16777219"),
+    attempt("large numbers of few digits", b"[3.7e12, -1e30, 2.5e-7]", JSON, {}, [float(np.float32(n)) for n in (3.7e12, -1e30, 2.5e-7)]),
+    attempt("a large number of many digits", b"[33333333.25]", JSON, {}, "out-of-range: Value [0] is 33333333.25; float32 would make it 33333334.0"),
+    attempt("a Unix time in CSV", b"1700000000.5,1", CSV, {}, "out-of-range: Line 1, column 0 is 1700000000.5"),
     attempt("a counter above float32 that was asked for", b"[16777217, 0.0]", JSON, {"dtype": "float32"}, "out-of-range: Value [0] is 16777217; float32 would make it 16777216"),
     attempt("a number above float32 that was asked for", b"[16777217.5, 0]", JSON, {"dtype": "float32"}, [16777218.0, 0.0]),
     attempt("a counter above float64", msgpack.packb([2**53 + 3, 0.25]), MSGPACK, {"dtype": "float64"}, "out-of-range: Value [0] is 9007199254740995"),
@@ -79,6 +82,11 @@ NUMBERS = [
     attempt("columns of an accelerometer", b'{"x":[1,2],"y":[3,4],"z":[5,6]}', JSON, {"field": ["x", "y", "z"]}, [[1, 3, 5], [2, 4, 6]]),
     attempt("columns of unequal length", b'{"x":[1,2],"y":[3]}', JSON, {"field": ["x", "y"]}, "ragged-array: `x` has 2, `y` has 1"),
     attempt("a byte-order mark", b"\xef\xbb\xbf[1.5]", JSON, {}, [1.5]),
+    attempt("a byte-order mark and many digits", b"\xef\xbb\xbf[100000000000000000001]", JSON, {"dtype": "float64"}, "out-of-range: 100000000000000000001"),
+    attempt("a thousand lists", b"[" * 1000 + b"]" * 1000, JSON, {"field": "v"}, "missing-field: it is not a map but a list"),
+    attempt("a thousand lists in a field", b'{"v":' + b"[" * 1000 + b"]" * 1000 + b"}", JSON, {"field": "v"}, "ragged-array: nested more than 32 lists deep"),
+    attempt("a thousand lists beside NaN", b'{"v":[NaN],"w":' + b"[" * 5000 + b"]" * 5000 + b"}", JSON, {"field": "v"}, "bad-json: "),
+    attempt("a thousand lists in a record", b'[{"v":1},' + b"[" * 1000 + b"]" * 1000 + b"]", JSON, {"field": "v"}, "missing-field: "),
     attempt("tabs", b"1.5\t2.5\n", CSV, {"delimiter": "\t"}, [1.5, 2.5]),
     attempt("tabs, unsaid", b"1.5\t2.5\n", CSV, {}, "bad-csv: '1.5\\t2.5', not a number"),
     attempt("thousands in the German way", b"1.234,5;2", CSV, {"delimiter": ";", "decimal": ","}, "bad-csv: '1.234,5', not a number"),
@@ -90,6 +98,7 @@ NUMBERS = [
     attempt("gzip", gzip.compress(b"[1]"), JSON, {}, "bad-json: gzip data"),
     attempt("zlib as MessagePack", zlib.compress(msgpack.packb([1] * 50)), MSGPACK, {}, "bad-msgpack: zlib data"),
     attempt("bzip2 as CSV", bz2.compress(b"1,2"), CSV, {}, "bad-csv: bzip2 data"),
+    attempt("a column called as a file begins", b"ID3,caffeine\n1,x\n", CSV, {"field": "caffeine"}, "bad-csv: Line 2, column `caffeine` is 'x', not a number"),
     attempt("UTF-16", "[1]".encode("utf-16"), JSON, {}, "bad-json: UTF-16 text"),
     attempt("a WebP picture", b"RIFF\x10\0\0\0WEBPVP8 ", "", {}, "unknown-content-type: a WebP picture"),
     attempt("an extension type", msgpack.packb({"v": msgpack.ExtType(5, b"abc")}), MSGPACK, {"field": "v"}, "not-numbers: MessagePack extension type 5"),
@@ -198,6 +207,15 @@ def test_the_remedy_for_a_content_type_is_one_that_helps(content_type: str, payl
 
     assert remedy in error.remedy
     assert ("content_type" in error.remedy) == (content_type == "")
+
+
+def test_a_payload_is_named_by_its_topic_only_if_it_may_be_that() -> None:
+    def message(payload: bytes) -> str:
+        sent = frame(payload, content_type=JSON, topic="spBv1.0/group/NDATA/node")
+        return str(run_stage(Parse, [sent]).errors[0])
+
+    assert "Sparkplug B" in message(b"\x12\x05hello")
+    assert "Sparkplug B" not in message(b'{"online": tru')
 
 
 @pytest.mark.parametrize(

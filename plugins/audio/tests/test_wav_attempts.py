@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_says_why(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("magic", "kind"),
-    [(b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3\x04", "MP3"), (b"FORM", "AIFF"), (b"RIFX", "big-endian WAV"), (b".snd", "Sun")],
+    [(b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3\x04", "MP3"), (b"FORM\0\0\0\x40AIFF", "AIFF"), (b"RIFX", "big-endian WAV"), (b".snd", "Sun")],
 )  # fmt: skip
 @pytest.mark.parametrize("content_type", ["", "audio/pcm"])
 def test_other_sound_is_not_taken_for_raw_samples(magic: bytes, kind: str, content_type: str) -> None:

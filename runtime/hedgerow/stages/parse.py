@@ -15,9 +15,10 @@ from hedgerow.frame import Array, Buffer, Drop, Frame
 from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig, StageContext
 from hedgerow.wire.codec import NPY, parse_npy, timestamp
 from hedgerow.wire.document import decode_json, decode_json_exactly, decode_msgpack, field
-from hedgerow.wire.numbers import FLOAT32, ArrayReader, MissingValue, RoundedError, below, convert
+from hedgerow.wire.numbers import FLOAT32, ArrayReader, RoundedError, below, convert
 from hedgerow.wire.sniff import explained, payload_kind
 from hedgerow.wire.table import Table
+from hedgerow.wire.values import MissingValue
 
 _FORMATS: Final = {
     NPY: "npy",

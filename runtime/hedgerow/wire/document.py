@@ -11,7 +11,7 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.frame import Buffer
-from hedgerow.wire.numbers import MissingValue
+from hedgerow.wire.values import MissingValue
 
 _BOM: Final = b"\xef\xbb\xbf"
 _SHORT: Final = 1024
@@ -50,10 +50,11 @@ def decode_json(payload: Buffer, fields: Sequence[bytes] = ()) -> Any:
 
 def _quotes(body: Any) -> int:
     """Return how many quotation marks a map, or a list of maps, has at least: two for each key and each text."""
-    if body.__class__ is dict:
-        texts = [value for value in body.values() if value.__class__ is str]
-        return 2 * (len(body) + len(texts))
-    return sum(map(_quotes, body)) if body.__class__ is list else 0
+    maps = body if body.__class__ is list else [body]
+    keys = sum(
+        len(each) + sum(value.__class__ is str for value in each.values()) for each in maps if each.__class__ is dict
+    )
+    return 2 * keys
 
 
 def decode_json_exactly(payload: Buffer) -> Any:
@@ -62,7 +63,7 @@ def decode_json_exactly(payload: Buffer) -> Any:
     Raises: FrameError: it is not JSON (`bad-json`), or a map has a key twice (`duplicate-field`).
     """
     try:
-        return json.loads(str(payload, "utf-8"), object_pairs_hook=_strict_map)
+        return json.loads(str(payload, "utf-8-sig"), object_pairs_hook=_strict_map)
     except (ValueError, RecursionError) as error:
         raise FrameError(f"Not JSON: {error}", code="bad-json") from error
     except _DuplicateKeyError as error:
@@ -136,5 +137,5 @@ def _twice(error: _DuplicateKeyError) -> FrameError:
     return MissingValue(
         f"The payload is ambiguous: field {error}",
         code="duplicate-field",
-        remedy="Mend the sensor; or set `missing: drop` of `parse` to drop such frames.",
+        remedy="Mend the sensor: decoders disagree on which of the two counts.",
     )

@@ -1,26 +1,21 @@
 """Converts decoded values to arrays of numbers: every value exactly, or not at all.
 
-A whole number must be representable in the dtype. A number with a fraction is rounded to the dtype's precision, as everywhere,
-but one that would lose its whole fraction is refused unless the dtype was asked for.
+A whole number must be representable in the dtype. A number with a fraction is rounded to the dtype's precision, as everywhere;
+but a large one with more digits than float32 keeps (a time, a counter) is refused unless float32 was asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import msgpack
 import numpy as np
 
 from hedgerow.errors import FrameError
 from hedgerow.frame import Array
-
-Label = Callable[[tuple[int, ...]], str]
-"""Names the value at a position, for error messages: `(1, 0)` → `v[1][0]`."""
+from hedgerow.wire.values import Label, cleaned
 
 FLOAT32: Final = np.dtype(np.float32)
-_DEEPEST: Final = 32
 _SHORT: Final = 4096
 _INTEGERS_END: Final[dict[np.dtype[Any], float]] = {
     np.dtype(np.float16): 2.0**11,
@@ -28,12 +23,6 @@ _INTEGERS_END: Final[dict[np.dtype[Any], float]] = {
     np.dtype(np.float64): 2.0**53,
 }
 """Below this, a float dtype holds every whole number."""
-
-
-class MissingValue(FrameError):
-    """A value is null, not a number (NaN), infinite or absent, or it is not clear which of several it is."""
-
-    code = "missing-value"
 
 
 class RoundedError(Exception):
@@ -91,7 +80,7 @@ class ArrayReader:
     def _checked(self, value: Any, array: Array | None, label: Label, rounded_from: float) -> Array:
         """Convert what needs a closer look: missing and large values, text, and what is not an array at all."""
         if array is None or array.dtype.kind != "f" or not np.isfinite(array).all():
-            value = _cleaned(value, label, self._fill, self._text)
+            value = cleaned(value, label, self._fill, self._text)
             array = _numeric(value, label)
         if not array.ndim:
             value, array = [value], array.reshape(1)
@@ -112,7 +101,7 @@ def convert(array: Array, dtype: np.dtype[Any], *, label: Label | None = None, r
         array: of real numbers; NaN stays NaN.
         dtype: a real dtype.
         label: names a value in errors; by default by its position.
-        rounds: whether numbers with a fraction may lose all of it.
+        rounds: whether large floats may lose digits, too.
     Raises: FrameError: a value does not fit (`out-of-range`), or is complex.
     """
     source = array.dtype
@@ -130,7 +119,7 @@ def convert(array: Array, dtype: np.dtype[Any], *, label: Label | None = None, r
             wrong = ~_fits(array, np.iinfo(dtype))
             converted = array.astype(dtype)
     if wrong.any():
-        raise _unfit(array, int(np.argmax(wrong)), dtype, label or _by_position)
+        raise _unfit(array, int(np.argmax(wrong)), dtype, label or _by_position, rounds=rounds)
     return converted
 
 
@@ -169,9 +158,10 @@ def _numeric(value: Any, label: Label) -> Array:
 
 
 def _fits(array: Array, limits: np.iinfo[Any]) -> Array:
-    if array.dtype.kind == "f":  # the limits are not all floats, but the powers of two beyond them are
-        whole: Array = np.rint(array) == array
-        return whole & (array >= float(limits.min)) & (array < float(limits.max + 1))
+    if array.dtype.kind == "f":
+        wide = array.astype(np.float64)  # the limits are not all floats, but the powers of two beyond them are
+        whole: Array = np.rint(wide) == wide
+        return whole & (wide >= float(limits.min)) & (wide < float(limits.max + 1))
     return np.logical_and(array >= limits.min, array <= limits.max)
 
 
@@ -179,12 +169,23 @@ def _inexact(array: Array, converted: Array, *, rounds: bool) -> Array:
     source, dtype = array.dtype, converted.dtype
     if source.kind == "f":
         wrong = np.isfinite(array) & ~np.isfinite(converted)
-        return wrong if rounds else wrong | ((np.abs(array) >= below(dtype)) & (converted != array))
+        if not rounds:
+            wrong |= (np.abs(array) >= below(dtype)) & (converted != array) & ~_has_few_digits(array)
+        return wrong
     limits = np.iinfo(source)
     # What was rounded up to the power of two beyond the largest has no counterpart in the source's dtype.
-    inside = (converted >= float(limits.min)) & (converted < float(limits.max + 1))
-    inexact: Array = ~inside | (np.where(inside, converted, 0).astype(source) != array)
+    wide = converted.astype(np.float64)
+    inside = (wide >= float(limits.min)) & (wide < float(limits.max + 1))
+    inexact: Array = ~inside | (np.where(inside, wide, 0).astype(source) != array)
     return inexact
+
+
+def _has_few_digits(array: Array) -> Array:
+    """Return which numbers have at most the seven significant digits that float32 keeps: 3.7e12, but not 1700000000.123."""
+    size = np.abs(array)
+    unit = 10.0 ** (np.floor(np.log10(size, where=size > 0, out=np.zeros_like(size))) - 6)
+    few: Array = np.abs(np.rint(array / unit) * unit - array) <= size * 1e-15
+    return few
 
 
 def _wide(value: Any, array: Array, dtype: np.dtype[Any], label: Label, *, rounds: bool) -> Array:
@@ -209,7 +210,7 @@ def _wide(value: Any, array: Array, dtype: np.dtype[Any], label: Label, *, round
     return converted
 
 
-def _unfit(array: Array, flat_position: int, dtype: np.dtype[Any], label: Label) -> FrameError:
+def _unfit(array: Array, flat_position: int, dtype: np.dtype[Any], label: Label, *, rounds: bool = True) -> FrameError:
     where = label(tuple(int(index) for index in np.unravel_index(flat_position, array.shape)))
     value = array.reshape(-1)[flat_position]
     value = value.item() if isinstance(value, np.generic) else value
@@ -223,6 +224,8 @@ def _unfit(array: Array, flat_position: int, dtype: np.dtype[Any], label: Label)
         why = f"would make it {int(rounded) if isinstance(value, int) else float(rounded)!r}"
     holding = next((name for name in ("float64", "int64", "uint64") if _holds(np.dtype(name), value)), None)
     remedy = f"Set `dtype: {holding}`." if holding else "Send a number of at most 64 bits, or one with an exponent."
+    if not rounds and isinstance(value, float):
+        remedy += f" Set `dtype: {dtype}` if seven digits are enough."
     return FrameError(f"{where} is {value!r}; {dtype} {why}", code="out-of-range", remedy=remedy)
 
 
@@ -231,88 +234,6 @@ def _holds(dtype: np.dtype[Any], value: Any) -> bool:
         return isinstance(value, float) or float(value) == value
     limits = np.iinfo(dtype)
     return bool(limits.min <= value <= limits.max and value == int(value))
-
-
-class _WrongValueError(Exception):
-    """A value that is no number; its position is collected on the way out."""
-
-    def __init__(self, code: str, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.code, self.remedy = code, remedy
-        self.position: list[int] = []
-
-
-def _cleaned(value: Any, label: Label, fill: float | None, text: bool) -> Any:
-    """Return the value with missing numbers filled in and text converted.
-
-    Raises: FrameError: it contains anything else.
-    """
-    try:
-        return _clean(value, fill, text, _DEEPEST)
-    except _WrongValueError as error:
-        where = label(tuple(reversed(error.position)))
-        if error.code == MissingValue.code:
-            raise MissingValue(f"{where} is {error}", remedy=error.remedy) from None
-        raise FrameError(f"{where} is {error}", code=error.code, remedy=error.remedy) from None
-
-
-def _clean(value: Any, fill: float | None, text: bool, depth: int) -> Any:
-    if isinstance(value, list):
-        if depth == 0:
-            raise _WrongValueError("ragged-array", f"nested more than {_DEEPEST} lists deep", "Send fewer levels.")
-        cleaned = []
-        for index, item in enumerate(value):
-            try:
-                cleaned.append(_clean(item, fill, text, depth - 1))
-            except _WrongValueError as error:
-                error.position.append(index)
-                raise
-        return cleaned
-    if isinstance(value, str) and text:
-        value = _number(value)
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        if fill is not None:
-            return fill
-        what = "null" if value is None else f"{value}, not a finite number"
-        raise _WrongValueError(
-            MissingValue.code,
-            what,
-            "Mend the sensor; or set `missing` of `parse` to `drop`, or to a number to use instead.",
-        )
-    if isinstance(value, (int, float)):
-        return value
-    raise _WrongValueError("not-numbers", *_description(value))
-
-
-def _number(text: str) -> int | float | None:
-    """Return the number that a text is; None if it is empty or says that there is none."""
-    stripped = text.strip()
-    if not stripped or stripped.lower() in ("null", "none", "n/a", "na"):
-        return None
-    if stripped.isascii() and "_" not in stripped:
-        for kind in (int, float):
-            try:
-                return kind(stripped)
-            except ValueError:
-                pass
-    raise _WrongValueError("not-numbers", f"{text[:40]!r}, text that is no number", "Send numbers.")
-
-
-def _description(value: Any) -> tuple[str, str]:
-    """Return what a value is that is no number, and what to do."""
-    if isinstance(value, str):
-        return (
-            f"text, {value[:40]!r}",
-            "Send numbers; or set `text: true` of `parse` to accept numbers written as text.",
-        )
-    if isinstance(value, Mapping):
-        names = ", ".join(str(name)[:40] for name in list(value)[:8])
-        return f"a map with {names or 'no fields'}", "Name the field with the numbers: `parse: {field: NAME}`."
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes of binary data", "Send a list of numbers, or the bytes alone with `format: raw`."
-    if isinstance(value, msgpack.ExtType):
-        return f"MessagePack extension type {value.code}", "Send plain numbers."
-    return f"a {type(value).__name__}", "Send numbers."
 
 
 def _ragged(value: Any, label: Label) -> FrameError:

@@ -30,14 +30,15 @@ _MAGIC: Final = (
     (b"GIF8", "a GIF picture", "Send JPEG or PNG, and use `decode`."),
     (b"OggS", "Ogg sound", _SOUND),
     (b"fLaC", "FLAC sound", _SOUND),
-    (b"ID3", "MP3 sound", _SOUND),
+    (b"ID3\x02", "MP3 sound", _SOUND),
+    (b"ID3\x03", "MP3 sound", _SOUND),
+    (b"ID3\x04", "MP3 sound", _SOUND),
     (b"RIFX", "big-endian WAV sound", _SOUND),
-    (b"FORM", "AIFF sound", _SOUND),
-    (b"caff", "Core Audio sound", _SOUND),
+    (b"caff\x00\x01", "Core Audio sound", _SOUND),
     (b".snd", "Sun audio", _SOUND),
     (b"\x93NUMPY", "an .npy array", "Set its content type, `application/x-npy`, or `format: npy`."),
     (b"\x89HDF", "an HDF5 file", _SUPPORTED),
-    (b"PAR1", "a Parquet file", _SUPPORTED),
+    (b"PAR1\x15", "a Parquet file", _SUPPORTED),
     (b"Obj\x01", "an Avro file", _SUPPORTED),
     (b"\xd9\xd9\xf7", "CBOR", _SUPPORTED),
     (b"%PDF", "a PDF file", _SUPPORTED),
@@ -52,7 +53,7 @@ _MAGIC: Final = (
 def payload_kind(payload: Buffer, topic: str = "") -> tuple[str, str] | None:
     """Return what a payload is, with an article where it needs one, and what to do; None if that is not known."""
     head = bytes(payload[:_LONGEST])
-    if topic.startswith("spBv1.0/") or _is_sparkplug(head):
+    if _is_sparkplug(head) or (topic.startswith("spBv1.0/") and not head.startswith((b"{", b"["))):
         return (
             "Sparkplug B (protobuf)",
             "Sparkplug B is not read yet: publish plain JSON or MessagePack from the gateway.",
@@ -62,6 +63,8 @@ def payload_kind(payload: Buffer, topic: str = "") -> tuple[str, str] | None:
         if kind == b"WEBP":
             return "a WebP picture", "Send JPEG or PNG, and use `decode`."
         return ("WAV sound", "Use `pcm16` instead of `parse`.") if kind == b"WAVE" else ("a RIFF file", _SUPPORTED)
+    if head.startswith(b"FORM") and bytes(payload[8:12]) in (b"AIFF", b"AIFC"):
+        return "AIFF sound", _SOUND
     return next(((name, remedy) for magic, name, remedy in _MAGIC if head.startswith(magic)), None)
 
 

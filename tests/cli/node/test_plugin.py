@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
 
 from hedgerow import configcheck
+from hedgerow.cli.frames.sources import SplitOptions
+from hedgerow.cli.node.plugin import _frames
 from hedgerow.stages.parse import ParseConfig
 
 
@@ -155,6 +158,17 @@ def test_a_stage_that_keeps_the_contract_passes(hedgerow, tmp_path: Path) -> Non
 
     assert (result.code, result.err) == (0, "")
     assert all(line.startswith("passed") for line in result.out.splitlines())
+
+
+def test_the_frames_of_a_recording_have_its_rate(tmp_path: Path) -> None:
+    """As in a node: without the rate, sound of 8 kHz would be tested as sound of 16 kHz."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(1000))
+
+    first, *_ = _frames([str(tmp_path / "a.wav")], SplitOptions(), "", 1)
+
+    assert (first.content_type, first.meta) == ("audio/l16", {"rate": "8000", "channels": "1"})
 
 
 def test_a_stage_is_tested_as_configured_in_a_pipeline(hedgerow, tmp_path: Path) -> None:

@@ -102,6 +102,19 @@ def test_a_large_messagepack_payload_is_not_decoded_for_its_stream() -> None:
     assert StreamKey(config(stream=BY_FIELD))(received) == "m1"
 
 
+@pytest.mark.parametrize("stream", ["cam-2", None])
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_large_envelope_is_not_decoded_for_its_stream(
+    stream: str | None, behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(stream_key, "decode_msgpack")
+    body = {"payload": bytes(1 << 20), "content_type": "image/jpeg"}
+    body = {**body, "stream": stream} if behind else {"stream": stream, **body}
+    packed = msgpack.packb({key: value for key, value in body.items() if value is not None})
+
+    assert StreamKey(config())(message(packed, content_type=ENVELOPE)) == (stream or "plant/line3/door")
+
+
 @pytest.mark.parametrize(
     ("payload", "key"),
     [

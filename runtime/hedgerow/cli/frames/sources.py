@@ -242,7 +242,7 @@ def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[FileF
         with np.errstate(over="ignore"):
             single = array.astype(np.float32)
         for row, column in np.argwhere(np.isfinite(array) & (np.abs(array) >= below(FLOAT32))):
-            if float(single[row, column]) != _cell(window[row][column]):
+            if _cell(window[row][column]) not in (float(single[row, column]), float(str(single[row, column]))):
                 raise ConfigError(
                     f"{path} has {window[row][column]}, which float32 cannot represent",
                     remedy="Remove that column, or omit --window to send rows as JSON, and set `dtype: float64` of `parse`.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgpack
@@ -17,6 +18,10 @@ from hedgerow.wire.document import decode_json, decode_msgpack
 
 _WINDOW: Final = 4096
 """Bytes at either end of a larger payload that are searched for the key: this runs on the event loop."""
+_MEMBERS: Final = 64
+"""Members of a large MessagePack map that are looked at."""
+_LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+"""Bytes of the length of binary data and texts, by MessagePack's first byte."""
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
@@ -105,18 +110,36 @@ def _back(window: bytes) -> bytes:
 
 
 def _msgpack_field(payload: Buffer, name: str) -> str | None:
-    """Return a field of a MessagePack map, as text; of a large one, if possible from its beginning alone."""
+    """Return a field of a MessagePack map, as text; of a large one without decoding texts and binary data beside it."""
     if len(payload) > _WINDOW:
-        unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=_WINDOW)
-        unpacker.feed(payload[:_WINDOW])
+        view = memoryview(payload)
         try:
-            for _ in range(unpacker.read_map_header()):
-                if unpacker.unpack() == name:
-                    return _text(unpacker.unpack())
-                unpacker.skip()
+            count, at = _at(view, 0, msgpack.Unpacker.read_map_header)
+            for _ in range(min(count, _MEMBERS)):
+                key, at = _at(view, at, msgpack.Unpacker.unpack)
+                if key == name:
+                    return _text(_at(view, at, msgpack.Unpacker.unpack)[0])
+                at = _behind(view, at)
+            if count <= _MEMBERS:
+                return None
         except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
-            pass  # not within the window, or not MessagePack
+            pass  # longer than the window, or not MessagePack
     return _key(decode_msgpack(payload), name)
+
+
+def _at(view: memoryview, at: int, read: Callable[[msgpack.Unpacker], Any]) -> tuple[Any, int]:
+    """Return what is at a position, and the position behind it."""
+    unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=_WINDOW)
+    unpacker.feed(view[at : at + _WINDOW])
+    return read(unpacker), at + unpacker.tell()
+
+
+def _behind(view: memoryview, at: int) -> int:
+    """Return the position behind a value; texts and binary data say how long they are."""
+    size = _LENGTHS.get(view[at]) if at < len(view) else None
+    if size is None:
+        return _at(view, at, msgpack.Unpacker.skip)[1]
+    return at + 1 + size + int.from_bytes(view[at + 1 : at + 1 + size], "big")
 
 
 def _key(body: Any, name: str) -> str | None:
