@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from trial_site import Site, until
 
+from hedgerow import configfile
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.blobs.store.store import BlobStore
@@ -20,6 +22,7 @@ from hedgerow.bus.connect import ClientOptions
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
 from hedgerow.node.health import HealthReporter
 from hedgerow.node.node import Node
+from hedgerow.node.pipelines.builder import PipelineBuilder
 from hedgerow.telemetry.clock import Clock
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address
@@ -122,6 +125,34 @@ async def test_a_pipeline_whose_drain_fails_does_not_keep_the_others_from_draini
             patch.setattr(Client, "close", fails(1, Client.close))
 
     assert {runner.connected for runner in runners} == {False}
+
+
+async def test_a_node_whose_setup_hangs_stops_all_the_same(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it builds in a thread does not keep it, nor its process."""
+    hangs, gate = threading.Event(), threading.Event()
+    build = PipelineBuilder.build
+
+    def hanging(self: PipelineBuilder, *args: Any) -> Any:
+        hangs.set()
+        gate.wait()
+        return build(self, *args)
+
+    monkeypatch.setattr(PipelineBuilder, "build", hanging)
+    file = site.folder / "node.yaml"
+    file.write_text(site.yaml({"p": site.pipeline()}))
+    node = Node(configfile.load(file), file)
+    running = asyncio.create_task(node.run())
+    try:
+        await until(lambda: hangs.is_set() and node._link.connected)
+        node.stop()
+        async with asyncio.timeout(60):
+            await running
+    finally:
+        gate.set()
+
+    assert not node.runners
+    await until(lambda: [each.body["state"] for each in site.published("status")] == ["online", "offline"])
+    await until(lambda: not any(thread.name == "build of a pipeline" for thread in threading.enumerate()))
 
 
 async def test_a_fetch_goes_on_after_a_chunk_could_not_be_stored_for_a_bug(

@@ -71,6 +71,7 @@ class Node:
         self.cores = config.node.threads or cores()
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._starting: asyncio.Timeout | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         base_dir = path.parent if path is not None else Path.cwd()
         state_dir = config.node.state_dir
@@ -127,7 +128,7 @@ class Node:
         return self._probes.port
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Run until `stop` or a signal, then drain.
+        """Run until `stop` or a signal, then drain. A stop while it starts ends the start.
 
         Args:
             started: called once the pipelines have started.
@@ -144,20 +145,20 @@ class Node:
             self._keep(tasks.supervise(self._certificates.run, "certificates"))
         try:
             async with self._link:
-                await self._start()
-                log.info(
-                    "node-started",
-                    node=str(self.address),
-                    broker=broker,
-                    pipelines=sorted(self.runners),
-                    failed=sorted(self.failures),
-                )
-                started()
-                systemd.ready()
-                health = self._keep(tasks.supervise(self._health.run, "health"))
-                await self._stop.wait()
+                if await self._start_unless_stopped():
+                    log.info(
+                        "node-started",
+                        node=str(self.address),
+                        broker=broker,
+                        pipelines=sorted(self.runners),
+                        failed=sorted(self.failures),
+                    )
+                    started()
+                    systemd.ready()
+                    health = self._keep(tasks.supervise(self._health.run, "health"))
+                    await self._stop.wait()
+                    await tasks.cancel(health)
                 systemd.stopping()
-                await tasks.cancel(health)
                 await self._drain()
         finally:
             await tasks.run_to_end(self._close(), "end of the node")
@@ -166,6 +167,8 @@ class Node:
         """Ask the node to drain and stop."""
         self._pipelines.closing = True
         self._stop.set()
+        if self._starting is not None:
+            self._starting.reschedule(self._loop.time())
 
     def handle_signals(self) -> None:
         """Drain and stop on SIGTERM and SIGINT, exit immediately on a second one; reload the file on SIGHUP."""
@@ -209,6 +212,19 @@ class Node:
         self._announcer.event("model-released", {"digest": digest})
         if self._fleet is not None:
             self._fleet.agent.retry()
+
+    async def _start_unless_stopped(self) -> bool:
+        """Start. Returns: False if `stop` was called first: a stage whose setup hangs must not keep the node from stopping."""
+        try:
+            async with asyncio.timeout(0 if self._stop.is_set() else None) as self._starting:
+                await self._start()
+        except TimeoutError:
+            if not self._stop.is_set():
+                raise
+            log.info("start-abandoned")
+        finally:
+            self._starting = None
+        return not self._stop.is_set()
 
     async def _start(self) -> None:
         filters = self._commands.filters()
