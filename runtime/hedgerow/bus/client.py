@@ -312,7 +312,7 @@ class Client:
             with contextlib.suppress(BusError):
                 await self.flush(timeout_s)
         if forget_session:
-            self._session.forget()
+            self.options.unmark_session()
         last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else b"")
         await self._session.leave(last, "closed")
         for publish in self._session.outbound.clear():
