@@ -189,6 +189,8 @@ def refusal(*filters: str, **others: list[str]) -> str | None:
         ("hedgerow/v1/local/+/node/#", "status"),
         (f"{OWN}/#", "status"),
         ("$share/workers/#", "status"),
+        ("$queue/#", "status"),
+        ("$exclusive/+/#", "status"),
         ("$share/workers/hedgerow/v1/+/+/+/health", "health"),
         ("+/+/+/+/+/+", "status"),
         ("+/+/+/+/+/health", "health"),

@@ -211,5 +211,7 @@ def _sources(address: Address, pipeline: str, subscriptions: Mapping[str, Iterab
 
 
 def _without_group(pattern: str) -> str:
-    """Return the filter inside a shared subscription."""
-    return pattern.split("/", 2)[2] if pattern.startswith("$share/") else pattern
+    """Return the filter inside a shared subscription; `$queue/` and `$exclusive/` are those of EMQX."""
+    if pattern.startswith("$share/"):
+        return pattern.split("/", 2)[2]
+    return pattern.removeprefix("$queue/").removeprefix("$exclusive/")

@@ -315,7 +315,7 @@ class Client:
                     await self.flush(timeout_s)
         finally:  # even if cancelled
             if forget_session:
-                self._session.forget()
+                self.options.unmark_session()
             try:
                 await self._session.leave(last, "closed")
             finally:

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -97,6 +98,30 @@ class ClientOptions:
                 f"The password file {self.password_file} cannot be read: {error}",
                 remedy="Put the password on its first line and let this user read it.",
             ) from error
+
+    @property
+    def _session_mark(self) -> bytes:
+        return f"{self.client_id} {self.url}".encode()
+
+    def session_marked(self) -> bool:
+        """Return whether an earlier run had this session at this broker."""
+        with suppress(OSError):
+            return self.session_file is not None and self.session_file.read_bytes() == self._session_mark
+        return False
+
+    def mark_session(self) -> None:
+        """Leave a note for the next run that the broker has this session."""
+        if self.session_file is None or self.session_marked():
+            return
+        with suppress(OSError):  # a full or failing disk: the next run will not notice a lost session
+            self.session_file.parent.mkdir(parents=True, exist_ok=True)
+            self.session_file.write_bytes(self._session_mark)
+
+    def unmark_session(self) -> None:
+        """Remove the note: the session is given up."""
+        if self.session_file is not None:
+            with suppress(OSError):
+                self.session_file.unlink(missing_ok=True)
 
 
 def connect_packet(options: ClientOptions, client_id: str, clean_start: bool) -> bytes:

@@ -349,7 +349,8 @@ class MqttSession:
             return
         if not connack.session_present:
             self._session_lost(properties.get(Property.SESSION_EXPIRY, self.options.session_expiry_s))
-        self._mark_session()
+        if not self.links:
+            self.options.mark_session()
         self.outbound.link_up(
             session_present=connack.session_present,
             receive_maximum=properties.get(Property.RECEIVE_MAXIMUM, 65_535),
@@ -374,39 +375,13 @@ class MqttSession:
         self.acknowledgements.session_lost()
         filters = self.subscriptions.session_lost()
         away_s = time.monotonic() - self._link_lost_at if self.links else None
-        if away_s is None and self._session_marked():
+        if away_s is None and self.options.session_marked():
             filters = [name for name, qos in self.subscriptions.requested.items() if qos]
         if not filters or not self.options.session_expiry_s:  # nothing waited at the broker
             return
         self.lost += 1
         error = session_lost(self.options.url, away_s, kept_s)
         self._report("session-lost", {"filters": filters, "error": str(error), "remedy": error.remedy})
-
-    @property
-    def _session_mark(self) -> bytes:
-        return f"{self.options.client_id} {self.options.url}".encode()
-
-    def _session_marked(self) -> bool:
-        """Whether an earlier run had this session at this broker."""
-        file = self.options.session_file
-        with contextlib.suppress(OSError):
-            return file is not None and file.read_bytes() == self._session_mark
-        return False
-
-    def _mark_session(self) -> None:
-        """Leave a note for the next run that the broker has this session."""
-        file = self.options.session_file
-        if file is None or self.links or self._session_marked():
-            return
-        with contextlib.suppress(OSError):  # a full or failing disk: the next run will not notice a lost session
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(self._session_mark)
-
-    def forget(self) -> None:
-        """Expect no session at the next start."""
-        if self.options.session_file is not None:
-            with contextlib.suppress(OSError):
-                self.options.session_file.unlink(missing_ok=True)
 
     def _report_lowered(self) -> None:
         lowered = self.subscriptions.lowered
