@@ -158,6 +158,14 @@ def test_pictures_in_stdin_are_counted_as_frames(hedgerow, broker, topic_prefix:
     assert result.out.startswith("Sent 3 frames")
 
 
+def test_pictures_in_stdin_are_frames_with_their_content_type_stated_too(hedgerow, broker, topic_prefix: str) -> None:
+    pictures = b"".join(picture("jpeg", seed) for seed in range(2))
+    words = ("publish", "-", "-t", topic_prefix, "--broker", broker.url, "--content-type")
+
+    assert hedgerow(*words, "image/jpeg", input=pictures).out.startswith("Sent 2 frames")
+    assert hedgerow(*words, "application/x-all-of-it", input=pictures).out.startswith("Sent 1 frame ")
+
+
 def test_a_window_cannot_be_cut_from_stdin(hedgerow, broker, topic_prefix: str) -> None:
     result = hedgerow("publish", "-", "-t", topic_prefix, "--window", "4", "--broker", broker.url, input=b"1\n")
 

@@ -92,7 +92,7 @@ def read_frames(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
 
     Raises: ConfigError: the file cannot be read, is not what its suffix says, or needs a package that is not installed.
     """
-    if path == _STDIN and options.content_type is None:
+    if path == _STDIN and (options.content_type is None or options.content_type.startswith("image/")):
         yield from _stdin(options)
         return
     read, content_type = _reader(path, options)
@@ -134,7 +134,7 @@ def _stdin(options: SplitOptions) -> Iterator[FileFrame]:
         yield from _live_sound(stdin, options)
     else:
         for payload, content_type in read_payloads(stdin):
-            yield FileFrame(payload, content_type, "stdin")
+            yield FileFrame(payload, options.content_type or content_type, "stdin")
 
 
 def _lines(path: Path, options: SplitOptions) -> Iterator[FileFrame]:  # noqa: ARG001 - the signature of all readers
