@@ -101,7 +101,7 @@ def ping(number: int) -> WriteRequest:
 async def test_the_regions_writer_survives_a_bug_and_stores_what_it_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": f"sqlite:///{tmp_path}/r.db"}})
+    config = RegionConfig.model_validate({"region": {"name": "test"}, "store": {"url": f"{tmp_path}/r.db"}})
     reports: list[WriteReport] = []
     writer = StoreWriter(lambda: RegionStore(open_database(config.store.url, write=True), config), reports.append)
     writer.start()

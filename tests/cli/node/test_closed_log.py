@@ -26,7 +26,7 @@ def region_config(url: str, folder: Path) -> dict[str, Any]:
     return {
         "region": {"name": "r"},
         "broker": {"url": url},
-        "store": {"url": f"sqlite:///{folder}/region.db"},
+        "store": {"url": f"{folder}/region.db"},
         "metrics": {"enabled": False},
     }
 

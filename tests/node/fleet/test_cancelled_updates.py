@@ -404,7 +404,7 @@ async def test_a_run_of_the_collector(
         {
             "region": {"name": f"r{id(tmp_path)}"},
             "broker": {"url": broker.url},
-            "store": {"url": f"sqlite:///{tmp_path}/region.db"},
+            "store": {"url": f"{tmp_path}/region.db"},
             "metrics": {"enabled": False},
             "models": {"repository": str(tmp_path / "repository")},
         }
