@@ -19,11 +19,20 @@ import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, Literal
 
+import pytest
+
 Moment = Literal["early", "late", "twice", "timeout"]
 """When the cancellation comes: once it waits; together with what it waits for; again while it cleans up; by a time-out."""
 
 MOMENTS: Final[tuple[Moment, ...]] = ("early", "late", "twice", "timeout")
 MOST_PLACES: Final = 200
+
+at_every_moment = pytest.mark.parametrize("moment", MOMENTS)
+at_every_moment_in_time = pytest.mark.parametrize(
+    "moment",
+    ["early", "late", pytest.param("twice", marks=pytest.mark.long), pytest.param("timeout", marks=pytest.mark.long)],
+)
+"""For tests that take seconds: half of the moments are left to `make test-long`."""
 
 Place = tuple[tuple[str, int], ...]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 from structlog.testing import capture_logs
-from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
+from tests.cancelling import Cancelling, Moment, at_every_moment, cancel_at_every_place
 
 from hedgerow import tasks
 
@@ -99,7 +99,7 @@ def test_a_short_thread_that_fails_is_logged_and_counted() -> None:
     assert failures("closing") == before + 1
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment
 async def test_what_runs_to_its_end_is_never_left_half_done(moment: Moment) -> None:
     async def attempt(cancelling: Cancelling) -> None:
         done: list[int] = []
@@ -115,7 +115,7 @@ async def test_what_runs_to_its_end_is_never_left_half_done(moment: Moment) -> N
     assert await cancel_at_every_place(attempt, moment) >= 2
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment
 async def test_the_result_of_a_thread_that_nobody_waits_for_is_discarded(moment: Moment) -> None:
     async def attempt(cancelling: Cancelling) -> None:
         open_files: set[int] = set()

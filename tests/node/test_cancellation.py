@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
+from tests.cancelling import Cancelling, Moment, at_every_moment, at_every_moment_in_time, cancel_at_every_place
 from trial_site import Site, until
 
 from hedgerow import configfile
@@ -144,7 +144,7 @@ async def publish(cancelling: Cancelling, broker: Mosquitto, topic: str) -> None
 CLIENT = (close, close_while_connecting, renew, pause, subscribe, unsubscribe, publish)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment
 @pytest.mark.parametrize("operation", CLIENT, ids=lambda each: f"client-{each.__name__}")
 async def test_a_client(operation: Any, moment: Moment, broker: Mosquitto, topic_prefix: str) -> None:
     places = await cancel_at_every_place(lambda cancelling: operation(cancelling, broker, topic_prefix), moment)
@@ -270,7 +270,7 @@ def parsed(site: Site, pipelines: dict[str, Any]) -> Any:
 RELOADS = (reload_swaps, reload_needs_new_links, reload_adds_and_removes, reload_changes_three, reload_makes_durable)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment_in_time
 @pytest.mark.parametrize("configs", RELOADS, ids=lambda each: each.__name__.replace("_", "-"))
 async def test_a_reload(configs: Any, moment: Moment, site: Site, open_pipelines: set[Any]) -> None:
     """The old configuration runs or the new one, whole; a reload after that succeeds."""
@@ -293,7 +293,7 @@ async def test_a_reload(configs: Any, moment: Moment, site: Site, open_pipelines
         assert await cancel_at_every_place(attempt, moment)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment_in_time
 async def test_a_reload_that_is_refused(moment: Moment, site: Site, open_pipelines: set[Any]) -> None:
     old = {"p": pipeline(site, "p", "old")}
     new = {"p": pipeline(site, "p", "new"), "q": site.pipeline("bad-setup", subscribe=f"{site.name}/in/q")}
@@ -309,7 +309,7 @@ async def test_a_reload_that_is_refused(moment: Moment, site: Site, open_pipelin
         assert await cancel_at_every_place(attempt, moment)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment_in_time
 async def test_an_overlay(moment: Moment, site: Site, open_pipelines: set[Any]) -> None:
     """The overlay that the node has is the one that its pipelines run with: a later reload of the file keeps it."""
     old = {"p": pipeline(site, "p", "old")}
@@ -333,7 +333,7 @@ async def test_an_overlay(moment: Moment, site: Site, open_pipelines: set[Any]) 
         assert await cancel_at_every_place(attempt, moment)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment_in_time
 @pytest.mark.parametrize("operation", ["pause", "resume", "renew_links", "stop"])
 async def test_a_pipeline(operation: str, moment: Moment, site: Site, open_pipelines: set[Any]) -> None:
     """Resumed, or replaced after it was stopped, it answers again."""
@@ -357,7 +357,7 @@ async def test_a_pipeline(operation: str, moment: Moment, site: Site, open_pipel
         assert places or operation == "resume", "to resume takes no waiting"
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment_in_time
 async def test_the_outbox(moment: Moment, site: Site, tmp_path: Path) -> None:
     """Opened and closed: its file is free, its thread has ended, its link is gone."""
     config = configfile.parse(site.yaml({}), tmp_path / "node.yaml")
@@ -377,7 +377,7 @@ async def test_the_outbox(moment: Moment, site: Site, tmp_path: Path) -> None:
     assert await cancel_at_every_place(attempt, moment)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@at_every_moment_in_time
 async def test_a_run_of_a_node(moment: Moment, site: Site, open_pipelines: set[Any]) -> None:
     """Started, and stopped as soon as it has: whenever it is cancelled, nothing of it is left, and the next run works."""
     file = site.folder / "node.yaml"

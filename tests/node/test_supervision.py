@@ -155,6 +155,7 @@ async def test_a_node_whose_setup_hangs_stops_all_the_same(site: Site, monkeypat
     await until(lambda: not any(thread.name == "build of a pipeline" for thread in threading.enumerate()))
 
 
+@pytest.mark.long  # the chunk is asked for again after half a minute
 async def test_a_fetch_goes_on_after_a_chunk_could_not_be_stored_for_a_bug(
     broker: Mosquitto, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.cancelling import MOMENTS, Cancelling, Moment, cancel_at_every_place
+from tests.cancelling import Cancelling, Moment, at_every_moment, at_every_moment_in_time, cancel_at_every_place
 from trial_site import until
 
 from hedgerow.blobs.fetch.documents import RegionDocuments
@@ -56,8 +56,6 @@ TWICE_AGAIN = "(float[N,3] x) => (float[N,3] y) <float two = {2.0}> { y = Mul(x,
 POLICY = SwapPolicy(
     shadow_s=0.01, split_percent=50, split_s=0.01, probation_s=0.01, min_frames=0, max_slowdown=1e6, timeout_s=60
 )
-
-moments = pytest.mark.parametrize("moment", MOMENTS)
 
 
 def running() -> list[str]:
@@ -168,7 +166,7 @@ async def bench_of(path: Path, folder: Path, *versions: ModelVersion) -> AsyncIt
     pool.close()
 
 
-@moments
+@at_every_moment_in_time
 async def test_a_swap(moment: Moment, onnx_file: OnnxFile, make_version: MakeVersion, tmp_path: Path) -> None:
     """The previous version serves, or the new one; and what is recorded as kept is what serves."""
     one, other = make_version(TWICE_AGAIN, "1.1.0"), make_version(TWICE, "1.2.0")
@@ -188,7 +186,7 @@ async def test_a_swap(moment: Moment, onnx_file: OnnxFile, make_version: MakeVer
         assert await cancel_at_every_place(attempt, moment)
 
 
-@moments
+@at_every_moment_in_time
 async def test_a_swap_that_is_refused(
     moment: Moment, onnx_file: OnnxFile, make_version: MakeVersion, tmp_path: Path
 ) -> None:
@@ -205,7 +203,7 @@ async def test_a_swap_that_is_refused(
         assert await cancel_at_every_place(attempt, moment)
 
 
-@moments
+@at_every_moment_in_time
 async def test_a_release_from_quarantine(moment: Moment, onnx_file: OnnxFile, tmp_path: Path) -> None:
     async with bench_of(onnx_file(TWICE), tmp_path / "node") as bench:
 
@@ -218,7 +216,7 @@ async def test_a_release_from_quarantine(moment: Moment, onnx_file: OnnxFile, tm
         assert await cancel_at_every_place(attempt, moment)
 
 
-@moments
+@at_every_moment_in_time
 @pytest.mark.parametrize("newer", ["version", "own-file"])
 async def test_a_document(
     newer: str, moment: Moment, onnx_file: OnnxFile, make_version: MakeVersion, tmp_path: Path
@@ -290,7 +288,7 @@ class Mirror:
         raise AssertionError
 
 
-@moments
+@at_every_moment_in_time
 @pytest.mark.parametrize("source", ["region", "mirror", "mirror-for-peers"])
 async def test_a_fetch(source: str, moment: Moment, broker: Mosquitto, topic_prefix: str, tmp_path: Path) -> None:
     """The next fetch goes on: it is neither locked out nor subscribed twice, and its content is right."""
@@ -327,7 +325,7 @@ async def test_a_fetch(source: str, moment: Moment, broker: Mosquitto, topic_pre
     assert not running()
 
 
-@moments
+@at_every_moment_in_time
 async def test_a_document_of_the_repository(
     moment: Moment, broker: Mosquitto, topic_prefix: str, tmp_path: Path
 ) -> None:
@@ -352,7 +350,7 @@ async def test_a_document_of_the_repository(
         assert await cancel_at_every_place(attempt, moment)
 
 
-@moments
+@at_every_moment
 @pytest.mark.parametrize("part", ["fetcher", "member", "server"])
 async def test_opening_and_closing(
     part: str, moment: Moment, broker: Mosquitto, topic_prefix: str, tmp_path: Path
@@ -395,7 +393,7 @@ async def test_opening_and_closing(
 
 
 @pytest.mark.long
-@moments
+@at_every_moment_in_time
 async def test_a_run_of_the_collector(
     moment: Moment, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,7 +404,7 @@ async def test_a_run_of_the_collector(
         {
             "region": {"name": f"r{id(tmp_path)}"},
             "broker": {"url": broker.url},
-            "store": {"url": f"sqlite:///{tmp_path}/region.db"},
+            "store": {"url": f"{tmp_path}/region.db"},
             "metrics": {"enabled": False},
             "models": {"repository": str(tmp_path / "repository")},
         }
