@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from tests.examples import examples
 
 from hedgerow import configfile
-from hedgerow.config import NodeConfig, NodeSection
+from hedgerow.config import NodeConfig, NodeSection, PipelineConfig
 from hedgerow.configfile import BadConfigFile, Problem
 
 COMPLETE = """\
@@ -344,3 +344,15 @@ def test_every_setting_is_described() -> None:
         return found
 
     assert undescribed(NodeConfig) == []
+
+
+def test_the_time_limit_of_a_stage_survives_being_written_and_read_again() -> None:
+    """An overlay is merged into what the file says, and a worker gets the configuration as a document."""
+    pipeline = PipelineConfig.model_validate(
+        {"subscribe": "a", "stages": [{"name": "parse", "timeout_s": 5}, {"parse": {"timeout_s": 7}}]}
+    )
+    again = PipelineConfig.model_validate(pipeline.model_dump())
+
+    assert again == pipeline
+    assert [stage.timeout_s for stage in again.stages] == [5, None]
+    assert again.stages[1].config == {"timeout_s": 7}, "a setting of the stage"
