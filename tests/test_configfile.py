@@ -188,6 +188,18 @@ def test_validation_errors_are_explained_in_plain_words(text: str, message: str)
     assert (problem.line, problem.message) == (1, message)
 
 
+def test_the_time_limit_of_a_stage_survives_being_written_and_read_again() -> None:
+    """An overlay is merged into what the file says, and a worker gets the configuration as a document."""
+    pipeline = PipelineConfig.model_validate(
+        {"subscribe": "a", "stages": [{"name": "parse", "timeout_s": 5}, {"parse": {"timeout_s": 7}}]}
+    )
+    again = PipelineConfig.model_validate(pipeline.model_dump())
+
+    assert again == pipeline
+    assert [stage.timeout_s for stage in again.stages] == [5, None]
+    assert again.stages[1].config == {"timeout_s": 7}, "a setting of the stage"
+
+
 def test_rare_validation_errors_use_the_message_of_pydantic() -> None:
     class Due(BaseModel):
         at: date
@@ -344,15 +356,3 @@ def test_every_setting_is_described() -> None:
         return found
 
     assert undescribed(NodeConfig) == []
-
-
-def test_the_time_limit_of_a_stage_survives_being_written_and_read_again() -> None:
-    """An overlay is merged into what the file says, and a worker gets the configuration as a document."""
-    pipeline = PipelineConfig.model_validate(
-        {"subscribe": "a", "stages": [{"name": "parse", "timeout_s": 5}, {"parse": {"timeout_s": 7}}]}
-    )
-    again = PipelineConfig.model_validate(pipeline.model_dump())
-
-    assert again == pipeline
-    assert [stage.timeout_s for stage in again.stages] == [5, None]
-    assert again.stages[1].config == {"timeout_s": 7}, "a setting of the stage"
