@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from tests.examples import examples
 
 from hedgerow import configfile
-from hedgerow.config import NodeConfig, NodeSection
+from hedgerow.config import NodeConfig, NodeSection, PipelineConfig
 from hedgerow.configfile import BadConfigFile, Problem
 from hedgerow.trust import keys
 
@@ -226,6 +226,18 @@ def test_validation_errors_are_explained_in_plain_words(text: str, message: str)
     (problem,) = problems(f"{text}\n")
 
     assert (problem.line, problem.message) == (1, message)
+
+
+def test_the_time_limit_of_a_stage_survives_being_written_and_read_again() -> None:
+    """An overlay is merged into what the file says, and a worker gets the configuration as a document."""
+    pipeline = PipelineConfig.model_validate(
+        {"subscribe": "a", "stages": [{"name": "parse", "timeout_s": 5}, {"parse": {"timeout_s": 7}}]}
+    )
+    again = PipelineConfig.model_validate(pipeline.model_dump())
+
+    assert again == pipeline
+    assert [stage.timeout_s for stage in again.stages] == [5, None]
+    assert again.stages[1].config == {"timeout_s": 7}, "a setting of the stage"
 
 
 def test_rare_validation_errors_use_the_message_of_pydantic() -> None:

@@ -259,6 +259,8 @@ PIPELINE = "pipelines:\n  p:\n    subscribe: {subscribe}\n    stages: {stages}\n
         ("a/b", "[parse]"),
         ("[a/b, c/+]", "[parse: {format: json}]"),
         ("a/#", "[parse: ]"),
+        ("a/#", "[{name: parse, timeout_s: 5}]"),
+        ("a/#", "[{name: parse, config: {format: json}, timeout_s: 0.5}]"),
         ("a/#", "[parse, infer: {model: x}]"),
     ],
 )
