@@ -157,7 +157,7 @@ async def bench_of(path: Path, folder: Path, *versions: ModelVersion) -> AsyncIt
     announcer = Announcer(config.node.address, "session", Client(ClientOptions(), print))
     builder = PipelineBuilder(folder, 1, pool, announcer)
     pipelines = Pipelines(config, builder, announcer, NodeOutbox(config, folder, announcer.warn))
-    live = LiveConfig(config, None, pipelines, announcer)
+    live = LiveConfig(config, None, pipelines, announcer, _no_links)
     swaps = Swaps(pool, WorkerPipelines(pipelines, builder), QuarantineLog(folder / "trials"), announcer.event)
     state, provider = AgentState(folder / "agent"), Provider(*versions)
     agent = Agent(AgentHost(live, pipelines, announcer, Clock(), 1), state, provider, swaps)  # type: ignore[arg-type]
@@ -420,3 +420,7 @@ async def test_a_run_of_the_collector(
         await until(lambda: not threads("region-rollouts"))
 
     assert await cancel_at_every_place(attempt, moment)
+
+
+async def _no_links() -> None:
+    """There are none to renew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -111,14 +111,19 @@ async def _run_for(seconds: float | None, watching: Awaitable[None], table: Live
 
 
 async def _watch(
-    received: AsyncIterator[WatchedMessage], show: Callable[[WatchedMessage], None], count: int | None, *, raw: bool
+    received: AsyncGenerator[WatchedMessage, None],
+    show: Callable[[WatchedMessage], None],
+    count: int | None,
+    *,
+    raw: bool,
 ) -> None:
-    async for message in received:
-        show(message)
-        if count is not None and (raw or message.channel is Channel.RESULT):
-            count -= 1
-            if count == 0:
-                return
+    async with aclosing(received):
+        async for message in received:
+            show(message)
+            if count is not None and (raw or message.channel is Channel.RESULT):
+                count -= 1
+                if count == 0:
+                    return
 
 
 async def watched_messages(
