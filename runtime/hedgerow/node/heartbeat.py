@@ -7,9 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from hedgerow.node.link.announcer import Announcer
 from hedgerow.telemetry import logs, systemd
 from hedgerow.telemetry.clock import Clock
+
+log = structlog.get_logger(__name__)
 
 BEAT_EVERY_S: Final = 1.0
 _DEAD_AFTER_S: Final = 10 * BEAT_EVERY_S
@@ -39,7 +43,8 @@ class Heartbeat:
                 systemd.alive()
             jump_s = self.clock.check(time.time(), self._last)
             if jump_s is not None:
-                self._announcer.warn("clock-jumped", {"by_s": round(jump_s, 3)})
+                log.warning("clock-jumped", by_s=round(jump_s, 3))
+                self._announcer.event("clock-jumped", {"by_s": round(jump_s, 3)})  # each, as each is another jump
             self._announcer.report_repeats()
             logs.report_repeats()
             await asyncio.sleep(BEAT_EVERY_S)

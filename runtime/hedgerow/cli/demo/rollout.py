@@ -207,12 +207,17 @@ class _RolloutDemo:
         sites = self._sites(sent)
         serving = {node["node"]: node["models"][MODEL] for node in self._inventory()}
         versions = {version: _version_report(published, by_version) for version, published in self._versions.items()}
-        total = {what: sum(each[what] for each in sites.values()) for what in ("sent", "results", "stored", "lost", "duplicated")}  # fmt: skip
+        total = {what: sum(each[what] for each in sites.values()) for what in ("sent", "results", "stored", "lost", "duplicated", "not_finite")}  # fmt: skip
+        refusal = versions[BAD]["refusal"]
+        canary = refusal["node"].split("/")[1] if refusal else ""
         checks = {
             "good_version_reached_all": versions[BETTER]["phase"] == "succeeded"
             and {one["model"]["digest"] for one in serving.values()} == {versions[BETTER]["digest"]},
             "bad_version_stopped_at_the_canary": versions[BAD]["phase"] == "failed" and versions[BAD]["reached"] == 1,
             "canary_took_it_back_by_itself": versions[BAD]["went_back"] == 1,
+            "only_the_canary_had_bad_results": not any(
+                each["not_finite"] for site, each in sites.items() if site != canary
+            ),
             "tampered_version_refused": versions[TAMPERED]["phase"] == "failed" and versions[TAMPERED]["results"] == 0,
             "nothing_lost": not total["lost"] and not total["duplicated"] and not disordered and total["stored"] > 0,
         }
@@ -256,7 +261,10 @@ class _RolloutDemo:
                 each[what] = sum(sum(flow[what].values()) for flow in site.pipelines())
             # An absorbed frame has filled no window by itself and is part of the next; it is not lost.
             each["absorbed"] = sum(flow["dropped"].get("absorbed", 0) for flow in site.pipelines())
-            each["lost"] += each["sent"] - each["frames"] + each["dropped"] + each["dead"] - each["absorbed"]
+            # The bad version's outputs have NaN, which no result may have: such frames are dead-lettered, which is no loss.
+            each["not_finite"] = sum(flow["dead"].get("unserialisable-result", 0) for flow in site.pipelines())
+            absorbed = each["absorbed"] + each["not_finite"]
+            each["lost"] += each["sent"] - each["frames"] + each["dropped"] + each["dead"] - absorbed
         return sites
 
 
@@ -298,7 +306,8 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         typer.echo(f"{node} serves {one['version']} ({one['digest'][7:19]}), file {one['file'][7:19]}.")
     typer.echo(
         f"{report['sent']:,} frames of sound, {report['results']:,} results produced, {report['stored']:,} stored in the region: "
-        f"{report['lost']} lost, {report['duplicated']} duplicated, {report['disordered']} out of order."
+        f"{report['lost']} lost, {report['duplicated']} duplicated, {report['disordered']} out of order; "
+        f"{report['not_finite']} dead-lettered, as {BAD} gave NaN."
     )
     typer.echo(
         f"To explore: cd {os.path.relpath(folder)}; hedgerow rollout history --config region.yaml; "
