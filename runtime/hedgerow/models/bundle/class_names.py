@@ -16,7 +16,7 @@ from hedgerow.errors import ConfigError
 
 _MOST_CLASSES: Final = 100_000
 _NUMBERED: Final = re.compile(r"\[?(\d{1,9})(?:\]\s*|[.)]\s+|\s*[:;,]\s*|\s+|$)(.*)")
-_UNNAMED: Final = frozenset({"???", "n/a", "none", "unused"})
+_UNNAMED: Final = frozenset({"???", "n/a", "none", "unused", "unknown"})
 _STRUCTURED: Final = re.compile(r"^(names\s*:|item\s*\{|<!DOCTYPE|<html|version https://git-lfs)|\A\s*#", re.M | re.I)
 """Lines of YAML, of a protocol buffer's text, of a page, of a pointer to a file, or a comment: not one name per line."""
 
