@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from hedgerow.backends.base import TensorSpec
-from hedgerow.errors import StageMismatch
+from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Array
 from hedgerow.stage import ArraySpec, ModelHandle
 from hedgerow.wire.numbers import convert
@@ -66,7 +66,11 @@ class ModelInput:
         Raises: FrameError: a whole number has more digits than the model's dtype keeps.
         """
         if array.dtype != _SINGLE:
-            return convert(array, self.dtype, label=self._label)
+            try:
+                return convert(array, self.dtype, label=self._label)
+            except FrameError as error:
+                remedy = f"The model takes {self.dtype}: subtract a constant at the sensor, or use a model of float64."
+                raise FrameError(str(error), code=error.code, remedy=remedy) from error
         with np.errstate(over="ignore"):  # what is too large becomes infinite
             return array.astype(_HALF)
 
