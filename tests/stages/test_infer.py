@@ -183,10 +183,41 @@ def test_float32_becomes_float16_for_a_model_that_takes_it(onnx_file: OnnxFile, 
     assert str(run.errors[0]) == "1 of 3 values of x are NaN or infinite, or too large for float16"
 
 
+@pytest.mark.parametrize("dtype", ["float", "double", "float16"])
+@pytest.mark.parametrize("array", [np.array([1, 0, 3]), np.array([1, 0, 3], np.uint64), np.array([True, False, True])])
+def test_whole_numbers_of_a_message_become_floats(onnx_file: OnnxFile, dtype: str, array: Array) -> None:
+    """JSON has one kind of number: 21 and 21.5 come from the same sensor."""
+    path = onnx_file(f"({dtype}[N,3] x) => ({dtype}[N,3] y) {{ y = Add(x, x) }}")
+
+    (out,) = infer(frames([array]), path).out
+
+    assert out.tensors["y"].tolist() == [(array.astype(float) * 2).tolist()]
+
+
+def test_a_whole_number_of_too_many_digits_does_not_become_a_float(onnx_file: OnnxFile) -> None:
+    path = onnx_file("(float[N,2] x) => (float[N,2] y) { y = Add(x, x) }")
+
+    run = infer(frames([np.array([1, 2**24 + 1]), np.array([1, 2**24])]), path)
+
+    assert run.dead == {"out-of-range": 1}
+    assert str(run.errors[0]) == "x[0][1] is 16777217; float32 would make it 16777216"
+    assert len(run.out) == 1
+
+
+def test_pixels_do_not_become_floats(onnx_file: OnnxFile) -> None:
+    """They would have to be scaled, and nothing says how."""
+    path = onnx_file("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }")
+
+    run = infer(frames([np.array([1, 2, 3], np.uint8)]), path)
+
+    assert run.dead == {"dtype-mismatch": 1}
+    assert "Set `dtype: float32`" in run.errors[0].remedy
+
+
 def test_other_types_do_not_become_float16(onnx_file: OnnxFile) -> None:
     path = onnx_file("(float16[N,3] x) => (float16[N,3] y) { y = Add(x, x) }")
 
-    run = infer(frames([vector(1, 2, 3).astype(np.float64), np.array([1, 2, 3])]), path)
+    run = infer(frames([vector(1, 2, 3).astype(np.float64), np.array([1, 2, 3], np.int32)]), path)
 
     assert run.dead == {"dtype-mismatch": 2}
 

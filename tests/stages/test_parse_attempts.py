@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import math
 import struct
@@ -33,6 +34,12 @@ JSON, MSGPACK, CSV = "application/json", "application/msgpack", "text/csv"
 def attempt(name: str, payload: bytes, content_type: str, config: dict[str, Any], expected: Any) -> Any:
     """One attempt. Expected is the numbers; or, as text, the code of the refusal and a part of what it says."""
     return pytest.param(payload, content_type, config, expected, id=name)
+
+
+def npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 NUMBERS = [
@@ -104,6 +111,37 @@ NUMBERS = [
     attempt("an extension type", msgpack.packb({"v": msgpack.ExtType(5, b"abc")}), MSGPACK, {"field": "v"}, "not-numbers: MessagePack extension type 5"),
     attempt("binary data in a map", msgpack.packb({"v": b"abcd"}), MSGPACK, {"field": "v"}, "not-numbers: `v` is 4 bytes of binary data"),
     attempt("SenML", b'[{"n":"t","v":21.5}]', "application/senml+json", {"field": "v"}, [21.5]),
+    attempt("a failed reading of printf", b'{"temperature":nan,"humidity":-nan}', JSON, {"field": "humidity"}, "missing-value: `humidity` is nan"),
+    attempt("a failed reading of printf, filled", b'{"t":[nan, 1.5, -inf]}', JSON, {"field": "t", "missing": 0}, [0.0, 1.5, 0.0]),
+    attempt("a failed reading beside a good one", b'{"note":": nan, \\"inf\\"","t":nan,"h":40.5}', JSON, {"field": "h"}, [40.5]),
+    attempt("a bare failed reading", b"nan", JSON, {}, "missing-value: is nan"),
+    attempt("a word that is no number", b'{"t":nano}', JSON, {"field": "t"}, "bad-json: "),
+    attempt("a text that is cut off", b'{"t":"nan', JSON, {"field": "t"}, "bad-json: "),
+    attempt("EdgeX readings", b'{"readings":[{"resourceName":"t","value":"21.5"}]}', JSON, {"field": "readings.value", "text": True}, [21.5]),
+    attempt("a Shelly switch", b'{"id":0,"switch:0":{"apower":8.5}}', JSON, {"field": "switch:0.apower"}, [8.5]),
+    attempt("Zigbee2MQTT", b'{"contact":true,"temperature":27.5,"last_seen":1767222000123}', JSON, {"field": ["temperature", "contact"], "time": "last_seen", "time_unit": "ms"}, [27.5, 1.0]),
+    attempt("Tasmota, whose time has no offset", b'{"Time":"2024-01-01T12:00:00","ENERGY":{"Power":12}}', JSON, {"field": "ENERGY.Power", "time": "Time"}, "bad-time: without an offset"),
+    attempt("Home Assistant, unavailable", b'{"state":"unavailable"}', JSON, {"field": "state", "text": True}, "missing-value: `state` is null"),
+    attempt("Home Assistant, unavailable, filled", b'{"state":"Unknown"}', JSON, {"field": "state", "text": True, "missing": -1}, [-1]),
+    attempt("a state in a word", b'{"state":"ON"}', JSON, {"field": "state", "text": True}, "not-numbers: 'ON'"),
+    attempt("a unit", '{"v":"21.5 °C"}'.encode(), JSON, {"field": "v", "text": True}, "not-numbers: '21.5 °C'"),
+    attempt("hexadecimal", b'{"v":"0x10"}', JSON, {"field": "v", "text": True}, "not-numbers: '0x10'"),
+    attempt("a decimal comma in text", b'{"v":"1,5"}', JSON, {"field": "v", "text": True}, "not-numbers: '1,5'"),
+    attempt("two lines of JSON", b'{"v":1.5}\n{"v":2.5}\n', JSON, {"field": "v"}, "bad-json: "),
+    attempt("a NUL at the end", b'{"v":1.5}\0', JSON, {"field": "v"}, "bad-json: "),
+    attempt("Python's quotes", b"{'v':1.5}", JSON, {"field": "v"}, "bad-json: "),
+    attempt("Latin-1", b'{"temp\xe9":1.5}', JSON, {"field": "temp"}, "bad-json: UTF-8"),
+    attempt("JSON in a text", b'"{\\"v\\":1.5}"', JSON, {"field": "v"}, "missing-field: not a map but a str"),
+    attempt("keys that are numbers", msgpack.packb({0: 1.5, 1: 2.5}), MSGPACK, {"field": 1}, [2.5]),
+    attempt("text of an old encoder", b"\x81\xa1v\xa2\xff\xfe", MSGPACK, {"field": "v"}, "bad-msgpack: "),
+    attempt("two messages in one", msgpack.packb([1.5]) * 2, MSGPACK, {}, "bad-msgpack: "),
+    attempt("R's missing value", b"1,NA,3", CSV, {"missing": 0.5}, [1.0, 0.5, 3.0]),
+    attempt("a missing value of SQL", b"1,null,3", CSV, {}, "missing-value: Line 1, column 1 is null"),
+    attempt("a dash", b"1,-,3", CSV, {}, "bad-csv: '-', not a number"),
+    attempt("a comma at the end", b"1,2,\n", CSV, {}, "missing-value: column 2 is null"),
+    attempt("spaces between", b"1 2 3", CSV, {}, "bad-csv: '1 2 3', not a number"),
+    attempt("a big-endian array", npy(np.array([1.5, 2], ">f4")), "application/x-npy", {}, [1.5, 2.0]),
+    attempt("an archive of arrays", b"PK\x03\x04" + bytes(60), "application/x-npy", {}, "bad-npy: a ZIP archive"),
     attempt("a type that only the sender can mend", b"[1]", "application/vnd.acme", {}, "unknown-content-type: does not read the content type 'application/vnd.acme', which the frame states"),
 ]  # fmt: skip
 
@@ -183,11 +221,19 @@ def test_the_capture_time_comes_from_the_field_that_is_named(
 
 
 @pytest.mark.parametrize(
-    ("time", "said"),
-    [(b"1767222000123", "in milliseconds"), (b'"2026-01-01T00:00:00"', "offset"), (b"true", "not a time"), (b"null", "not a time")],
+    ("time", "unit", "said"),
+    [
+        (b"1767222000123", "s", "in milliseconds"), (b'"2026-01-01T00:00:00"', "s", "offset"), (b"true", "s", "not a time"),
+        (b"null", "s", "not a time"), (b"true", "ms", "not a time"), (b"1767222000", "ms", "in 1970 as a time in `ms`"),
+        (b'"1767222000"', "ms", "larger units"), (b"1767222000", "ns", "larger units"), (b"1767222000123", "us", "larger units"),
+        (b'"20260101"', "s", "a date without an offset"), (b'"20260101120000"', "s", "a date without an offset"),
+        (b'"20260101120000"', "ms", "a date without an offset"), (b"[1, 2]", "s", "not a time"),
+    ],
 )  # fmt: skip
-def test_a_field_that_is_no_time_in_the_unit_is_refused(time: bytes, said: str) -> None:
-    run = run_stage(Parse, [frame(b'{"v":1,"t":' + time + b"}", content_type=JSON)], field="v", time="t")
+def test_a_field_that_is_no_time_in_the_unit_is_refused(time: bytes, unit: str, said: str) -> None:
+    sent = frame(b'{"v":1,"t":' + time + b"}", content_type=JSON)
+
+    run = run_stage(Parse, [sent], field="v", time="t", time_unit=unit)
 
     assert run.dead == {"bad-time": 1}
     assert said in str(run.errors[0])

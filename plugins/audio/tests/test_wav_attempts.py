@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_says_why(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("magic", "kind"),
-    [(b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3\x04", "MP3"), (b"FORM\0\0\0\x40AIFF", "AIFF"), (b"RIFX", "big-endian WAV"), (b".snd", "Sun")],
+    [(b"fLaC", "FLAC"), (b"OggS", "Ogg"), (b"ID3\x04", "MP3"), (b"FORM\0\0\0\x40AIFF", "AIFF"), (b"RIFX", "big-endian WAV"), (b".snd", "Sun"), (b"#!AMR\n", "AMR"), (b"\x1aE\xdf\xa3", "WebM"), (b"\x1f\x8b\x08\0", "gzip"), (b"\xff\xd8\xff\xe0", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\0\0\0\x20ftypM4A ", "00 00 00 20"), (b"\r\nRIFF\0\0\0\0WAVEfmt ", "0d 0a 52 49")],
 )  # fmt: skip
 @pytest.mark.parametrize("content_type", ["", "audio/pcm"])
 def test_other_sound_is_not_taken_for_raw_samples(magic: bytes, kind: str, content_type: str) -> None:
@@ -145,6 +145,38 @@ def test_other_sound_is_not_taken_for_raw_samples(magic: bytes, kind: str, conte
 
     assert run.dead == {"unknown-content-type": 2}
     assert kind in str(run.errors[0])
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"rate": 16000, "samples": [0, 1]}', b'{\n  "audio": "UklGRg=="\n}', b"UklGRiQAAABXQVZFZm10IBAAAAABAAEA", b"volume: loud, rate: 16000\r\n"]
+)  # fmt: skip
+def test_text_is_not_taken_for_raw_samples(text: bytes) -> None:
+    run = run_stage(Pcm16, [frame(text + b" " * (len(text) % 2))])
+
+    assert run.dead == {"unknown-content-type": 1}
+    assert "the payload is text" in str(run.errors[0])
+
+
+@pytest.mark.parametrize(
+    "samples", [bytes(640), b"\x00\x20" * 320, b"\xff\x7f\x01\x80" * 160, b"  " * 6, b"\x1f\x8b" * 40]
+)
+def test_silence_and_square_waves_are_samples(samples: bytes) -> None:
+    assert run_stage(Pcm16, [frame(samples)]).errors == []
+
+
+def test_floats_that_were_not_scaled_are_refused() -> None:
+    """SciPy writes an array of floats as it is: one made of 16-bit samples reaches 32767."""
+    loud, unscaled = TONE * 8, TONE * 32767
+    sent = [
+        frame(riff(chunk(b"fmt ", form(3, 32)), chunk(b"data", one.astype("<f4").tobytes())))
+        for one in (loud, unscaled)
+    ]
+
+    run = run_stage(Pcm16, sent)
+
+    assert len(run.out) == 1
+    assert run.dead == {"bad-wav": 1}
+    assert "full scale is -1 to 1" in str(run.errors[0])
 
 
 @given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.binary(min_size=72, max_size=72))

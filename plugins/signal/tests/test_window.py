@@ -137,8 +137,19 @@ def test_bad_frames_are_dead_lettered_and_do_not_affect_the_stream() -> None:
 
     run = run_stage(Window, good[:5] + bad + good[5:], size=1000, rate=100)
 
-    assert run.dead == {"not-finite": 2, "wrong-shape": 2, "not-numbers": 1, "bad-rate": 2, "not-decoded": 1}
+    assert run.dead == {
+        "not-finite": 1, "out-of-range": 1, "wrong-shape": 2, "not-numbers": 1, "bad-rate": 2, "not-decoded": 1
+    }  # fmt: skip
     np.testing.assert_array_equal(run.out[0].array, RAMP[:1000])
+
+
+@pytest.mark.parametrize("samples", [np.array([16777217, 1]), np.array([1700000000.123, 1.0])])
+def test_samples_of_too_many_digits_are_not_rounded(samples: np.ndarray[Any, Any]) -> None:
+    run = run_stage(Window, [frame(samples), frame(samples % 1024)], size=2)
+
+    assert run.dead == {"out-of-range": 1}
+    assert "float32" in run.errors[0].remedy
+    assert len(run.out) == 1
 
 
 def test_a_hop_that_would_skip_samples_is_refused() -> None:

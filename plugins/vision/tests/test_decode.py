@@ -249,9 +249,10 @@ def test_a_webp_becomes_its_picture(options: dict[str, Any]) -> None:
     assert sum(run_stage(Decode, [frame(payload[:-40])]).dead.values()) == 1
 
 
-def test_an_animation_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_an_animation_is_refused(kind: str) -> None:
     still = Image.fromarray(gradient())
-    payload = encoded(still, "WEBP", save_all=True, append_images=[still.transpose(Image.Transpose.ROTATE_180)])
+    payload = encoded(still, kind, save_all=True, append_images=[still.transpose(Image.Transpose.ROTATE_180)])
 
     assert run_stage(Decode, [frame(payload)]).dead == {"bad-image": 1}
 
@@ -263,6 +264,29 @@ def test_a_picture_in_a_field_of_json_is_decoded(prefix: str) -> None:
     run = run_stage(Decode, [frame(json.dumps({"camera": "c1", "image": text}))], json_field="image")
 
     np.testing.assert_array_equal(run.out[0].array, gradient())
+
+
+def test_a_picture_in_a_field_is_found_by_its_path() -> None:
+    picture = {"data": {"image": base64.b64encode(PNG).decode()}}
+
+    run = run_stage(Decode, [frame(json.dumps(picture))], json_field="data.image")
+
+    np.testing.assert_array_equal(run.out[0].array, gradient())
+
+
+def test_a_field_with_two_pictures_is_refused() -> None:
+    text = base64.b64encode(PNG).decode()
+
+    run = run_stage(Decode, [frame(f'{{"image": "{text}", "image": "{text[::-1]}"}}')], json_field="image")
+
+    assert run.dead == {"duplicate-field": 1}
+
+
+def test_a_damaged_header_is_named() -> None:
+    run = run_stage(Decode, [frame(PNG[:30] + bytes([PNG[30] ^ 1]) + PNG[31:])])
+
+    assert run.dead == {"bad-image": 1}
+    assert str(run.errors[0]) == f"The header of the PNG ({len(PNG)} bytes) is damaged"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ def yolo(rows: Tensor, seen: Scene, metadata: dict[str, str] | None = None, **mo
     return Attempt({"output0": rows}, seen, metadata=metadata or {}, **more)
 
 
+TFLITE = {
+    "detection_boxes": np.tile(np.float32([0.1, 0.1, 0.5, 0.5]), (1, 3, 1)),
+    "detection_scores": np.float32([[0.9, 0, 0]]),
+    "detection_classes": np.float32([[0, 0, 0]]),
+}
 DETR = {"boxes": "pred_boxes", "scores": "logits", "order": "cxcywh"}
 
 
@@ -255,6 +260,16 @@ AT_START: dict[str, Any] = {
         {"boxes": np.zeros((1, 9, 4), np.float32), "scores": np.zeros((1, 9), np.float32)}, "detection_classes", "boxes",
         boxes="boxes", scores="scores",
     ),
+    "eight bits": refused(np.zeros((1, 12, N), np.uint8), "uint8", labels=names(8)),
+    "eight bits with a sign": refused(np.full((1, 12, N), -128, np.int8), "int8", labels=names(8)),
+    "final detections in integers": refused(final(FEW).astype(np.int32), "int32", labels=names(8)),
+    "scores in eight bits": refused({**TFLITE, "detection_scores": np.uint8([[229, 0, 0]])}, "uint8", "boxes", labels=names(2)),
+    "TensorFlow's label for no object": refused(TFLITE, "'???'", "boxes", labels=["???", "person", "bicycle"]),
+    "a background that TFLite does not count": refused(TFLITE, "background", "boxes", labels=["background", "person"]),
+    "a background that is not stated": refused(
+        {"boxes": np.zeros((1, 1, 4), np.float32), "scores": np.float32([[[5, -5, -4]]])}, "background: true", "ssd",
+        anchors={"size": 128, "strides": [128], "between": False}, labels=["background", "person", "bicycle"],
+    ),
     "SSD with a label too few": refused(
         {"boxes": np.zeros((1, 1, 4), np.float32), "scores": np.zeros((1, 1, 3), np.float32)}, "2 labels", "ssd",
         anchors={"size": 128, "strides": [128], "between": False}, labels=names(2),
@@ -402,3 +417,32 @@ def test_a_swapped_version_brings_its_own_labels_and_head(tmp_path: Path) -> Non
     assert seen == [{"name"}, {"new"}]
     assert outcome.error is not None
     assert "7 labels" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("labels", "config"),
+    [(["__background__", "person"], {}), (["background", "person"], {"background": "first"}), (["???", "person"], {"background": "first"})],
+)  # fmt: skip
+def test_a_background_that_the_model_counts_keeps_its_label(
+    labels: list[str], config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Torchvision's detectors: classes begin at 1, and boxes have no batch axis."""
+    outputs = {"boxes": np.float32([[16, 16, 64, 64]]), "scores": np.float32([0.9]), "labels": np.int64([1])}
+    path = model(tmp_path / "m.onnx", (128, 128), outputs)
+
+    (result,) = run(
+        path, (128, 128), "boxes", boxes="boxes", scores="scores", classes="labels", order="xyxy", unit="pixel",
+        labels=labels, **config,
+    ).results  # fmt: skip
+
+    assert [(found["label"], found["box"]) for found in result["detections"]] == [("person", [0.125, 0.125, 0.5, 0.5])]
+
+
+def test_a_background_that_comes_first_is_not_found(tmp_path: Path) -> None:
+    scores = np.float32([[[0.9, 0.05, 0.05], [0.1, 0.1, 0.8]]])
+    boxes = np.float32([[[0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
+    path = model(tmp_path / "m.onnx", (128, 128), {"pred_boxes": boxes, "logits": scores})
+
+    (result,) = run(path, (128, 128), "boxes", **DETR, labels=["background", "person", "car"]).results
+
+    assert [found["label"] for found in result["detections"]] == ["car"]

@@ -226,3 +226,15 @@ def test_a_wide_picture_is_scaled_to_a_grid_of_32(text_models: Models) -> None:
     stage._fill = detect.InputFiller(detect.ResizeConfig(size=32))
 
     assert stage._prepare(np.zeros((90, 1000, 3), np.uint8)).shape == (1, 3, 32, 320)
+
+
+def test_logits_are_not_taken_for_probabilities() -> None:
+    """Exporters leave out the last softmax; scores would be 12, and every line upside down."""
+    logits = np.float32([[-3, 12.5, 0], [9, -2, 1]])
+    heat = np.full((32, 32), -8, np.float32)
+    heat[8:24, 8:24] = 6
+
+    with pytest.raises(FrameError, match=r"12\.5, which are no probabilities"):
+        read_ctc(logits, ["", "a", "b"])
+    with pytest.raises(FrameError, match="-8 to 6, which are no probabilities"):
+        find_quads(heat, 0.3, 0.5, 1.5, 10)

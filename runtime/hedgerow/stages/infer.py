@@ -43,7 +43,8 @@ class Infer(Stage[InferConfig]):
     """Run a model on frames; its outputs become the frame's tensors.
 
     Inputs are the frame's tensors, or its array if it has no tensors and the model has one input. A missing batch axis
-    is added; float32 becomes float16 for a model that takes it. Outputs keep their batch axis, of size 1.
+    is added. Float32 becomes float16 for a model that takes it, and JSON's whole numbers and booleans (int64, uint64, bool)
+    become floats, exactly. Outputs keep their batch axis, of size 1.
 
     Hidden state is stored per stream, and updated only after a successful inference. It is reset by a frame with
     `begins` in its meta (the first after a gap), and in all streams when the node swaps the model's version, unless the
@@ -102,8 +103,11 @@ class Infer(Stage[InferConfig]):
 
     def _missing_remedy(self, missing: ModelInput, tensors: Mapping[str, ArraySpec]) -> str:
         unused = sorted(tensors.keys() - {input_.tensor for input_ in self._inputs})
-        if unused:
-            return f"Name its tensor: `inputs: {{{missing.name}: {unused[0]}}}`."
+        fitting = next((name for name in unused if missing.takes(tensors[name])), None)
+        if fitting is not None:
+            return f"Name its tensor: `inputs: {{{missing.name}: {fitting}}}`."
+        if unused and len(self._inputs) == 1:
+            return f"Name its tensor, `inputs: {{{missing.name}: {unused[0]}}}`. {missing.remedy(tensors[unused[0]])}"
         return f"Make {missing.tensor!r} too in a stage before it."
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
@@ -185,8 +189,8 @@ class Infer(Stage[InferConfig]):
             if array.ndim == input_.ndim - 1:
                 array = array[np.newaxis] if input_.axis == 0 else np.expand_dims(array, input_.axis)
             fits = array.dtype == input_.dtype  # an array of another dtype is refused by the model later
-            if input_.half and not fits and array.dtype == np.float32:
-                array, fits = _to_half(array), True
+            if not fits and input_.converts(array.dtype):
+                array, fits = input_.convert(array), True
             if finite and input_.floats and fits and not _finite(array):
                 bad = int(array.size - np.isfinite(array).sum())
                 too_large = ", or too large for float16" if input_.half else ""
@@ -204,13 +208,15 @@ class Infer(Stage[InferConfig]):
                 return FrameError(
                     f"{input_.tensor} is {array.dtype}; model {self.config.model} takes {input_.spec}",
                     code="dtype-mismatch",
-                    remedy=f"Add a stage before `infer` that converts to {input_.spec.dtype}; only float32 to float16 is converted implicitly.",
+                    remedy=f"Set `dtype: {input_.spec.dtype}` of the stage that makes it (`parse`, `resize`), or use a model that takes {array.dtype}.",
                 )
             if not input_.spec.fits(array.shape):
                 return FrameError(
                     f"{input_.tensor} is {list(array.shape)}; model {self.config.model} takes {input_.spec}",
                     code="shape-mismatch",
-                    remedy="Resize or crop in a stage before `infer`, or send frames of that size.",
+                    remedy="Resize or crop in a stage before `infer`, or send frames of that size."
+                    if len(input_.spec.shape) > 2
+                    else "Send as many numbers as the model takes, or choose them with `field` of `parse`.",
                 )
         return None
 
@@ -244,11 +250,6 @@ def _output_spec(spec: TensorSpec, model: ModelHandle) -> ArraySpec:
     axis = model.batch_axis.get(spec.name, 0)
     shape = tuple(None if place == axis else size for place, size in enumerate(spec.shape))
     return ArraySpec(str(spec.dtype), shape or None)
-
-
-def _to_half(array: Array) -> Array:
-    with np.errstate(over="ignore"):  # what is too large becomes infinite
-        return array.astype(np.float16)
 
 
 def _finite(array: Array) -> bool:

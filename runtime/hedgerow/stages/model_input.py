@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from hedgerow.backends.base import TensorSpec
-from hedgerow.errors import StageMismatch
+from hedgerow.errors import FrameError, StageMismatch
+from hedgerow.frame import Array
 from hedgerow.stage import ArraySpec, ModelHandle
+from hedgerow.wire.numbers import convert
 
 _SINGLE: Final = np.dtype(np.float32)
 _HALF: Final = np.dtype(np.float16)
+_WHOLE: Final = frozenset(np.dtype(kind) for kind in (np.int64, np.uint64, np.bool_))
 
 
 class ModelInput:
@@ -21,6 +24,9 @@ class ModelInput:
         axis: the batch axis.
         floats: whether it takes floating point numbers.
         half: whether it takes float16, to which float32 is converted: no stage makes float16.
+
+    What JSON's whole numbers become is converted to floats, since a sensor's 21 is no other kind of number than its 21.5.
+    Pixels are not: they would have to be scaled.
     """
 
     __slots__ = ("axis", "dtype", "floats", "half", "name", "ndim", "spec", "tensor")
@@ -43,11 +49,36 @@ class ModelInput:
             model: name of the model.
         Raises: StageMismatch: no such array fits.
         """
-        if not (self._takes_dtype(array.dtype) and self._takes_shape(array.shape)):
-            raise StageMismatch(f"{self.spec} for model {model}", f"{name}: {array}", remedy=self._remedy(array))
+        if not self.takes(array):
+            raise StageMismatch(f"{self.spec} for model {model}", f"{name}: {array}", remedy=self.remedy(array))
+
+    def takes(self, array: ArraySpec) -> bool:
+        """Return whether such an array fits, as far as it is known."""
+        return self._takes_dtype(array.dtype) and self._takes_shape(array.shape)
+
+    def converts(self, dtype: np.dtype[Any]) -> bool:
+        """Return whether arrays of another dtype are converted."""
+        return self.floats and (dtype in _WHOLE or (self.half and dtype == _SINGLE))
+
+    def convert(self, array: Array) -> Array:
+        """Convert an array of such a dtype.
+
+        Raises: FrameError: a whole number has more digits than the model's dtype keeps.
+        """
+        if array.dtype != _SINGLE:
+            try:
+                return convert(array, self.dtype, label=self._label)
+            except FrameError as error:
+                remedy = f"The model takes {self.dtype}: subtract a constant at the sensor, or use a model of float64."
+                raise FrameError(str(error), code=error.code, remedy=remedy) from error
+        with np.errstate(over="ignore"):  # what is too large becomes infinite
+            return array.astype(_HALF)
+
+    def _label(self, position: tuple[int, ...]) -> str:
+        return self.tensor + "".join(f"[{index}]" for index in position)
 
     def _takes_dtype(self, dtype: str | None) -> bool:
-        return dtype in (None, str(self.dtype)) or (self.half and dtype == str(_SINGLE))
+        return dtype in (None, str(self.dtype)) or self.converts(np.dtype(dtype))
 
     def _takes_shape(self, shape: tuple[int | None, ...] | None) -> bool:
         if shape is None:
@@ -60,7 +91,8 @@ class ModelInput:
             for axis, (size, expected) in enumerate(zip(shape, self.spec.shape, strict=True))
         )
 
-    def _remedy(self, array: ArraySpec) -> str:
+    def remedy(self, array: ArraySpec) -> str:
+        """Return what to change if an array does not fit."""
         if not self._takes_dtype(array.dtype):
             dtype = _SINGLE if self.half else self.dtype
             return f"Set `dtype: {dtype}` of the stage that makes it, or use a model that takes {array.dtype}."

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Array, Buffer, Drop, Frame
 from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig, StageContext
-from hedgerow.wire.codec import NPY, parse_npy, timestamp
+from hedgerow.wire.codec import COMPACT_DATE, NPY, parse_npy, timestamp
 from hedgerow.wire.document import decode_json, decode_json_exactly, decode_msgpack, field
 from hedgerow.wire.numbers import FLOAT32, ArrayReader, RoundedError, below, convert
 from hedgerow.wire.sniff import explained, payload_kind
@@ -30,6 +30,8 @@ _FORMATS: Final = {
     "text/csv": "csv",
 }
 _UNITS: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_CLOCKS_BEGIN_S: Final = 1e8
+"""In 1973: no clock that has been set is earlier."""
 _MISSING: Final = Drop(MissingValue.code)
 _ORJSON_ROUNDS_FROM: Final = 2.0**64
 _UNREADABLE: Final = frozenset({"bad-json", "bad-msgpack", "bad-csv", "bad-npy"})
@@ -308,9 +310,21 @@ def _label(name: Name, at: tuple[int, ...]) -> str:
 
 
 def _seconds(value: Any, unit: str) -> float:
-    """Return Unix seconds from RFC 3339, or from a number of a unit, which may be text."""
+    """Return Unix seconds from RFC 3339, or from a number of a unit, which may be text.
+
+    Raises: FrameError: it is no time, or seems to be one of another unit.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and COMPACT_DATE.fullmatch(value)):
+        return timestamp(str(value))
     try:
         number = value if isinstance(value, (int, float)) else float(value)
-        return timestamp(str(value if isinstance(value, bool) else number / _UNITS[unit]))
+        seconds = timestamp(str(number / _UNITS[unit]))
     except (TypeError, ValueError, OverflowError):
         return timestamp(str(value))
+    if unit != "s" and abs(seconds) < _CLOCKS_BEGIN_S <= abs(number):
+        raise FrameError(
+            f"{str(value)[:40]!r} is in 1970 as a time in `{unit}`: it seems to be one in larger units",
+            code="bad-time",
+            remedy="Correct `time_unit` of `parse`, or set the sensor's clock.",
+        )
+    return seconds

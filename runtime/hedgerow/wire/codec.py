@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 from datetime import datetime
 from tokenize import TokenError
@@ -28,6 +29,9 @@ ENVELOPE: Final = "application/vnd.hedgerow.frame+msgpack"
 NPY: Final = "application/x-npy"
 LONGEST_NAME: Final = 1024
 """Longest id, stream or trace of a sender, in characters; results repeat them."""
+
+COMPACT_DATE: Final = re.compile(r"(19|20)\d\d[01]\d[0-3]\d([0-2]\d[0-5]\d[0-5]\d)?")
+"""A date that is also a number: as Unix seconds or milliseconds it would be another time."""
 
 _META_PARAMETERS: Final = ("rate", "channels")
 _DTYPES: Final = frozenset("biufc")
@@ -72,6 +76,8 @@ def timestamp(text: str) -> float:
 
     Raises: FrameError: it is neither.
     """
+    if COMPACT_DATE.fullmatch(text):
+        raise FrameError(f"{text!r} is a date without an offset from UTC", code="bad-time", remedy=_TIME_REMEDY)
     try:
         value = float(text)
     except ValueError:
@@ -178,7 +184,7 @@ def parse_npy(payload: Buffer, max_bytes: int) -> Array:
     """Decode numpy's .npy format (NEP 1): numbers only, never pickled objects.
 
     Args:
-        payload: the bytes; the array is a view of them.
+        payload: the bytes; the array is a view of them, unless their byte order is another.
         max_bytes: largest array accepted.
     Raises: FrameError: it is not .npy, contains objects, is truncated or too large.
     """
@@ -213,6 +219,7 @@ def parse_npy(payload: Buffer, max_bytes: int) -> Array:
         )
     try:
         flat = np.frombuffer(payload, dtype=dtype, count=count, offset=start)
-        return flat.reshape(shape, order="F" if fortran else "C")
+        array = flat.reshape(shape, order="F" if fortran else "C")
+        return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
     except (ValueError, OverflowError) as error:  # with a side of 0, the others may have any length
         raise FrameError(f"Not an .npy array: {error}", code="bad-npy") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from hedgerow.frame import Buffer
 from hedgerow.wire.values import MissingValue
 
 _BOM: Final = b"\xef\xbb\xbf"
+_C_NAN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|(?<![\w.])(-?)(nan|inf)(?![\w.])', re.IGNORECASE | re.DOTALL)
+"""Texts, and what C's printf makes of a reading that failed: `{"temperature":nan}`."""
 _SHORT: Final = 1024
 """Up to this size, searching for keys takes less time than finding out that it is not needed."""
 
@@ -23,7 +26,8 @@ class _DuplicateKeyError(Exception):
 
 
 def decode_json(payload: Buffer, fields: Sequence[bytes] = ()) -> Any:
-    """Decode JSON. NaN and Infinity, which Python's encoder writes, become floats; a byte-order mark is skipped.
+    """Decode JSON. NaN and Infinity, which Python's encoder writes, become floats, and so do C's nan and inf; a byte-order mark
+    is skipped.
 
     Args:
         payload: the bytes.
@@ -36,9 +40,11 @@ def decode_json(payload: Buffer, fields: Sequence[bytes] = ()) -> Any:
     except ValueError as error:
         if data.startswith(_BOM):
             return decode_json(data[len(_BOM) :], fields)
-        if b"NaN" not in data and b"Infinity" not in data and "infinity" not in str(error):
-            raise FrameError(f"Not JSON: {error}", code="bad-json") from error
-        return decode_json_exactly(data)
+        if b"NaN" in data or b"Infinity" in data or "infinity" in str(error):
+            return decode_json_exactly(data)
+        if (spelled := _C_NAN.sub(_python_nan, data)) != data:
+            return decode_json_exactly(spelled)
+        raise FrameError(f"Not JSON: {error}", code="bad-json") from error
     if fields and (len(data) <= _SHORT or data.count(b'"') != _quotes(body)):
         maps = len(body) if body.__class__ is list else 1
         for key in fields:
@@ -46,6 +52,13 @@ def decode_json(payload: Buffer, fields: Sequence[bytes] = ()) -> Any:
                 decode_json_exactly(data)  # raises if a key is there twice: `orjson` keeps the last
                 break
     return body
+
+
+def _python_nan(found: re.Match[bytes]) -> bytes:
+    sign, word = found[1], found[2]
+    if word is None:  # a text
+        return found[0]
+    return b"NaN" if word[:1] in b"nN" else sign + b"Infinity"
 
 
 def _quotes(body: Any) -> int:

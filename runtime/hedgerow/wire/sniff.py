@@ -35,6 +35,8 @@ _MAGIC: Final = (
     (b"ID3\x04", "MP3 sound", _SOUND),
     (b"RIFX", "big-endian WAV sound", _SOUND),
     (b"caff\x00\x01", "Core Audio sound", _SOUND),
+    (b"#!AMR", "AMR sound", _SOUND),
+    (b"\x1aE\xdf\xa3", "Matroska or WebM", _SOUND),
     (b".snd", "Sun audio", _SOUND),
     (b"\x93NUMPY", "an .npy array", "Set its content type, `application/x-npy`, or `format: npy`."),
     (b"\x89HDF", "an HDF5 file", _SUPPORTED),

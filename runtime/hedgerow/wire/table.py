@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from hedgerow.errors import FrameError
 from hedgerow.frame import Buffer
+from hedgerow.wire.values import is_missing
 
 Column = str | int
 """A column's name in the first line, or its position, from 0."""
@@ -83,7 +84,7 @@ class Table:
         return self.names.index(column)
 
     def numbers(self, positions: Sequence[int], *, exact: bool = False) -> list[list[Any]]:
-        """Return the numbers of these columns, line by line; None for an empty cell.
+        """Return the numbers of these columns, line by line; None for a cell that is empty or says `NA` or the like.
 
         Args:
             positions: of the columns.
@@ -104,7 +105,7 @@ class Table:
 
     def _number(self, row: int, position: int) -> int | float | None:
         cell = self.rows[row][position].strip()
-        if not cell:
+        if is_missing(cell):
             return None
         # Python also reads 1_000 and digits of other scripts. A point beside a decimal comma separates thousands, or is
         # a mistake: 1.234 is not 1,234.

@@ -14,6 +14,8 @@ Label = Callable[[tuple[int, ...]], str]
 """Names the value at a position, for error messages: `(1, 0)` → `v[1][0]`."""
 
 _DEEPEST: Final = 32
+_NO_VALUE: Final = frozenset({"", "null", "none", "n/a", "na", "unavailable", "unknown"})
+"""Texts that stand for a missing number; the last two are Home Assistant's."""
 
 
 class MissingValue(FrameError):
@@ -73,11 +75,16 @@ def _clean(value: Any, fill: float | None, text: bool, depth: int) -> Any:
     raise _WrongValueError("not-numbers", *_description(value))
 
 
+def is_missing(text: str) -> bool:
+    """Return whether a text says that there is no number."""
+    return text.strip().lower() in _NO_VALUE
+
+
 def _number(text: str) -> int | float | None:
     """Return the number that a text is; None if it is empty or says that there is none."""
-    stripped = text.strip()
-    if not stripped or stripped.lower() in ("null", "none", "n/a", "na"):
+    if is_missing(text):
         return None
+    stripped = text.strip()
     if stripped.isascii() and "_" not in stripped:
         for kind in (int, float):
             try:

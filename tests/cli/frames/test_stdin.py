@@ -67,6 +67,7 @@ PARTS: dict[str, tuple[Callable[[], list[bytes]], list[str]]] = {
     "several kinds": (lambda: [picture("png"), picture("jpeg"), picture("png", 1)], [PNG, JPEG, PNG]),
     "arrays": (lambda: [npy(np.arange(5)), npy(np.zeros((2, 3), np.float32))], [NPY] * 2),
     "an empty array": (lambda: [npy(np.zeros((0, 3)))], [NPY]),
+    "pictures without ends": (lambda: [picture("jpeg", seed)[:-2] for seed in range(3)], [JPEG] * 3),
     "a picture without an end": (lambda: [picture("jpeg"), picture("jpeg", 1)[:-2]], [JPEG] * 2),
     "a number": (lambda: [b"5"], [JSON]),
     "an indented document": (lambda: [b'{\n  "v": [1,\n 2]\n}\n'], [JSON]),

@@ -276,6 +276,38 @@ def test_a_link_to_a_model_in_one_file_keeps_its_name(tmp_path: Path) -> None:
     assert resolve("current.onnx", tmp_path).path == tmp_path / "current.onnx"
 
 
+@pytest.mark.parametrize(
+    ("content", "what", "remedy"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 12345\n",
+            "Git LFS pointer",
+            "git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "web page", "Download"),
+        (b"PK\x03\x04archive/data.pkl", "ZIP archive", "export the model to ONNX"),
+        (b"", "empty file", "Copy"),
+    ],
+)
+def test_what_a_download_leaves_in_a_models_place_is_named(
+    tmp_path: Path, content: bytes, what: str, remedy: str
+) -> None:
+    (tmp_path / "door.onnx").write_bytes(content)
+
+    with pytest.raises(ModelUnreadable, match=what) as raised:
+        resolve("door.onnx", tmp_path)
+    assert remedy in raised.value.remedy
+
+
+def test_weights_missing_in_a_hubs_cache_are_named(tmp_path: Path) -> None:
+    """The hub's own name of the model has no suffix, and says nothing of its weights."""
+    snapshot = cache_of_a_hub(tmp_path, files_of(scale_by(tmp_path / "model.onnx", 2, "model.onnx_data")))
+    (snapshot / "model.onnx_data").unlink()
+
+    with pytest.raises(ModelNotFound, match=r"weights in model\.onnx_data, which is missing"):
+        resolve("model.onnx", snapshot)
+
+
 def test_a_damaged_file_is_left_to_the_backend(tmp_path: Path) -> None:
     path = scale_by(tmp_path / "model.onnx", 2, "weights.bin")
     content = path.read_bytes()

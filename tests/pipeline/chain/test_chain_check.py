@@ -111,6 +111,7 @@ WORKS = [
     Case("a picture made grey", **colour(GREY, size=28, channels="grey")),
     Case("a picture stretched and made grey", **colour(GREY, fit="resize", size=28, channels="grey")),
     Case("float32 into float16", **colour(HALF)),
+    Case("whole numbers into float32", **numbers(DOUBLE, ("application/json", b"[1,2,3]"), dtype="int64")),
     Case("bytes into bytes", **colour(BYTES, dtype="uint8")),
     Case("a batch axis fixed to four is padded", **colour(OF_FOUR)),
     Case("a png", **{**colour(COLOUR), "sent": PNG}),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hedgerow import ArraySpec, Frame, FrameError, FrameSpec, Outcome, Stage, StageConfig, StageMismatch
+from hedgerow.frame import Buffer
 from hedgerow.wire.sniff import payload_kind
 from hedgerow.wire.wav import RIFFS, parse_wav
 from hedgerow_audio.samples import MAX_RATE, MIN_RATE, Samples, whole
@@ -21,8 +22,15 @@ _SHORT: Final = 8192
 _RAW: Final = frozenset({"", "application/octet-stream", "audio/l16", "audio/pcm", "audio/x-pcm"})
 _SOUND: Final = "audio/*"
 _WAV: Final = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"})
-_FILES: Final = frozenset({*RIFFS, b"RIFX", b"OggS", b"fLaC", b"FORM", b"caff", b".snd", b"ID3\x03", b"ID3\x04"})
-"""How files of sound begin; two raw samples that look the same would be a strange coincidence."""
+_FILES: Final = frozenset(
+    {*RIFFS, b"RIFX", b"OggS", b"fLaC", b"FORM", b"caff", b".snd", b"ID3\x03", b"ID3\x04", b"#!AM", b"\x1aE\xdf\xa3"}
+    | {b"\x1f\x8b\x08\x00", b"\x89PNG", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x93NUM"}
+)
+"""How files begin; two raw samples that look the same would be a strange coincidence."""
+_HEAD: Final = 32
+_TEXT: Final = bytes(range(0x20, 0x7F)) + b"\r\n\t"
+_LOUDEST: Final = 16.0
+"""Samples of files of floats may exceed full scale, but not so far: these are whole numbers that were not scaled."""
 
 
 class Pcm16Config(StageConfig):
@@ -88,12 +96,21 @@ class Pcm16(Stage[Pcm16Config]):
             wav = parse_wav(payload)
             rate = whole(wav.rate, "rate", MIN_RATE, MAX_RATE)
             channels = whole(wav.channels, "channels", 1, _MAX_CHANNELS)
-            return frame.with_array(self._mono(wav.samples(), channels), rate=rate)
-        if not raw or magic in _FILES:
-            kind = payload_kind(payload)
+            samples = wav.samples()
+            if wav.floats and np.abs(samples).max() > _LOUDEST:
+                raise FrameError(
+                    f"The WAV file has floats up to {np.abs(samples).max():.4g}; full scale is -1 to 1",
+                    code="bad-wav",
+                    remedy="Divide the samples by 32768 before writing them, or write 16-bit integers.",
+                )
+            return frame.with_array(self._mono(samples, channels), rate=rate)
+        if not raw or not _is_samples(payload):
+            kind = payload_kind(payload) or (
+                ("text", "") if not bytes(payload[:_HEAD]).translate(None, _TEXT) else None
+            )
             raise FrameError(
                 f"`pcm16` cannot read content type {frame.content_type or 'unknown'!r}"
-                f"{f': the payload is {kind[0]}' if kind else ''}",
+                f"{f': the payload is {kind[0]}' if kind else f': the payload begins {magic.hex(chr(32))}'}",
                 code="unknown-content-type",
                 remedy="Send WAV as audio/wav, or raw 16-bit samples as audio/l16 or audio/pcm.",
             )
@@ -146,5 +163,12 @@ def _is_plain(frame: Frame) -> bool:
         and not len(payload) % 2
         and not frame.meta
         and frame.content_type in _RAW
-        and bytes(payload[:4]) not in _FILES
+        and _is_samples(payload)
     )
+
+
+def _is_samples(payload: Buffer) -> bool:
+    """Return whether raw samples are not recognised as a file or text."""
+    head = bytes(payload[:_HEAD])
+    is_text = len(head) >= _HEAD // 2 and not head.translate(None, _TEXT)
+    return not (is_text or head[:4] in _FILES or head[4:8] == b"ftyp" or b"WAVEfmt" in head)

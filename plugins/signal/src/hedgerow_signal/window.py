@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hedgerow import ArraySpec, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext
+from hedgerow.wire.numbers import FLOAT32, convert
 
 MAX_RATE: Final = 1e9
 
@@ -83,7 +84,7 @@ class Window(Stage[WindowConfig]):
         return incoming.with_array(window, position=None, begins=None, window_at=None, rate=rate)
 
     def process(self, frame: Frame) -> list[Frame]:
-        """Raises: FrameError: the array's shape, dtype, values or length are invalid, or the rate is."""
+        """Raises: FrameError: the array's shape, dtype, values or length are invalid, or the rate is; or float32 loses digits."""
         size, hop = self.config.size, self.config.hop or self.config.size
         samples = self._samples(frame)
         rate = self._rate(frame)
@@ -129,8 +130,11 @@ class Window(Stage[WindowConfig]):
             raise FrameError(f"Expected samples {expected}, got {list(frame.array.shape)}", code="wrong-shape")
         if array.dtype.kind not in "iufb":
             raise FrameError(f"Samples are {array.dtype}, not numbers", code="not-numbers", remedy="Send real numbers.")
-        with np.errstate(over="ignore"):
-            samples = array.astype(np.float32, copy=False)
+        try:
+            samples = convert(array, FLOAT32, rounds=False)
+        except FrameError as error:
+            remedy = "Windows are float32: subtract a constant at the sensor; or set `dtype: float32` of `parse` if seven digits are enough."
+            raise FrameError(str(error), code=error.code, remedy=remedy) from error
         if not np.isfinite(samples).all():
             raise FrameError("The samples contain NaN or infinity", code="not-finite")
         return samples

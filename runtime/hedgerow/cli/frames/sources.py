@@ -97,7 +97,15 @@ def read_frames(path: Path, options: SplitOptions) -> Iterator[FileFrame]:
         return
     read, content_type = _reader(path, options)
     try:
-        yield from read(path, options) if read else _whole(path, content_type)
+        frames = iter(read(path, options) if read else _whole(path, content_type))
+        first = next(frames, None)
+        if first is None:
+            raise ConfigError(
+                f"{path} has nothing to send",
+                remedy=f"Give at least {options.window or 1} row(s), in a table below the names of its columns.",
+            )
+        yield first
+        yield from frames
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", remedy="Check the file and its permissions.") from error
 
@@ -211,7 +219,7 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[str]]:
     reader, width = csv.reader(lines, strict=True), 0
     try:
         for row in reader:
-            if not width and len(row) == 1 and (other := next((mark for mark in ";\t" if mark in row[0]), None)):
+            if not width and (other := _other_mark(row)):
                 raise ConfigError(
                     f"{path} has {other!r} between its cells, not a comma",
                     remedy=f"Save it with commas; or send it whole, --content-type text/csv, to `parse: {{delimiter: {other!r}}}`.",
@@ -228,6 +236,14 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[str]]:
         raise ConfigError(
             f"{path}, line {reader.line_num}, is not CSV: {error}", remedy="Quote the cells as in RFC 4180."
         ) from error
+
+
+def _other_mark(row: list[str]) -> str | None:
+    """Return what separates the cells if it is no comma: `1,5;2,5` has three cells with commas between."""
+    for mark, cell in itertools.product(";\t", row):
+        if mark in cell and (len(row) == 1 or not any(isinstance(_cell(part), str) for part in cell.split(mark))):
+            return mark
+    return None
 
 
 def _windows(path: Path, rows: Iterator[list[str]], size: int) -> Iterator[FileFrame]:

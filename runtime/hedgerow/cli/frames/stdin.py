@@ -19,6 +19,7 @@ Payload = tuple[bytes, str]
 _JPEG: Final = b"\xff\xd8\xff"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _NPY: Final = b"\x93NUMPY"
+_START: Final = 0xD8
 _END: Final = 0xD9
 _START_OF_SCAN: Final = 0xDA
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -144,7 +145,7 @@ def _jpeg(stdin: Stdin) -> Payload:
 
 
 def _scan(stdin: Stdin, content: bytearray) -> bool:
-    """Append the data of a scan. Returns: whether a marker follows."""
+    """Append the data of a scan. Returns: whether a marker of the same file follows."""
     while len(content) <= _LARGEST:
         content += stdin.read_up_to(0xFF)
         pair = stdin.peek(2)
@@ -152,7 +153,7 @@ def _scan(stdin: Stdin, content: bytearray) -> bool:
             content += stdin.read()
             return False
         if pair[1] not in _IN_SCAN:
-            return True
+            return pair[1] != _START
         content += stdin.read(2)
     return True
 

@@ -9,16 +9,16 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from hedgerow.errors import ConfigError
 
 _MOST_CLASSES: Final = 100_000
-_NUMBERED: Final = re.compile(r"(\d{1,9})(?:\s*[:;,]\s*|\s+|$)(.*)")
-_STRUCTURED: Final = re.compile(r"names\s*:|item\s*\{")
-"""Beginnings of YAML and of a protocol buffer's text, neither of which has one name per line."""
+_NUMBERED: Final = re.compile(r"\[?(\d{1,9})(?:\]\s*|[.)]\s+|\s*[:;,]\s*|\s+|$)(.*)")
+_UNNAMED: Final = frozenset({"???", "n/a", "none", "unused", "unknown"})
+_STRUCTURED: Final = re.compile(r"^(names\s*:|item\s*\{|<!DOCTYPE|<html|version https://git-lfs)|\A\s*#", re.M | re.I)
+"""Lines of YAML, of a protocol buffer's text, of a page, of a pointer to a file, or a comment: not one name per line."""
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
     A blank line is a class without a name, except at the end. A name with an index is put there, whatever its line.
 
-    Raises: ConfigError: the file cannot be read, or its numbers begin at 1, so that a name may be of one of two classes.
+    Raises: ConfigError: the file cannot be read, or a name may be of one of two classes: its numbers begin at 1, or repeat.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -34,13 +34,15 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"Class names cannot be read from {path}: {error}", remedy="Use a text file in UTF-8, one name per line."
         ) from error
-    if _STRUCTURED.match(text.lstrip()):
-        raise ConfigError(
-            f"{path} is not a list of lines: it begins with {text.lstrip().partition(chr(10))[0][:40]!r}",
-            remedy="Write one name per line, in the model's order.",
-        )
-    if isinstance(literal(text), Mapping | list) and (names := names_in_metadata(text)):
+    structured = isinstance(literal(text), Mapping | list)
+    if structured and (names := names_in_metadata(text)):
         return names
+    if structured or (found := _STRUCTURED.search(text)):
+        line = text.strip() if structured or found is None else text[found.start() :].strip()
+        raise ConfigError(
+            f"{path} is not a list of lines with one name each: it has {line.partition(chr(10))[0][:40]!r}",
+            remedy="Write one name per line, in the model's order; or list the names under `labels`.",
+        )
     lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
     return _numbered(lines, path) or tuple(lines)
 
@@ -54,7 +56,7 @@ def names_in_metadata(text: str) -> tuple[str, ...]:
         except (TypeError, ValueError):
             return ()
     if isinstance(value, list | tuple):
-        return tuple(map(str, value))
+        return () if any(isinstance(name, Mapping | list | tuple) for name in value) else tuple(map(str, value))
     return tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")) if text else ()
 
 
@@ -84,19 +86,25 @@ def _numbered(lines: Sequence[str], path: Path) -> tuple[str, ...]:
     if found and found[0] is None:  # a header, `id,name`
         found = found[1:]
     pairs = [(int(match[1]), match[2]) for match in found if match]
-    if not pairs or len(pairs) < len(found) or not any(name for _, name in pairs):
-        return ()
+    names = [name for _, name in pairs if name and name.lower() not in _UNNAMED]
+    if len(pairs) < len(found) or not names or len(set(names)) < len(names):
+        return ()  # of equal names are sizes and prices: `20 km/h`, `30 km/h`, `50 km/h`
     indices = [index for index, _ in pairs]
-    if any(after <= before for before, after in pairwise(indices)):
-        return ()
-    if indices[0] == 0 and indices[-1] < _MOST_CLASSES:
+    ordered = sorted(set(indices))
+    whole = len(ordered) == len(indices) and (indices == ordered or ordered[-1] == len(ordered) - 1)
+    if whole and ordered[0] == 0 and ordered[-1] < _MOST_CLASSES:
         return _by_index(dict(pairs))
-    if indices == list(range(1, len(indices) + 1)):
+    remedy = "Number the lines from 0, or remove the numbers; or list the names under `labels`."
+    if indices == ordered and indices[0] == 1:
         raise ConfigError(
             f"{path} numbers its lines from 1, but a model counts its classes from 0: {pairs[0][1]!r} may be class 0 or 1",
-            remedy="Number the lines from 0, or remove the numbers; or list the names under `labels`.",
+            remedy=remedy,
         )
-    return ()  # sizes or prices: `20 km/h`, `30 km/h`, `50 km/h`
+    if ordered[0] == 0:
+        raise ConfigError(
+            f"{path} numbers its lines, but some numbers repeat, or are neither in order nor complete", remedy=remedy
+        )
+    return ()  # `7 up`, `80 proof`
 
 
 def _by_index(names: Mapping[int, str]) -> tuple[str, ...]:

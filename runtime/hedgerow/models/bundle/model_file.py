@@ -25,6 +25,14 @@ from hedgerow.errors import ModelNotFound, ModelUnreadable
 
 _PACKAGE: Final = "package:"
 _SUFFIXES: Final = frozenset([".onnx", ".xml", ".tflite", ".gguf"])
+_EMPTY: Final = ("an empty file", "Copy the file again.")
+_NO_MODELS: Final = {
+    b"version https://git-lfs": ("a Git LFS pointer", "Fetch the file that it stands for: `git lfs pull`."),
+    b"<!doctype html": ("a web page", "Download the file itself; the site may want you to sign in."),
+    b"<html": ("a web page", "Download the file itself; the site may want you to sign in."),
+    b"pk\x03\x04": ("a ZIP archive, perhaps PyTorch's", "Unpack it, or export the model to ONNX."),
+}
+"""What downloads leave in a model's place, by how it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ def resolve(path: str, base_dir: Path) -> ModelFile:
         base_dir: folder that relative paths are relative to.
     Raises:
         ModelNotFound: it does not exist, and the remedy suggests similar names; or a file with its weights does not.
-        ModelUnreadable: its weights are outside its folder.
+        ModelUnreadable: its weights are outside its folder, or it is what downloads leave in a model's place.
     """
     if path.startswith(_PACKAGE):
         file = _in_package(path)
@@ -60,6 +68,7 @@ def resolve(path: str, base_dir: Path) -> ModelFile:
             )
     try:
         file = _among_its_files(file)
+        _require_model(file)
         _require_weights(file)
         return ModelFile(file, digest(file))
     except OSError as error:
@@ -126,13 +135,22 @@ def _outside(name: str) -> bool:
 def _among_its_files(file: Path) -> Path:
     """Return an absolute path: a link's own if its files are there, else its target's."""
     link, target = file.parent.resolve() / file.name, file.resolve()
-    if link.suffix.lower() not in _SUFFIXES or (_missing(link) and not _missing(target)):
+    if link.suffix.lower() not in _SUFFIXES:
         return target
-    return link
+    # A target without a suffix is the hub's own name for a file, beside which there is nothing.
+    return target if target.suffix and _missing(link) and not _missing(target) else link
 
 
 def _missing(path: Path) -> list[str]:
     return sorted(name for name in _weights(path) if not (path.parent / name).is_file())
+
+
+def _require_model(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    found = next((kind for start, kind in _NO_MODELS.items() if head.startswith(start)), None if head else _EMPTY)
+    if found is not None:
+        raise ModelUnreadable(f"{path} is {found[0]}, not a model", remedy=found[1])
 
 
 def _require_weights(path: Path) -> None:

@@ -28,7 +28,8 @@ from hedgerow_vision.images.fit import fit_of
 Floats = NDArray[np.floating[Any]]
 Activation = Literal["none", "sigmoid", "softmax"]
 
-_NO_OBJECT: Final = ("no-object", "no object", "no_object", "background", "__background__")
+_TORCHVISION: Final = "__background__"
+"""Torchvision's first label, which its models count."""
 _SUM_TOLERANCE: Final = 0.02
 _MOST_QUERIES: Final = 1000
 """A transformer asks fewer questions, each for one object; more boxes come from a dense head, with duplicates."""
@@ -61,8 +62,8 @@ class BoxesConfig(DetectorConfig):
     )
     background: Literal["first", "last"] | None = Field(
         None,
-        description="Class of the scores that is no object: `last` for DETR. By default none, unless the last label says so: "
-        "`no-object` or `background`.",
+        description="Class that is no object: `last` for DETR, `first` for torchvision. By default none, unless with scores of each "
+        "class the first or last label says so: `no-object`, `background` or `???`.",
     )
 
 
@@ -81,6 +82,7 @@ class Boxes(Detector[BoxesConfig]):
     def check(self, source: Source) -> None:
         """See `Detector.check`."""
         config = self.config
+        source.check_floats(config.scores)
         boxes, scores = (source.shape(name) for name in self.outputs)
         if boxes is not None and boxes[-1] not in (None, 4):
             raise ModelMismatch(
@@ -98,6 +100,12 @@ class Boxes(Detector[BoxesConfig]):
             raise ModelMismatch(
                 f"{source.described(config.scores)} is one score a box, and the model has no output {config.classes!r}",
                 remedy="Set `classes` to the output with the classes, or to null if all are of class 0.",
+            )
+        elif source.background == "first" and config.background != "first" and source.labels[0] != _TORCHVISION:
+            raise ModelMismatch(
+                f"The first label is {source.labels[0]!r}, and the classes in {config.classes!r} may begin with it or after it",
+                remedy="Remove it from the labels for TFLite_Detection_PostProcess, which does not count it; or set `background: "
+                "first` if the model counts it as class 0.",
             )
 
     def decode_outputs(self, frame: Frame, source: Source) -> Candidates:
@@ -143,8 +151,8 @@ class Boxes(Detector[BoxesConfig]):
             if len(labels) != classes - 1:  # the background may have a label or not
                 source.check_classes(classes, f"{config.scores!r}")
             return config.background
-        if labels[-1].lower() in _NO_OBJECT and len(labels) == classes:
-            return "last"
+        if len(labels) == classes and source.background is not None:
+            return source.background
         if len(labels) == classes - 1 and config.activation == "softmax" and config.order == "cxcywh":
             return "last"
         if len(labels) == classes - 1:

@@ -36,6 +36,7 @@ class CenterFace(Detector[CenterFaceConfig]):
 
     def check(self, source: Source) -> None:
         """See `Detector.check`."""
+        source.check_floats(*self.outputs)
         source.check_classes(1, "CenterFace")
 
     def decode_outputs(self, frame: Frame, source: Source) -> Candidates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from hedgerow.errors import ModelMismatch
 from hedgerow.models.bundle.class_names import class_names
 
 Shape = tuple[int | None, ...]
+
+
+_NO_OBJECT: Final = ("no-object", "no object", "no_object", "background", "__background__")
+_FIRST_NO_OBJECT: Final = (*_NO_OBJECT, "???")
+"""TensorFlow's files begin with `???`; elsewhere that is a class without a name."""
 
 
 class BadLabels(HedgerowError):
@@ -45,6 +50,7 @@ class Source:
         self.labels = tuple(labels) or class_names(self.metadata)
         self._name = "the model" if model is None else model.name
         self._shapes: dict[str, Shape] = {} if model is None else {spec.name: spec.shape for spec in model.outputs}
+        self._dtypes = {} if model is None else {spec.name: spec.dtype for spec in model.outputs}
         self._inputs: list[Shape] = [] if model is None else [spec.shape for spec in model.inputs]
         self.only: NDArray[np.intp] | None = None
         if only:
@@ -85,6 +91,23 @@ class Source:
         """Describe an output: its model, name and shape."""
         sides = ", ".join("?" if side is None else str(side) for side in self._shapes.get(output, ()))
         return f"{output} [{sides}] of {self._name}"
+
+    @property
+    def background(self) -> Literal["first", "last"] | None:
+        """Class that is no object, as far as the labels say."""
+        if self.labels and self.labels[-1].lower() in _NO_OBJECT:
+            return "last"
+        return "first" if self.labels and self.labels[0].lower() in _FIRST_NO_OBJECT else None
+
+    def check_floats(self, *outputs: str) -> None:
+        """Check that outputs with scores are floats. Raises: ModelMismatch: one is not: it is quantised."""
+        for name in outputs:
+            dtype = self._dtypes.get(name)
+            if dtype is not None and dtype.kind != "f":
+                raise ModelMismatch(
+                    f"{self.described(name)} is {dtype}, and scores between 0 and 1 cannot be",
+                    remedy="Export the model with its outputs dequantised to float32.",
+                )
 
     def check_classes(self, classes: int | None, what: str, note: str = "") -> None:
         """Check the number of classes. Raises: ModelMismatch: there is another number of labels."""

@@ -53,6 +53,12 @@ class Ssd(Detector[SsdConfig]):
 
     def check(self, source: Source) -> None:
         """See `Detector.check`."""
+        source.check_floats(*self.outputs)
+        if source.background == "first" and not self.config.background:
+            raise ModelMismatch(
+                f"The first label is {source.labels[0]!r}, but no class is stated to be the background",
+                remedy="Set `background: true`, or correct the labels.",
+            )
         boxes, scores = (source.shape(name) for name in self.outputs)
         if boxes is not None and scores is not None:
             counts = [shape[1] if len(shape) == 3 else 0 for shape in (boxes, scores)]

@@ -67,6 +67,7 @@ class Yolo(Detector[YoloConfig]):
 
     def check(self, source: Source) -> None:
         """See `Detector.check`."""
+        source.check_floats(self.config.output)
         evidence = self._evidence(source)
         self._collected = (source, evidence)
         shape = source.shape(self.config.output)

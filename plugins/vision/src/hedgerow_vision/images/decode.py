@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from hedgerow import Frame, FrameError, FrameSpec, Stage, StageConfig
@@ -63,7 +63,9 @@ class DecodeConfig(StageConfig):
         examples=[[0, 65535], [7000, 8200]],
     )
     json_field: str | None = Field(
-        None, description="The payload is a JSON object with the picture in this field, in base64 or as a data URL."
+        None,
+        description="The payload is a JSON object with the picture in this field, or path (`data.image`), in base64 or as a data "
+        "URL.",
     )
 
     @model_validator(mode="after")
@@ -157,11 +159,13 @@ class Decode(Stage[DecodeConfig]):
     def _pillow(self, payload: Buffer, kind: str) -> Picture:
         try:
             with Image.open(io.BytesIO(payload), formats=[kind]) as image:
-                if kind == "WEBP" and getattr(image, "n_frames", 1) > 1:
+                if getattr(image, "n_frames", 1) > 1:
                     raise ValueError("it is an animation")
                 image.load()
                 orientation = _orientation(image.getexif) if self.config.orient else 1
                 return _upright(_rgb(image, self.config.grey16), orientation)
+        except UnidentifiedImageError as error:  # its message is an address in memory
+            raise FrameError(f"The header of the {kind} ({len(payload)} bytes) is damaged", code="bad-image") from error
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             cut = "truncated" in str(error) or isinstance(error, EOFError)
             raise FrameError(

@@ -13,6 +13,8 @@ from typing import Final
 
 from hedgerow import FrameError
 from hedgerow.frame import Buffer
+from hedgerow.wire.document import decode_json, field
+from hedgerow.wire.values import MissingValue
 
 JPEG: Final = b"\xff\xd8\xff"
 PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -77,23 +79,27 @@ def webp_size(payload: Buffer) -> tuple[int, int] | None:
     return (width & 0x3FFF, height & 0x3FFF) if head[12:16] == b"VP8 " else None
 
 
-def base64_field(payload: Buffer, field: str) -> bytes:
-    """Return the bytes in a field of a JSON object, in base64 or as a data URL.
+def base64_field(payload: Buffer, name: str) -> bytes:
+    """Return the bytes in a field of a JSON object, by name or path, in base64 or as a data URL.
 
-    Raises: FrameError: bad-image: there are none.
+    Raises: FrameError: bad-image: there are none; or as `decode_json`.
     """
     try:
-        text = json.loads(bytes(payload))[field]
+        text = field(decode_json(payload, [json.dumps(part).encode() for part in (name, *name.split("."))]), name)
         _, comma, encoded = text.partition(",") if text.startswith("data:") else ("", ",", text)
         if comma:
             return base64.b64decode("".join(encoded.split()), validate=True)
         reason = "its data URL has no comma"
-    except (KeyError, TypeError, AttributeError):
-        reason = "there is no such field, or it is no text"
-    except (binascii.Error, ValueError, RecursionError) as error:  # of JSON as well
+    except MissingValue as error:
+        if error.code == "duplicate-field":
+            raise
+        reason = str(error)
+    except (TypeError, AttributeError):
+        reason = "it is no text"
+    except (FrameError, binascii.Error, ValueError) as error:
         reason = str(error)
     raise FrameError(
-        f"There is no picture in base64 in field {field!r} of a JSON object ({len(payload)} bytes): {reason}",
+        f"There is no picture in base64 in field {name!r} of a JSON object ({len(payload)} bytes): {reason}",
         code="bad-image",
         remedy="Correct `json_field` of `decode`, or check what the sensor sends.",
     )

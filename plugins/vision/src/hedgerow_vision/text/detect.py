@@ -11,6 +11,7 @@ from pydantic import Field
 
 from hedgerow import ArraySpec, Frame, FrameSpec, Outcome, Stage, StageConfig, StageContext, StageMismatch, TensorSpec
 from hedgerow_vision.detection.detections import with_result_part
+from hedgerow_vision.detection.values import check_probabilities
 from hedgerow_vision.images.fit import Fit
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.images.resize import InputFiller, ResizeConfig
@@ -139,8 +140,10 @@ def find_quads(
     Args:
         heat: (h, w), 0..1, probability that a pixel is text.
     Returns: quads (N, 4, 2), x y as fractions, clockwise from top left; scores (N,).
+    Raises: FrameError: it holds no probabilities.
     """
     cv2 = require_opencv("detect-text")
+    check_probabilities(float(heat.min()), float(heat.max()), "the text detector's heat map")
     height, width = heat.shape
     mask = cv2.dilate((heat > threshold).astype(np.uint8), np.ones((2, 2), np.uint8))
     outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hedgerow import ArraySpec, Frame, FrameSpec, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
 from hedgerow.errors import ModelMismatch
+from hedgerow_vision.detection.values import check_probabilities
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.text.detect import QUADS, check_model
 from hedgerow_vision.text.quads import rectify, require_opencv
@@ -86,7 +87,7 @@ class ReadText(Stage[ReadTextConfig]):
         return picture_spec(incoming)
 
     def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """Raises: FrameError: not-decoded, not-a-picture."""
+        """Raises: FrameError: not-decoded, not-a-picture; bad-tensor: a model gives no probabilities."""
         outcomes: list[Outcome | Exception] = [None] * len(frames)
         quads: dict[int, NDArray[np.float64]] = {}
         crops: list[_Crop] = []
@@ -109,6 +110,8 @@ class ReadText(Stage[ReadTextConfig]):
         images = [crop.image for crop in crops]
         if self._angle_model is not None:
             angles = self._infer(self._angle_model, [_input(image, 192) for image in images])
+            for angle in angles:
+                check_probabilities(float(angle.min()), float(angle.max()), "the angle model's output")
             images = [
                 np.ascontiguousarray(image[::-1, ::-1]) if angle[0, 1] > _MIN_UPSIDE_DOWN else image
                 for image, angle in zip(images, angles, strict=True)
@@ -164,6 +167,7 @@ def read_ctc(probabilities: NDArray[np.floating[Any]], alphabet: Sequence[str]) 
         probabilities: (steps, classes), class 0 the blank.
         alphabet: the character of each class.
     Returns: the line; its score is the mean probability of the characters kept, 0 if there are none.
+    Raises: FrameError: these are no probabilities.
     """
     best = probabilities.argmax(axis=1)
     kept = best != 0
@@ -171,7 +175,9 @@ def read_ctc(probabilities: NDArray[np.floating[Any]], alphabet: Sequence[str]) 
     if not kept.any():
         return Line("", 0.0)
     text = "".join(alphabet[index] for index in best[kept]).strip()
-    return Line(text, float(probabilities[kept, best[kept]].mean()))
+    scores = probabilities[kept, best[kept]]
+    check_probabilities(float(scores.min()), float(scores.max()), "the text recogniser's output")
+    return Line(text, float(scores.mean()))
 
 
 class NoAlphabet(HedgerowError):
