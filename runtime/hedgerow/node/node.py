@@ -71,6 +71,7 @@ class Node:
         self.cores = config.node.threads or cores()
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._starting: asyncio.Timeout | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         base_dir = path.parent if path is not None else Path.cwd()
         state_dir = config.node.state_dir
@@ -89,7 +90,7 @@ class Node:
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
         self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
         self._journal = CrashJournal(state_dir / "crashes")
-        builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
+        self._builder = builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer, self._use_new_password)
@@ -144,20 +145,21 @@ class Node:
             self._keep(tasks.supervise(self._certificates.run, "certificates"))
         try:
             async with self._link:
-                await self._start()
-                log.info(
-                    "node-started",
-                    node=str(self.address),
-                    broker=broker,
-                    pipelines=sorted(self.runners),
-                    failed=sorted(self.failures),
-                )
-                started()
-                systemd.ready()
-                health = self._keep(tasks.supervise(self._health.run, "health"))
-                await self._stop.wait()
+                await self._start_unless_stopped()
+                if not self._stop.is_set():
+                    log.info(
+                        "node-started",
+                        node=str(self.address),
+                        broker=broker,
+                        pipelines=sorted(self.runners),
+                        failed=sorted(self.failures),
+                    )
+                    started()
+                    systemd.ready()
+                    health = self._keep(tasks.supervise(self._health.run, "health"))
+                    await self._stop.wait()
+                    await tasks.cancel(health)
                 systemd.stopping()
-                await tasks.cancel(health)
                 await self._drain()
         finally:
             await tasks.run_to_end(self._close(), "end of the node")
@@ -166,6 +168,8 @@ class Node:
         """Ask the node to drain and stop."""
         self._pipelines.closing = True
         self._stop.set()
+        if self._starting is not None:
+            self._starting.reschedule(0)
 
     def handle_signals(self) -> None:
         """Drain and stop on SIGTERM and SIGINT, exit immediately on a second one; reload the file on SIGHUP."""
@@ -173,6 +177,7 @@ class Node:
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
                 log.warning("stopping-at-once", signal=number.name)
+                self._builder.abandon()
                 for runner in self.runners.values():
                     runner.abandon()
                 os._exit(128 + number)  # not `sys.exit`: what blocks draining would block it too
@@ -210,6 +215,18 @@ class Node:
         if self._fleet is not None:
             self._fleet.agent.retry()
 
+    async def _start_unless_stopped(self) -> None:
+        """Start; give up when the node is asked to stop, as a model may load for minutes and a stage hang in `setup`."""
+        try:
+            async with asyncio.timeout(0 if self._stop.is_set() else None) as self._starting:
+                await self._start()
+        except TimeoutError:
+            if not self._stop.is_set():  # the start itself raised it
+                raise
+            log.info("stopped-while-starting", loading=sorted(self._pipelines.loading()))
+        finally:
+            self._starting = None
+
     async def _start(self) -> None:
         filters = self._commands.filters()
         if self._fleet is not None:
@@ -239,6 +256,7 @@ class Node:
         async with AsyncExitStack() as parts:
             parts.callback(self._probes.close)
             parts.callback(self._pool.close)
+            parts.callback(self._builder.abandon)
             parts.push_async_callback(self._outbox.close)
             parts.push_async_callback(self._pipelines.close)
             if self._fleet is not None:
