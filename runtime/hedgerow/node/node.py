@@ -90,7 +90,7 @@ class Node:
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
         self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
         self._journal = CrashJournal(state_dir / "crashes")
-        builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
+        self._builder = builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer, self._use_new_password)
@@ -176,6 +176,7 @@ class Node:
         def interrupt(number: signal.Signals) -> None:
             if self._stop.is_set():
                 log.warning("stopping-at-once", signal=number.name)
+                self._builder.abandon()
                 for runner in self.runners.values():
                     runner.abandon()
                 os._exit(128 + number)  # not `sys.exit`: what blocks draining would block it too
@@ -255,6 +256,7 @@ class Node:
         async with AsyncExitStack() as parts:
             parts.callback(self._probes.close)
             parts.callback(self._pool.close)
+            parts.callback(self._builder.abandon)
             parts.push_async_callback(self._outbox.close)
             parts.push_async_callback(self._pipelines.close)
             if self._fleet is not None:

@@ -141,6 +141,10 @@ class BuiltPipeline(ABC):
         """End the list of a lane whose stage hangs in this call, if that is possible; called until it has ended."""
 
     @abstractmethod
+    def end_stopped(self, lane: int) -> None:
+        """End the list of a lane that is still running although its pipeline has stopped, if that is possible."""
+
+    @abstractmethod
     def supervise(self) -> None:
         """Look after the worker processes, twice a second."""
 

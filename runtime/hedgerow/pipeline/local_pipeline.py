@@ -161,6 +161,9 @@ class LocalPipeline(BuiltPipeline):
     def end_hung(self, lane: int, call: StageCall) -> None:
         """See `BuiltPipeline.end_hung`: a thread cannot be ended, so `/healthz` fails instead."""
 
+    def end_stopped(self, lane: int) -> None:
+        """See `BuiltPipeline.end_stopped`: a thread cannot be ended."""
+
     def supervise(self) -> None:
         """See `BuiltPipeline.supervise`: there are no workers."""
 

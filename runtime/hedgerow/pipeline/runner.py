@@ -112,6 +112,7 @@ class PipelineRunner:
                 break  # the rest waits for a broker that is unreachable
         self._intake.drop_queued()
         self._housekeeping.cancel()
+        self.built.retire()
         self._dispatcher.stop()
         self._settler.closing = True
         await self._sink.close(forget_session=True, timeout_s=_left_s(deadline))
@@ -120,7 +121,6 @@ class PipelineRunner:
         if stuck := self._dispatcher.stuck_lanes:
             log.warning("stage-stuck", pipeline=self.built.name, lanes=stuck, drain_s=drain_s)
             return
-        self.built.retire()
         limit_s = _left_s(deadline)
         if not await asyncio.to_thread(self.built.wait_closed, limit_s):
             log.warning("stage-does-not-close", pipeline=self.built.name, waited_s=limit_s)

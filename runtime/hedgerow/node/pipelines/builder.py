@@ -16,7 +16,7 @@ from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.announcer import Announcer
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, pipeline_digest
 from hedgerow.pipeline.chain.progress import StageProgress, this_thread
-from hedgerow.pipeline.crash_journal import CrashJournal
+from hedgerow.pipeline.crash_journal import CrashJournal, LaneRecord
 from hedgerow.pipeline.local_pipeline import LocalPipeline
 from hedgerow.pipeline.workers.worker_pipeline import WorkerPipeline
 from hedgerow.topics import check_feedback
@@ -49,6 +49,7 @@ class PipelineBuilder:
         self._pool = pool
         self._announcer = announcer
         self._journal = journal or CrashJournal()
+        self._records: set[LaneRecord] = set()
 
     def build(self, config: NodeConfig, name: str) -> BuiltPipeline:
         """Build a pipeline.
@@ -61,6 +62,7 @@ class PipelineBuilder:
         if config.pipelines[name].workers or self._journal.isolated(name, pipeline_digest(config, name)):
             return self.build_workers(config, name)
         record = self._journal.open_lane(name)
+        self._records.add(record)
         stages = [stage.name for stage in config.pipelines[name].stages]
         record.begin(name, pipeline_digest(config, name), stages, 1, [])
         events = self._announcer.event_sink(name)
@@ -71,10 +73,17 @@ class PipelineBuilder:
                 lambda: LocalPipeline(config, name, self._base_dir, self._pool, self._cores, events),
             )
         finally:
+            self._records.discard(record)
             record.end()
             record.remove()
         built.journal = self._journal
         return built
+
+    def abandon(self) -> None:
+        """(any thread) Clear the builds in progress from the crash journal, because the process ends on request."""
+        for record in self._records.copy():
+            record.end()
+            record.remove()
 
     def build_workers(
         self, config: NodeConfig, name: str, warm_up: Mapping[str, Iterable[int]] = MappingProxyType({})

@@ -97,7 +97,10 @@ class Dispatcher:
             self._tuner = LaneTuner(len(self._lanes))
 
     def stop(self) -> None:
-        """End each lane's thread after its current list. A list that hangs stays in the crash journal, others do not."""
+        """End each lane's thread after its current list, which a worker is not allowed to finish.
+
+        A list that hangs stays in the crash journal, others do not. The pipeline must be retired.
+        """
         self.watch()
         hung = {lane for lane, hang in self._hangs.items() if hang.expired}
         for lane in self._lanes:
@@ -105,6 +108,8 @@ class Dispatcher:
             if lane not in hung:
                 lane.record.end()
                 lane.record.remove()
+            if lane.job is not None:
+                lane.job.built.end_stopped(lane.index)
         if self._loop_record is not None:
             self._loop_record.remove()
 
@@ -236,7 +241,7 @@ class Dispatcher:
         try:
             self._completed(self._intake.queue_of(lane.index), job, completed)
         finally:  # whatever happens, the lane goes on
-            if completed.not_run:  # their streams stay in this lane, which keeps them in order
+            if completed.not_run and not lane.stopped:  # their streams stay in this lane, which keeps them in order
                 self._built.running += 1
                 lane.submit(Job(self._built, list(completed.not_run), time.monotonic()))
             else:

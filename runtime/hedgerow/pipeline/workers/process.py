@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import mmap
+import os
+import select
 import signal
 import sys
 import time
@@ -29,13 +32,15 @@ from hedgerow.pipeline.workers.pipe import pack, unpack
 from hedgerow.telemetry import logs
 
 
-def main(descriptor: int, shared: int) -> None:
+def main(descriptor: int, shared: int, lifeline: int) -> None:
     """Build the pipeline that the node names, then run lists until the node closes the pipe.
 
     Args:
         descriptor: the pipe.
         shared: a file whose first bytes tell the node which stage runs.
+        lifeline: a pipe whose other end closes when the node ends.
     """
+    _end_with_node(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the node drains first, then closes the pipe
     if sys.stderr is not None:
@@ -79,6 +84,15 @@ def main(descriptor: int, shared: int) -> None:
             built.close()
             pool.close()
             logs.report_repeats(final=True)
+
+
+def _end_with_node(lifeline: int) -> None:
+    """Have the kernel kill this process and its children when the node ends: a stage that hangs reads no pipe."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())  # the node starts each worker in a group of its own
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # it has ended already
+        sys.exit(1)
 
 
 def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list[tuple[str, dict[str, Any]]]) -> None:
@@ -149,4 +163,4 @@ def _delivery(
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

@@ -32,6 +32,7 @@ CRASHED: Final = "crashed"
 HUNG: Final = "stage-timeout"
 OVER_MEMORY: Final = "memory"
 NOT_STARTED: Final = "not-started"
+STOPPED: Final = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._socket: socket.socket | None = None
+        self._lifeline: int | None = None
         self._memory = os.memfd_create("hedgerow-progress")
         os.ftruncate(self._memory, mmap.PAGESIZE)
         self.progress = StageProgress(memoryview(mmap.mmap(self._memory, mmap.PAGESIZE))[: progress.SIZE])
@@ -127,6 +129,7 @@ class Worker:
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):
+            self._cut_lifeline()
             os.close(self._memory)
 
     def start(self) -> None:
@@ -138,12 +141,13 @@ class Worker:
         # HEDGEROW_* overrides are in the task already, except for secrets, which stages must not see.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        descriptors = (theirs.fileno(), self._memory)
+        lifeline, self._lifeline = os.pipe()
+        descriptors = (theirs.fileno(), self._memory, lifeline)
         self.progress.leave()
         self.frames = self.running = self.memory_bytes = 0
         self.ready = False
         self._killed_for, self._interrupted = "", None
-        with theirs:
+        with theirs, open(lifeline, "rb"):
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", "hedgerow.pipeline.workers.process", *map(str, descriptors)],
                 pass_fds=descriptors,
@@ -271,6 +275,7 @@ class Worker:
                 connection.close()
         self._pipe = self._socket = None
         if self._process is None:
+            self._cut_lifeline()
             return WorkerEnd(NOT_STARTED, "could not be started", call, None)
         process, self._process = self._process, None
         deadline = time.monotonic() + _STOP_S
@@ -279,6 +284,7 @@ class Worker:
         by_itself = _exited(process)
         self._kill_group()  # and with it the children it leaves; its own status is fixed if it has ended
         code, self.running = process.wait(), 0
+        self._cut_lifeline()
         if reason := HUNG if self._interrupted is not None else self._killed_for:
             return WorkerEnd(reason, "was killed by the node", call, code)
         return WorkerEnd(CRASHED, ended(code) if by_itself else "closed its pipe, and did not end", call, code)
@@ -286,6 +292,11 @@ class Worker:
     def _kill_group(self) -> None:
         with suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)  # it leads a session of its own
+
+    def _cut_lifeline(self) -> None:
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
+            os.close(lifeline)
 
     def _open_pipe(self) -> Connection:
         if self._pipe is None or self._pipe.closed:

@@ -39,7 +39,15 @@ from hedgerow.pipeline.chain.progress import StageCall
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.workers.errors import StageTimeout, WorkerDied, WorkerMemoryExceeded, WorkerNotStarted
-from hedgerow.pipeline.workers.worker import HUNG, NOT_STARTED, OVER_MEMORY, Worker, WorkerEnd, WorkerObservations
+from hedgerow.pipeline.workers.worker import (
+    HUNG,
+    NOT_STARTED,
+    OVER_MEMORY,
+    STOPPED,
+    Worker,
+    WorkerEnd,
+    WorkerObservations,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -187,6 +195,10 @@ class WorkerPipeline(BuiltPipeline):
         """See `BuiltPipeline.end_hung`."""
         self._workers[lane].interrupt(call)
 
+    def end_stopped(self, lane: int) -> None:
+        """See `BuiltPipeline.end_stopped`."""
+        self._workers[lane].kill(STOPPED)
+
     def supervise(self) -> None:
         """See `BuiltPipeline.supervise`."""
         limit_bytes = self.config.worker_max_bytes
@@ -259,6 +271,8 @@ class WorkerPipeline(BuiltPipeline):
         return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
 
     def _restart(self, worker: Worker, end: WorkerEnd, lost: Observations = _NOTHING) -> None:
+        if end.reason == STOPPED:
+            return
         worker.observed.crashed(lost)
         self._ended[end.reason] += 1
         detail = {"pid": worker.pid, "code": end.returncode, "reason": end.reason, "error": f"it {end.how}"}
