@@ -64,6 +64,8 @@ class _Forwarder(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as one of ours."""
+        if not structlog.is_configured():  # only where a test has undone `configure`: lines would go to standard output
+            return
         log = structlog.get_logger(record.name)
         write, kind = (
             (log.error, "library-error") if record.levelno >= logging.ERROR else (log.warning, "library-warning")

@@ -38,6 +38,8 @@ class Connection(aiomqtt.Client):
         self.reasons: Counter[int] = Counter()
         self.limits: Properties | None = None
         self._abandoned = False
+        for future in (self._connected, self._disconnected):  # asyncio reports errors that nobody looked at
+            future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         self.limits = properties
