@@ -228,6 +228,7 @@ def test_the_capture_time_comes_from_the_field_that_is_named(
         (b'"1767222000"', "ms", "larger units"), (b"1767222000", "ns", "larger units"), (b"1767222000123", "us", "larger units"),
         (b'"20260101"', "s", "a date without an offset"), (b'"20260101120000"', "s", "a date without an offset"),
         (b'"20260101120000"', "ms", "a date without an offset"), (b"[1, 2]", "s", "not a time"),
+        (b'"1_767_222_000"', "s", "not a time"), ('"١٧٦٧٢٢٢٠٠٠"'.encode(), "s", "not a time"),
     ],
 )  # fmt: skip
 def test_a_field_that_is_no_time_in_the_unit_is_refused(time: bytes, unit: str, said: str) -> None:

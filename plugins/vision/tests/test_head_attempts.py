@@ -153,6 +153,7 @@ READ: dict[str, Attempt] = {
         softmax_logits(SURE.scores), SURE, {"labels": [*names(8), "no-object"]}
     ),
     "RT-DETR": detr(logits(QUERIES.scores), QUERIES, {"labels": names(8)}),
+    "RF-DETR whose first class has no name": detr(logits(QUERIES.scores), QUERIES, {"labels": ["???", *names(8)[1:]]}),
     "D-FINE with probabilities": detr(QUERIES.scores, QUERIES, {"labels": names(8)}),
     "RF-DETR without labels": detr(logits(QUERIES.scores), QUERIES, {"activation": "sigmoid"}, named=False),
     "D-FINE with three outputs": Attempt(

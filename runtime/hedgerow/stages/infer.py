@@ -208,7 +208,9 @@ class Infer(Stage[InferConfig]):
                 return FrameError(
                     f"{input_.tensor} is {array.dtype}; model {self.config.model} takes {input_.spec}",
                     code="dtype-mismatch",
-                    remedy=f"Set `dtype: {input_.spec.dtype}` of the stage that makes it (`parse`, `resize`), or use a model that takes {array.dtype}.",
+                    remedy="Send true and false, or use a model that takes numbers."
+                    if input_.spec.dtype.kind == "b"
+                    else f"Set `dtype: {input_.spec.dtype}` of the stage that makes it (`parse`, `resize`), or use a model that takes {array.dtype}.",
                 )
             if not input_.spec.fits(array.shape):
                 return FrameError(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Array, Buffer, Drop, Frame
 from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig, StageContext
-from hedgerow.wire.codec import COMPACT_DATE, NPY, parse_npy, timestamp
+from hedgerow.wire.codec import COMPACT_DATE, NPY, is_plain, parse_npy, timestamp
 from hedgerow.wire.document import decode_json, decode_json_exactly, decode_msgpack, field
 from hedgerow.wire.numbers import FLOAT32, ArrayReader, RoundedError, below, convert
 from hedgerow.wire.sniff import explained, payload_kind
@@ -314,7 +314,7 @@ def _seconds(value: Any, unit: str) -> float:
 
     Raises: FrameError: it is no time, or seems to be one of another unit.
     """
-    if isinstance(value, bool) or (isinstance(value, str) and COMPACT_DATE.fullmatch(value)):
+    if isinstance(value, bool) or (isinstance(value, str) and (COMPACT_DATE.fullmatch(value) or not is_plain(value))):
         return timestamp(str(value))
     try:
         number = value if isinstance(value, (int, float)) else float(value)

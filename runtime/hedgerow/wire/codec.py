@@ -71,6 +71,11 @@ def stated_meta(content_type: str) -> dict[str, str]:
     return {name: parameters[name] for name in _META_PARAMETERS if name in parameters}
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text may be a number to all: Python also reads 1_000 and digits of other scripts."""
+    return text.isascii() and "_" not in text
+
+
 def timestamp(text: str) -> float:
     """Parse RFC 3339 (`2026-05-04T12:00:00Z`), or a number of Unix seconds, into Unix seconds.
 
@@ -78,6 +83,8 @@ def timestamp(text: str) -> float:
     """
     if COMPACT_DATE.fullmatch(text):
         raise FrameError(f"{text!r} is a date without an offset from UTC", code="bad-time", remedy=_TIME_REMEDY)
+    if not is_plain(text):
+        raise FrameError(f"{text[:40]!r} is not a time", code="bad-time", remedy=_TIME_REMEDY)
     try:
         value = float(text)
     except ValueError:

@@ -169,6 +169,11 @@ def _is_plain(frame: Frame) -> bool:
 
 def _is_samples(payload: Buffer) -> bool:
     """Return whether raw samples are not recognised as a file or text."""
+    magic = bytes(payload[:4])
+    if magic in _FILES:
+        return False
+    if not magic.isascii():  # most sound ends here
+        return True
     head = bytes(payload[:_HEAD])
     is_text = len(head) >= _HEAD // 2 and not head.translate(None, _TEXT)
-    return not (is_text or head[:4] in _FILES or head[4:8] == b"ftyp" or b"WAVEfmt" in head)
+    return not (is_text or head[4:8] == b"ftyp" or b"WAVEfmt" in head)

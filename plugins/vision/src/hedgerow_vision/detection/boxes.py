@@ -63,7 +63,7 @@ class BoxesConfig(DetectorConfig):
     background: Literal["first", "last"] | None = Field(
         None,
         description="Class that is no object: `last` for DETR, `first` for torchvision. By default none, unless with scores of each "
-        "class the first or last label says so: `no-object`, `background` or `???`.",
+        "class the first or last label says so: `no-object` or `background`.",
     )
 
 
@@ -101,7 +101,7 @@ class Boxes(Detector[BoxesConfig]):
                 f"{source.described(config.scores)} is one score a box, and the model has no output {config.classes!r}",
                 remedy="Set `classes` to the output with the classes, or to null if all are of class 0.",
             )
-        elif source.background == "first" and config.background != "first" and source.labels[0] != _TORCHVISION:
+        elif source.may_be_shifted and config.background != "first" and source.labels[0] != _TORCHVISION:
             raise ModelMismatch(
                 f"The first label is {source.labels[0]!r}, and the classes in {config.classes!r} may begin with it or after it",
                 remedy="Remove it from the labels for TFLite_Detection_PostProcess, which does not count it; or set `background: "

@@ -16,8 +16,8 @@ Shape = tuple[int | None, ...]
 
 
 _NO_OBJECT: Final = ("no-object", "no object", "no_object", "background", "__background__")
-_FIRST_NO_OBJECT: Final = (*_NO_OBJECT, "???")
-"""TensorFlow's files begin with `???`; elsewhere that is a class without a name."""
+_TENSORFLOW: Final = "???"
+"""TensorFlow's first label, and in other places a class without a name."""
 
 
 class BadLabels(HedgerowError):
@@ -97,7 +97,12 @@ class Source:
         """Class that is no object, as far as the labels say."""
         if self.labels and self.labels[-1].lower() in _NO_OBJECT:
             return "last"
-        return "first" if self.labels and self.labels[0].lower() in _FIRST_NO_OBJECT else None
+        return "first" if self.labels and self.labels[0].lower() in _NO_OBJECT else None
+
+    @property
+    def may_be_shifted(self) -> bool:
+        """Whether the first label is no object, which a model may count as class 0 or not."""
+        return bool(self.labels) and (self.background == "first" or self.labels[0] == _TENSORFLOW)
 
     def check_floats(self, *outputs: str) -> None:
         """Check that outputs with scores are floats. Raises: ModelMismatch: one is not: it is quantised."""

@@ -54,7 +54,7 @@ class Ssd(Detector[SsdConfig]):
     def check(self, source: Source) -> None:
         """See `Detector.check`."""
         source.check_floats(*self.outputs)
-        if source.background == "first" and not self.config.background:
+        if source.may_be_shifted and not self.config.background:
             raise ModelMismatch(
                 f"The first label is {source.labels[0]!r}, but no class is stated to be the background",
                 remedy="Set `background: true`, or correct the labels.",
