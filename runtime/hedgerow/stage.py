@@ -334,7 +334,10 @@ def process_each(process: Callable[[Frame], Outcome], frames: Sequence[Frame], o
     for frame in frames:
         try:
             outcome = process(frame)
-            if isinstance(outcome, Iterable) and not isinstance(outcome, (Drop, Sequence, Mapping)):
+            kind = type(outcome)
+            if kind is Frame or kind is list or outcome is None:
+                pass  # nearly always; to ask an abstract class takes as long as a small stage
+            elif isinstance(outcome, Iterable) and not isinstance(outcome, (Drop, Sequence, Mapping)):
                 outcome = list(islice(outcome, MOST_PARTS + 1))  # a generator runs only here
         except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, such as a panic of native code
             outcomes.append(error)

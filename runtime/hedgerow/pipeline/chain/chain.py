@@ -67,6 +67,8 @@ class ChainRun:
 
 
 _LONGEST_REASON: Final = 64
+_ONLY_FRAMES: Final = {Frame}
+"""Types of the outcomes of most lists; not `isinstance`, as an object may claim to be of another class."""
 
 StepOutcome: TypeAlias = Frame | Drop | tuple[Frame, ...] | HedgerowError
 """What a step makes of a frame: a frame, a drop, the frames it was split into (none: it was absorbed), or an error."""
@@ -126,6 +128,12 @@ class ChainStep:
     def _run(self, frames: Sequence[Frame], *, trial: bool = False) -> Sequence[StepOutcome]:
         streams = [frame.stream for frame in frames]  # a stage may change its frames
         outcomes = self._call(frames)
+        if (
+            set(map(type, outcomes)) == _ONLY_FRAMES
+            and [outcome.stream for outcome in outcomes] == streams
+            and not self.circuit.failures
+        ):
+            return outcomes
         for position, outcome in enumerate(outcomes):
             error: BaseException | None = None
             try:
@@ -148,8 +156,9 @@ class ChainStep:
         """Return what the stage returns for each frame, or an error that it raised."""
         try:
             with self._lock:
-                outcomes = self._process(frames)
-                returned = outcomes.copy() if type(outcomes) is list else _listed(outcomes, len(frames))
+                returned: list[Any] = self._process(frames)
+                if self._takes_lists:  # else it is our own
+                    returned = returned.copy() if type(returned) is list else _listed(returned, len(frames))
             if len(returned) == len(frames):
                 return returned
             count = f"more than {len(frames)}" if len(returned) > len(frames) else str(len(returned))
@@ -201,9 +210,16 @@ class Chain:
                 break
             started = time.perf_counter()
             step_outcomes = step.run(live)
+            if set(map(type, step_outcomes)) == _ONLY_FRAMES:
+                if progress is not None:
+                    progress.leave()
+                timings.append((step.name, time.perf_counter() - started, len(live)))
+                live = cast(list[Frame], step_outcomes)
+                continue
             next_frames: list[Frame] = []
             next_owners: list[int] = []
             parts_of: dict[int, int] = {}
+            any_died = False
             for owner, outcome in zip(owners, step_outcomes, strict=True):
                 if type(outcome) is Frame:
                     next_frames.append(outcome)
@@ -217,10 +233,11 @@ class Chain:
                         continue
                     outcome = StageFailed(step.name, ValueError(f"more than {MOST_PARTS:,} parts of one frame"))
                 outcomes[owner].record(step.name, outcome)
+                any_died = any_died or outcomes[owner].error is not None
             if progress is not None:
                 progress.leave()
             timings.append((step.name, time.perf_counter() - started, len(live)))
-            if parts_of:  # the other parts of a dead frame need not run
+            if any_died and parts_of:  # the other parts of a dead frame need not run
                 alive = [outcomes[owner].error is None for owner in next_owners]
                 next_frames, next_owners = list(compress(next_frames, alive)), list(compress(next_owners, alive))
             live, owners = next_frames, next_owners
@@ -260,7 +277,9 @@ def _checked(outcome: Any, stream: str) -> Drop | Frame | tuple[Frame, ...]:
     if issubclass(kind, Drop):
         return Drop(clean(text_of(outcome.reason), _LONGEST_REASON) or "dropped")
     parts: tuple[Any, ...]
-    if issubclass(kind, Frame):
+    if kind is list:  # before those that ask an abstract class, which takes longer than all the rest
+        parts = tuple(outcome)
+    elif issubclass(kind, Frame):
         parts = (outcome,)
     elif issubclass(kind, (str, bytes, Mapping)) or not issubclass(kind, Iterable):
         raise TypeError(f"process returned a {kind.__name__} instead of a Frame")

@@ -8,12 +8,14 @@ they outlive this one.
 from __future__ import annotations
 
 import threading
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
 SIZE: Final = 16
 """Bytes of the words."""
 
-_STAGE, _CALLS, _DONE, _FRAMES = range(4)
+_STAGE, _, _DONE, _ = range(4)
+_LAYOUT: Final = Struct("=4I")
 _WORD: Final = 0xFFFF_FFFF
 _NO_OUTCOMES: Final[list[Any]] = []
 
@@ -55,18 +57,17 @@ class StageProgress:
     """
 
     def __init__(self, memory: bytearray | memoryview, *, shared: bool = False) -> None:
-        self._words = memoryview(memory).cast("I")
+        self._memory = memoryview(memory)
+        self._words = self._memory.cast("I")
+        self._calls = 0
         self._outcomes = _NO_OUTCOMES
         self._shared = shared
         self._words[_STAGE] = 0
 
     def enter(self, stage: int, frames: int) -> None:
         """Note that a stage begins, which works on this many frames at once; `stage` counts from 0."""
-        words = self._words
-        words[_CALLS] = (words[_CALLS] + 1) & _WORD
-        words[_DONE] = 0
-        words[_FRAMES] = frames
-        words[_STAGE] = stage + 1
+        self._calls = calls = (self._calls + 1) & _WORD
+        _LAYOUT.pack_into(self._memory, 0, stage + 1, calls, 0, frames)  # one call, as this is done for each stage
 
     def enter_each(self, stage: int) -> list[Any]:
         """Note that a stage begins which takes frame by frame; return the list for its outcomes, which shows how far it is."""
