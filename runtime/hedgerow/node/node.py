@@ -225,7 +225,7 @@ class Node:
                 raise
             log.info("stopped-while-starting", loading=sorted(self._pipelines.loading()))
         finally:
-            self._starting = None
+            self._starting, self._heartbeat.starting = None, False
 
     async def _start(self) -> None:
         filters = self._commands.filters()

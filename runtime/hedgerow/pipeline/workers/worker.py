@@ -147,7 +147,7 @@ class Worker:
         self.frames = self.running = self.memory_bytes = 0
         self.ready = False
         self._killed_for, self._interrupted = "", None
-        with theirs, open(lifeline, "rb"):
+        with theirs, os.fdopen(lifeline):
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", "hedgerow.pipeline.workers.process", *map(str, descriptors)],
                 pass_fds=descriptors,

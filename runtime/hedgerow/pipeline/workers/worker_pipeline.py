@@ -39,7 +39,15 @@ from hedgerow.pipeline.chain.progress import StageCall
 from hedgerow.pipeline.delivery import Delivery, Settlement
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.workers.errors import StageTimeout, WorkerDied, WorkerMemoryExceeded, WorkerNotStarted
-from hedgerow.pipeline.workers.worker import HUNG, NOT_STARTED, OVER_MEMORY, STOPPED, Worker, WorkerEnd, WorkerObservations
+from hedgerow.pipeline.workers.worker import (
+    HUNG,
+    NOT_STARTED,
+    OVER_MEMORY,
+    STOPPED,
+    Worker,
+    WorkerEnd,
+    WorkerObservations,
+)
 
 log = structlog.get_logger(__name__)
 
