@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
 from types import MappingProxyType
 from typing import Final
 
+from hedgerow import tasks
 from hedgerow.config import NodeConfig
 from hedgerow.errors import PluginError
 from hedgerow.models.bundle.version import ModelVersion
@@ -68,7 +68,6 @@ class PipelineBuilder:
         events = self._announcer.event_sink(name)
         try:
             built = _within_limit(
-                name,
                 stages,
                 record.progress,
                 lambda: LocalPipeline(config, name, self._base_dir, self._pool, self._cores, events),
@@ -109,9 +108,7 @@ class PipelineBuilder:
         return self._pool.assigned()
 
 
-def _within_limit(
-    name: str, stages: Sequence[str], progress: StageProgress, build: Callable[[], LocalPipeline]
-) -> LocalPipeline:
+def _within_limit(stages: Sequence[str], progress: StageProgress, build: Callable[[], LocalPipeline]) -> LocalPipeline:
     """Build in a thread of its own, so that a stage that hangs in `setup` costs only its pipeline.
 
     Raises: HedgerowError: as `build`; or it took too long.
@@ -125,7 +122,7 @@ def _within_limit(
         except BaseException as error:  # noqa: BLE001 - passed on to the caller
             done.set_exception(error)
 
-    Thread(target=work, name=f"{name}-build", daemon=True).start()
+    tasks.start_thread(work, "build of a pipeline")
     try:
         return done.result(SETUP_S)
     except TimeoutError:
