@@ -26,12 +26,14 @@ class Heartbeat:
         announcer: publishes clock jumps.
     Attributes:
         clock: tells whether the machine's clock can be trusted.
+        starting: the node is being started, whose parts have limits of their own.
         hung_stages: returns the stages that hang in this process; only a restart ends them, so systemd's watchdog starves.
     """
 
     def __init__(self, announcer: Announcer) -> None:
         self.clock = Clock()
         self._announcer = announcer
+        self.starting = True
         self.hung_stages: Callable[[], list[str]] = list
         self._last = time.monotonic()
 
@@ -39,6 +41,8 @@ class Heartbeat:
         """Beat until cancelled."""
         while True:
             self._last = time.monotonic()
+            if self.starting:
+                systemd.starting()
             if not self.hung_stages():
                 systemd.alive()
             jump_s = self.clock.check(time.time(), self._last)

@@ -224,7 +224,7 @@ class Node:
                 raise
             log.info("start-abandoned")
         finally:
-            self._starting = None
+            self._starting, self._heartbeat.starting = None, False
         return not self._stop.is_set()
 
     async def _start(self) -> None:

@@ -92,8 +92,10 @@ class CrashedPipeline(BaseModel):
     def why_isolated(self) -> str:
         """Return the reason as a clause."""
         where = f"stage {self.stage}" if self.stage else "it"
-        times = "twice with the same frame" if self.frame_lost else f"{len(self.at)} times within an hour"
-        return f"{where} ended the node {times}"
+        if self.frame_lost:
+            return f"{where} ended the node twice with the same frame"
+        # Whoever kills the node, such as the kernel for want of memory, does so while some stage runs.
+        return f"the node ended {len(self.at)} times within an hour while {where} ran"
 
 
 class _CrashState(BaseModel):

@@ -14,10 +14,17 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+_EXTENSION_S = 60
+
 
 def ready() -> None:
     """Notify that the service has started, or finished a reload."""
     _send("READY=1")
+
+
+def starting() -> None:
+    """Notify that the service is still starting, every few seconds: `TimeoutStartSec=` then does not end it."""
+    _send(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1_000_000}")
 
 
 def reloading() -> None:

@@ -122,7 +122,7 @@ def _within_limit(stages: Sequence[str], progress: StageProgress, build: Callabl
         except BaseException as error:  # noqa: BLE001 - passed on to the caller
             done.set_exception(error)
 
-    tasks.start_thread(work, "build")
+    tasks.start_thread(work, "build of a pipeline")
     try:
         return done.result(SETUP_S)
     except TimeoutError:

@@ -138,7 +138,9 @@ class ChainStep:
             error: BaseException | None = None
             try:
                 # Not `isinstance`: an object may claim to be of another class.
-                if type(outcome) is not Frame or outcome.stream != streams[position]:
+                if outcome is None:
+                    outcomes[position] = ()
+                elif type(outcome) is not Frame or outcome.stream != streams[position]:
                     if issubclass(type(outcome), BaseException):
                         error = outcome
                     else:

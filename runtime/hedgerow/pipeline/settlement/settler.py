@@ -84,28 +84,26 @@ class Settler:
     def settle(self, built: BuiltPipeline, settlements: Iterable[Settlement]) -> None:
         """Carry out the settlements of a list."""
         held, now = self._tally.held, time.monotonic()
+        appender = self._appender
         for settlement in settlements:
-            if settlement.delivery not in held:
+            delivery = settlement.delivery
+            if delivery not in held:
                 continue  # dropped when the pipeline stopped
             try:
-                self._settle(built, settlement, now)
+                if settlement.results is not None:
+                    if appender is None:
+                        self._publish(built, delivery, settlement.results, now)
+                    else:
+                        self._store(appender, built, delivery, settlement.results)
+                elif settlement.dead is not None:
+                    self._publish_dead(built, settlement)
+                else:
+                    self.drop(delivery, settlement.dropped or "dropped")
             except Exception:  # not expected; but a frame that is not settled would hold its place for ever
                 log.exception("settlement-failed", pipeline=built.name)
-                self._dead_lettered(settlement.delivery, "internal", None)
-        if self._appender is not None:
-            self._appender.flush()
-
-    def _settle(self, built: BuiltPipeline, settlement: Settlement, now: float) -> None:
-        delivery = settlement.delivery
-        if settlement.results is not None:
-            if self._appender is None:
-                self._publish(built, delivery, settlement.results, now)
-            else:
-                self._store(self._appender, built, delivery, settlement.results)
-        elif settlement.dead is not None:
-            self._publish_dead(built, settlement)
-        else:
-            self.drop(delivery, settlement.dropped or "dropped")
+                self._dead_lettered(delivery, "internal", None)
+        if appender is not None:
+            appender.flush()
 
     def dead_letter(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
         """Dead-letter a delivery that failed outside the stages."""

@@ -283,7 +283,9 @@ class WorkerPipeline(BuiltPipeline):
             worker.start()
             worker.wait_ready()
         except (HedgerowError, EOFError, OSError) as error:
-            self._on_event("worker-not-restarted", {"error": str(self._not_started(worker, error))})
+            reason = self._not_started(worker, error)
+            if not self.retired:  # else it was ended with its pipeline
+                self._on_event("worker-not-restarted", {"error": str(reason)})
 
     def _not_started(self, worker: Worker, error: Exception) -> HedgerowError:
         """End a worker that does not start, and return why."""
