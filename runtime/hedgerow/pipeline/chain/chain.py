@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import compress, islice
 from traceback import clear_frames
@@ -128,12 +128,10 @@ class ChainStep:
     def _run(self, frames: Sequence[Frame], *, trial: bool = False) -> Sequence[StepOutcome]:
         streams = [frame.stream for frame in frames]  # a stage may change its frames
         outcomes = self._call(frames)
-        if (
-            set(map(type, outcomes)) == _ONLY_FRAMES
-            and [outcome.stream for outcome in outcomes] == streams
-            and not self.circuit.failures
-        ):
-            return outcomes
+        if set(map(type, outcomes)) == _ONLY_FRAMES and not self.circuit.failures:
+            with suppress(AttributeError):  # a frame without attributes is looked at below
+                if [outcome.stream for outcome in outcomes] == streams:
+                    return outcomes
         for position, outcome in enumerate(outcomes):
             error: BaseException | None = None
             try:
