@@ -54,7 +54,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def test_records_are_written_together_after_the_time_and_confirmed_then(
     tmp_path: Path, commits: list[int], eventually: Eventually
 ) -> None:
-    async with CountedOutbox(tmp_path / "outbox.db", commit_every_s=0.3) as outbox:
+    async with CountedOutbox(tmp_path / "outbox.db", commit_every_s=2.0) as outbox:
         outbox.append_numbers(range(2))
         await asyncio.sleep(0)
         outbox.append_numbers(range(2, 5))
