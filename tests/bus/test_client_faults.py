@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from hedgerow.bus import Publication
+from hedgerow.bus import client as client_module
 from hedgerow.bus.packets import encode_puback
 from hedgerow.errors import BusError
 from hedgerow.testing.faults import FaultProxy
@@ -37,6 +40,27 @@ async def test_acknowledgements_are_sent_in_the_order_of_arrival(
             await eventually(lambda: len(proxy.up) - before >= len(expected))
 
             assert proxy.up[before:] == expected
+
+
+async def test_a_broker_that_hangs_does_not_hold_up_a_subscription(
+    mosquitto: Mosquitto, listener: MakeListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what waits for it, such as a reload, and the stop of a node behind that. The subscription is made all the same."""
+    monkeypatch.setattr(client_module, "_ANSWER_S", 0.1)
+    assert mosquitto.pid is not None
+    async with listener(mosquitto.url) as sender, listener(mosquitto.url) as client:
+        await sender.wait_connected(60)
+        await client.wait_connected(60)
+        os.kill(mosquitto.pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(20):  # keep-alive ends the link after 45 s
+                await client.subscribe({"a": 1})
+                await client.unsubscribe(["b"])
+        finally:
+            os.kill(mosquitto.pid, signal.SIGCONT)
+        await sender.publish_and_wait("a", b"after all")
+
+        assert await client.receive(1) == [b"after all"]
 
 
 async def test_the_session_keeps_messages_while_the_client_is_paused(

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from hedgerow.bus.causes import bad_topic, packet_too_large, subscription_refused, unreachable
 from hedgerow.bus.connect import ClientOptions
@@ -24,8 +24,12 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.outgoing import Done, Outgoing
 from hedgerow.bus.packets import MAX_PACKET_BYTES, encode_disconnect, encode_publish_head, reason_name, session_expiry
 from hedgerow.bus.session import MqttSession
+from hedgerow.bus.subscriptions import Refused
 from hedgerow.errors import BusError
 from hedgerow.topics import check_filter
+
+_ANSWER_S: Final = 10.0
+"""Longest wait for the answer to a subscription. Keep-alive notices a silent broker, but later than a node may take to stop."""
 
 
 class Client:
@@ -166,6 +170,9 @@ class Client:
     async def subscribe(self, filters: Mapping[str, int]) -> None:
         """Subscribe for the lifetime of the client. Without a link, the subscription is made on the next one.
 
+        A broker that does not answer is waited for some seconds only: keep-alive will end the link, and the next one subscribes
+        again.
+
         Args:
             filters: maximum QoS (0 or 1) by topic filter.
         Raises:
@@ -179,7 +186,7 @@ class Client:
             return
         packet, reply = self._session.subscriptions.subscribe(dict(filters))
         self._session.link.send(packet)
-        refused = await reply
+        refused = await _answer(reply)
         for name in refused:
             self._session.subscriptions.remove(name)
         if refused:
@@ -193,7 +200,7 @@ class Client:
         if self._session.link is not None and names:
             packet, reply = self._session.subscriptions.unsubscribe(names)
             self._session.link.send(packet)
-            await reply
+            await _answer(reply)
 
     def ack(self, message: Message) -> None:
         """Acknowledge a message. Idempotent; does nothing for QoS 0.
@@ -330,3 +337,9 @@ class Client:
                     remedy="Publish it again when connected.",
                 ),
             )
+
+
+async def _answer(reply: asyncio.Future[Refused]) -> Refused:
+    """Return what the broker refuses; nothing if it does not answer in time."""
+    answered, _ = await asyncio.wait({reply}, timeout=_ANSWER_S)
+    return reply.result() if answered else {}
