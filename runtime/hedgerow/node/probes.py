@@ -149,13 +149,14 @@ def gauges(runners: dict[str, PipelineRunner], client: Client) -> Iterator[tuple
         yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": name}, refused
         yield "hedgerow_frames_queued", "Frames waiting in the queue.", {"pipeline": name}, runner.queued
         yield "hedgerow_streams", "Streams currently tracked.", {"pipeline": name}, runner.streams
-        for reason, count in runner.built.workers().ended.items():
+        workers = runner.built.workers()
+        for reason, count in workers.ended.items():
             yield "hedgerow_worker_ends", "Workers replaced.", {"pipeline": name, "reason": reason}, count
         yield (
             "hedgerow_worker_memory_bytes",
             "Resident memory of the workers.",
             {"pipeline": name},
-            sum(runner.built.workers().memory_bytes),
+            sum(workers.memory_bytes),
         )
         yield "hedgerow_reconnects", "Times the link reconnected.", {"pipeline": name}, runner.reconnects
         lost = runner.sessions_lost
