@@ -7,7 +7,8 @@ plugin affects only pipelines that use it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hedgerow import configfile
-from hedgerow.errors import ConfigError, PluginError, is_interrupt, text_of
+from hedgerow.errors import ConfigError, HedgerowError, PluginError, is_interrupt, text_of
 from hedgerow.stage import Stage
 
 if TYPE_CHECKING:
@@ -67,16 +68,11 @@ class StagePlugin:
 
         Raises: PluginError: the import fails, or the target is not a Stage.
         """
-        try:
+        with as_plugin_error(
+            f"Stage {self.name} of {self.package} {self.version} cannot be imported from {self.target}",
+            remedy=f"Try `python -c 'import {self.target.split(':')[0]}'`; reinstall {self.package} with its dependencies.",
+        ):
             found = self._entry.load()
-        except BaseException as error:  # a plugin must not end the node
-            if is_interrupt(error):
-                raise
-            raise PluginError(
-                f"Stage {self.name} of {self.package} {self.version} cannot be imported from {self.target}: "
-                f"{type(error).__name__}: {text_of(error)}",
-                remedy=f"Try `python -c 'import {self.target.split(':')[0]}'`; reinstall {self.package} with its dependencies.",
-            ) from error
         if not (isinstance(found, type) and issubclass(found, Stage)):
             raise PluginError(
                 f"Stage {self.name} of {self.package} {self.version}: {self.target} is not a subclass of hedgerow.Stage",
@@ -140,15 +136,30 @@ def configure(stage_type: type[Stage[Any]], config: Mapping[str, Any], name: str
     except ValidationError as error:
         problems = [(tuple(item["loc"]), _problem(stage_type, item)) for item in error.errors()]
         raise BadStageConfig(name, problems) from error
-    try:
+    with as_plugin_error(
+        f"Stage {name} cannot be created", remedy="Fix the stage's __init__, or remove it and use setup()."
+    ):
         return stage_type(validated)
+
+
+@contextmanager
+def as_plugin_error(what: str, *, remedy: str, keep: type[HedgerowError] | tuple[()] = ()) -> Iterator[None]:
+    """Translate whatever the code of a plugin raises: it must not end the node. Ctrl-C is raised unchanged.
+
+    Args:
+        what: what has failed, as the beginning of the message.
+        remedy: see `PluginError`.
+        keep: errors that are raised unchanged.
+    Raises: PluginError: the code failed.
+    """
+    try:
+        yield
+    except keep:
+        raise
     except BaseException as error:
         if is_interrupt(error):
             raise
-        raise PluginError(
-            f"Stage {name} cannot be created: {type(error).__name__}: {text_of(error)}",
-            remedy="Fix the stage's __init__, or remove it and use setup().",
-        ) from error
+        raise PluginError(f"{what}: {type(error).__name__}: {text_of(error)}", remedy=remedy) from error
 
 
 def _problem(stage_type: type[Stage[Any]], item: ErrorDetails) -> str:

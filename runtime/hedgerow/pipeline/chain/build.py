@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from hedgerow import plugins
 from hedgerow.config import ModelConfig, StageEntry
-from hedgerow.errors import ConfigError, HedgerowError, PluginError, is_interrupt, text_of
+from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.slot import Slot
 from hedgerow.pipeline.chain.chain import Chain, ChainStep, EventSink, FailureSink
@@ -136,17 +136,9 @@ def set_up(
         this_thread.progress.enter(position, 1)
     name, stage = (entry.name, plugins.make(entry.name, entry.config)) if isinstance(entry, StageEntry) else entry
     states = len(context.states)
-    try:
+    remedy = f"Fix its setup(); `hedgerow plugin show {name}` names the package."
+    with plugins.as_plugin_error(f"Stage {name} cannot be set up", remedy=remedy, keep=HedgerowError):
         stage.setup(context)
-    except HedgerowError:
-        raise
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise PluginError(
-            f"Stage {name} cannot be set up: {type(error).__name__}: {text_of(error)}",
-            remedy=f"Fix its setup(); `hedgerow plugin show {name}` names the package.",
-        ) from error
     if len(context.states) > states:
         context.stateful.append(name)
     return ChainStep(name, stage, on_event, on_failure, position)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from hedgerow import plugins
 from hedgerow.config import PipelineConfig
-from hedgerow.errors import HedgerowError, PluginError, StageMismatch, is_interrupt, text_of
+from hedgerow.errors import HedgerowError, StageMismatch
 from hedgerow.pipeline.chain.chain import ChainStep
 from hedgerow.stage import FrameSpec
 from hedgerow.wire.codec import ENVELOPE, mime, stated_meta
@@ -27,21 +28,14 @@ def output_spec(step: ChainStep, incoming: FrameSpec) -> FrameSpec:
     name = step.name
     if not _declares(type(step.stage)):
         return UNKNOWN
+    remedy = f"Fix its output_spec(); `hedgerow plugin show {name}` names the package."
     try:
-        outgoing: Any = step.stage.output_spec(incoming)
-        if not isinstance(outgoing, FrameSpec):
-            raise TypeError(f"it returned a {type(outgoing).__name__}, not a FrameSpec")
+        with plugins.as_plugin_error(f"Stage {name} cannot be checked", remedy=remedy, keep=HedgerowError):
+            outgoing: Any = step.stage.output_spec(incoming)
+            if not isinstance(outgoing, FrameSpec):
+                raise TypeError(f"it returned a {type(outgoing).__name__}, not a FrameSpec")
     except StageMismatch as error:
         raise StageMismatch(error.takes, error.gets, remedy=error.remedy, stage=name) from error
-    except HedgerowError:
-        raise
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise PluginError(
-            f"Stage {name} cannot be checked: {type(error).__name__}: {text_of(error)}",
-            remedy=f"Fix its output_spec(); `hedgerow plugin show {name}` names the package.",
-        ) from error
     return outgoing
 
 
