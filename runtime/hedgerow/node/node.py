@@ -33,7 +33,7 @@ from hedgerow.node.commands import LARGEST_COMMAND, CommandServer
 from hedgerow.node.health import HealthReporter
 from hedgerow.node.heartbeat import Heartbeat
 from hedgerow.node.link.announcer import Announcer, last_will
-from hedgerow.node.link.options import link_options, on_loopback
+from hedgerow.node.link.options import is_plain_text_on_network, link_options
 from hedgerow.node.link.outbox import NodeOutbox
 from hedgerow.node.pipelines.builder import PipelineBuilder
 from hedgerow.node.pipelines.live_config import LiveConfig
@@ -135,7 +135,7 @@ class Node:
         Raises: ConfigError: the configuration as a whole is invalid. A bad pipeline fails on its own.
         """
         broker = self.config.broker.url
-        if not on_loopback(broker) and broker.startswith(("mqtt:", "ws:")):
+        if is_plain_text_on_network(broker):
             log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// (or wss://) with certificates.")
         for found in self._journal.found:
             self._announcer.warn("node-crashed", found)

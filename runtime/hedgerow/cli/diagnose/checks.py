@@ -26,7 +26,7 @@ from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.disk import why_unwritable
 from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
-from hedgerow.node.link.options import on_loopback
+from hedgerow.node.link.options import is_plain_text_on_network
 from hedgerow.pipeline.chain.check import check_chains
 from hedgerow.topics import Address, Channel
 
@@ -278,7 +278,7 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
 
 
 def _encryption(broker: BrokerSection) -> Iterator[CheckResult]:
-    if broker.url.startswith(("mqtt:", "ws:")) and not on_loopback(broker.url):
+    if is_plain_text_on_network(broker.url):
         remedy = "Use mqtts:// with certificates (`broker.tls`), or keep the listener on loopback."
         yield CheckResult(
             "encryption", "warning", f"{broker.url} is plain text on a network: others can read the frames", remedy

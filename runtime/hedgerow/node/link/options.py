@@ -57,3 +57,8 @@ def on_loopback(url: str) -> bool:
     """Return whether a broker's URL points to this machine."""
     host = urlsplit(url).hostname or ""
     return url.startswith("unix:") or host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+
+def is_plain_text_on_network(url: str) -> bool:
+    """Return whether a broker's URL leaves this machine without TLS, so that others can read the frames."""
+    return url.startswith(("mqtt:", "ws:")) and not on_loopback(url)

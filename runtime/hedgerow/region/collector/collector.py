@@ -25,7 +25,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
-from hedgerow.node.link.options import link_options, on_loopback
+from hedgerow.node.link.options import is_plain_text_on_network, link_options
 from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
@@ -113,7 +113,7 @@ class Collector:
             ConfigError: the probes' address is in use.
         """
         config = self.config
-        if not on_loopback(config.broker.url) and config.broker.url.startswith(("mqtt:", "ws:")):
+        if is_plain_text_on_network(config.broker.url):
             log.warning("plain-text-broker", url=config.broker.url, remedy="Use mqtts:// with certificates.")
         if config.metrics.enabled:
             metrics = config.metrics
