@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.disks import mounted_disk
 from tests.e2e.conftest import until
 from tests.e2e.test_faults import load
 from tests.fault.conftest import Deployment
@@ -67,16 +67,9 @@ def test_results_lost_by_a_lying_disk_are_declared_as_gaps(deployment: Deploymen
 @pytest.fixture
 def small_disk(deployment: Deployment) -> Iterator[Path]:
     """The node's state on a disk of 24 MB."""
-    mount = deployment.node.file.parent / "small"
-    mount.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(mount)], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    yield mount
-    deployment.node.close()
-    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+    with mounted_disk(deployment.node.file.parent / "small", "24m") as disk:
+        yield disk
+        deployment.node.close()
 
 
 @pytest.mark.long

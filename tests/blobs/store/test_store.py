@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.blobs.conftest import noise
 from tests.blobs.versions import CHUNK, Version, set_age
+from tests.disks import mounted_disk
 from tests.examples import examples
 
 from hedgerow.blobs.errors import ContentDamaged, ContentMissing, DiskFull, StoreFull
@@ -236,14 +236,8 @@ def test_a_failed_write_is_reported_and_stored_chunks_are_kept(tmp_path: Path) -
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 320 kB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(mount)]
-    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+    with mounted_disk(tmp_path / "small", "320k") as disk:
+        yield disk
 
 
 def fill(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.disks import mounted_disk
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
@@ -336,15 +337,8 @@ async def test_an_acknowledgement_of_unassigned_numbers_starts_a_new_epoch(path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(mount)], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+    with mounted_disk(tmp_path / "disk", "24m") as disk:
+        yield disk
 
 
 async def test_a_full_disk_refuses_records_until_there_is_space(small_disk: Path, eventually: Eventually) -> None:
