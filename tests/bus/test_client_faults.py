@@ -58,6 +58,7 @@ async def test_a_broker_that_hangs_does_not_hold_up_a_subscription(
                 await client.unsubscribe(["b"])
         finally:
             os.kill(mosquitto.pid, signal.SIGCONT)
+        await client.publish_and_wait("b", b"")  # comes after the subscription; the sender's could come before it
         await sender.publish_and_wait("a", b"after all")
 
         assert await client.receive(1) == [b"after all"]
