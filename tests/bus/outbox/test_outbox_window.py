@@ -142,6 +142,39 @@ def test_a_reconnect_with_records_in_flight_sends_one_of_them_as_a_probe() -> No
     assert send_window.probe(11.0)
 
 
+def test_each_probe_is_sent_although_lost_records_fill_the_backlogs_share() -> None:
+    """New records and the backlog fill the window, and all are lost: the place of a new one is not the backlog's, but a probe's."""
+    send_window = window(max_entries=16, stored=20)
+    stored = {entry(n).key: entry(n) for n in range(1, 31)}
+    send_window.link_up(0.0)
+    send_window.appended([entry(n) for n in range(21, 31)], next_keys(30), up=True)
+    flood(send_window, stored, 0.0)
+    assert send_window.in_flight == 16
+    send_window.link_down()
+    send_window.link_up(1.0)
+    flood(send_window, stored, 1.0)
+    probed: list[int] = []
+    for tenths in range(20, 400):
+        now = tenths / 10
+        if send_window.probe(now):
+            probed.append(len(flood(send_window, stored, now)))
+
+    assert probed == [1] * len(probed)
+    assert len(probed) >= 4
+
+
+def flood(send_window: SendWindow, stored: dict[int, OutboxEntry], now: float) -> list[OutboxEntry]:
+    """Send what the window permits, and return it."""
+    sent: list[OutboxEntry] = []
+    while True:
+        entries, request = send_window.next(now)
+        sent += entries
+        if request is None:
+            return sent
+        keys = [key for key in sorted(stored) if request.start <= key < request.end]
+        sent += send_window.offer(request, [stored[key] for key in keys[: request.limit]], now)
+
+
 def test_a_read_requested_before_a_rewind_does_not_move_the_cursor_past_it() -> None:
     send_window = window(stored=10)
     _, request = send_window.next(0.0)

@@ -6,9 +6,9 @@ Rules:
   window, so neither starves the other. The region's acknowledgements move the window, so the slowest hop sets the rate
   and none has to be configured.
 - The path preserves order. If a record sent later is acknowledged, the earlier ones are lost and are resent (as in RFC 9002
-  §6.1, with a packet threshold of 1). After a long time without acknowledgement, one record is resent as a probe; the
-  reply reveals the state of all others (§6.2). After a reconnect that time is short until the region replies: its own
-  subscriptions may have come back later than this link, so the first records may have reached nobody.
+  §6.1, with a packet threshold of 1). After a long time without acknowledgement, one record is resent as a probe, whatever
+  else is in flight; the reply reveals the state of all others (§6.2). After a reconnect that time is short until the region
+  replies: its own subscriptions may have come back later than this link, so the first records may have reached nobody.
 - A record that later ones overtake again and again is stuck: no bridge carries it. It leaves the window and is sent at growing
   intervals (`overtaken.py`), so it delays no other.
 - Local subscribers do not wait for the region. If the window stays full, new records go out past it, once, and join the
@@ -117,6 +117,7 @@ class SendWindow:
         self._overtaken = OvertakenRecords()
         self._passed: dict[int, int] = {}  # sent past a full window: key → turn
         self._probe: int | None = None
+        self._probe_due = False  # to be sent even if the backlog has its full share of the window
         self._probe_timeout_s = _PROBE_TIMEOUT_S
 
     @property
@@ -177,6 +178,7 @@ class SendWindow:
 
     def _send_probe(self, now: float) -> None:
         self._probe = next(iter(self._in_flight))
+        self._probe_due = True
         self.resend(self._probe)
         self._probed_at = now
 
@@ -248,7 +250,9 @@ class SendWindow:
                 del self._passed[next(iter(self._passed))]
             entries.append(entry)
         max_bytes = min(int(self._max_bytes * self._share) - self._bytes[0], self._max_bytes - sum(self._bytes))
-        if self._reading is not None or not old or (max_bytes <= 0 and backlog_in_flight):
+        if not old or (max_bytes <= 0 and backlog_in_flight):
+            old = int(self._probe_due and self.backlog)
+        if self._reading is not None or not old:
             return entries, None
         priority = max(p for p in range(PRIORITIES) if self._cursors[p] < self._next_keys[p])
         self._reading = ReadRequest(self._cursors[priority], self._next_keys[priority], old, max(0, max_bytes))
@@ -269,6 +273,8 @@ class SendWindow:
             and entry.key not in self._waiting
             and not self._overtaken.holds(entry.key)
         ]
+        if self._probe_due and chosen:  # an older record tells as much
+            self._probe, self._probe_due = chosen[0].key, False
         for entry in chosen:
             self._mark_sent(entry, now, live=False)
         reached = entries[-1].last + 1 if entries else request.end
@@ -314,7 +320,7 @@ class SendWindow:
                 latest = max([latest, *(self._passed.pop(key, 0) for key in keys)])
         if not latest:
             return
-        self._last_ack_at, self._probe_timeout_s = now, _PROBE_TIMEOUT_S
+        self._last_ack_at, self._probe_timeout_s, self._probe_due = now, _PROBE_TIMEOUT_S, False
         lost = []
         for key, was in self._in_flight.items():
             if was.turn > latest:
