@@ -193,7 +193,7 @@ async def test_a_certificate_is_valid_only_where_its_authority_is_trusted(
     """A broker trusts only its own authority."""
     before = refused_connections(deployment, broker)
     assert await asyncio.to_thread(attack, deployment, broker, name, authority) == b""
-    await asyncio.to_thread(until, lambda: refused_connections(deployment, broker) == before + 1)
+    await asyncio.to_thread(until, lambda: refused_connections(deployment, broker) > before)
 
 
 @pytest.mark.parametrize(("broker", "user"), [("north", "collector@region"), ("north", "yard"), ("yard", "yard/a")])
@@ -216,7 +216,7 @@ async def test_a_stolen_authority_can_certify_only_its_own_site(deployment: Cert
     files.write_key(forged / "tls.key", key)
     before = refused_connections(deployment, broker)
     assert await asyncio.to_thread(attack, deployment, broker, forged.name) == b""
-    await asyncio.to_thread(until, lambda: refused_connections(deployment, broker) == before + 1)
+    await asyncio.to_thread(until, lambda: refused_connections(deployment, broker) > before)
 
 
 def test_the_same_connection_with_a_valid_certificate_is_accepted(deployment: Certified) -> None:

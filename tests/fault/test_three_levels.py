@@ -169,7 +169,7 @@ async def test_a_foreign_certificate_is_refused_on_each_level(
     before = refused_connections(levels, broker)
     async with levels.window(broker) as window:
         assert await asyncio.to_thread(attack, levels, broker, name, authority) == b""
-        await asyncio.to_thread(until, lambda: refused_connections(levels, broker) == before + 1)
+        await asyncio.to_thread(until, lambda: refused_connections(levels, broker) > before)
         await window.client.publish("end", f"{authority}/{name}", qos=1)
         await window.wait_for("end", f"{authority}/{name}")
 

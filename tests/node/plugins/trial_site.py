@@ -249,8 +249,11 @@ class Site:
 
     def _is_up(self, node: Node) -> bool:
         expected = len(node.config.pipelines)
-        return len(node.runners) + len(node.failures) == expected and not (
-            [reason for reason in node._probes.why_unready() if "cannot run" not in reason]
+        outbox = node._outbox.client
+        return (
+            len(node.runners) + len(node.failures) == expected
+            and not [reason for reason in node._probes.why_unready() if "cannot run" not in reason]
+            and (outbox is None or outbox.connected)  # what is stored before would be published as late
         )
 
 
