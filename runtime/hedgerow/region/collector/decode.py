@@ -7,7 +7,7 @@ the outbox would wait for it forever. A message with an invalid number is reject
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from datetime import datetime
 from typing import Any, Final
 
@@ -29,14 +29,18 @@ from hedgerow.region.store.records import (
     StoreRecord,
 )
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
+from hedgerow.wire.fleet import Reported
 from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
+from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
 GAP: Final = (Channel.EVENT, "gap")
 """Channel and tail of the topic for gap declarations."""
 MAX_REJECTED_BYTES: Final = 4096
 """Bytes of a rejected payload to store."""
-_LATEST_TIME: Final = 253_402_300_799.0  # the year 9999
-_MAX_BYTES: Final = 1 << 60
+MAX_DOCUMENT_BYTES: Final = 1 << 18
+"""Largest status, health report, report and event. Each node's last ones are held in memory, and shown to operators."""
+MAX_NAMES: Final = 256
+"""Most pipelines, models, labels and reasons, each, in one document of a node."""
 _MAX_SEQUENCE: Final = (1 << 48) - 1
 _CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATUS, Channel.REPORTED)
 
@@ -79,6 +83,8 @@ def decode_message(message: Message, region: str, received_at: float) -> StoreRe
         number = _number(user_properties)
         if message.oversized is not None:
             raise UnreadableMessage("too-large", f"{size} bytes")
+        if parsed.channel is not Channel.RESULT and size > MAX_DOCUMENT_BYTES:
+            raise UnreadableMessage("too-large", f"{size} bytes; at most {MAX_DOCUMENT_BYTES} in {parsed.channel}")
         return _decode(parsed, message, head, user_properties, number)
     except UnreadableMessage as refusal:
         payload = bytes(message.payload[:MAX_REJECTED_BYTES])
@@ -105,7 +111,7 @@ def _decode(
     if channel is Channel.STATUS:
         return _status(message, head)
     if channel is Channel.REPORTED:
-        return ReportedRecord(*head, message.payload)
+        return _reported(message, head)
     raise UnreadableMessage("bad-topic", f"{channel} messages are not collected")
 
 
@@ -204,6 +210,7 @@ def _gap(
                 isinstance(name, str) and type(n) is int and 0 <= n <= _MAX_SEQUENCE for name, n in gap.reasons.items()
             )
             and len(gap.reasons) <= 100
+            and gap.count <= gap.last - gap.first + 1
             and len(gap.previous) <= 100
             and all(one.epoch is None or is_name(one.epoch) for one in gap.previous)
             and all(
@@ -240,18 +247,42 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> 
         reasons = orjson.dumps([clean(reason, 300) for reason in health.reasons[:20]]).decode()
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"not a health report: {error}") from error
+    counts = [len(pipeline.dropped) + len(pipeline.dead) for pipeline in health.pipelines.values()]
+    _check_names(pipelines=health.pipelines, models=health.models, reasons=health.reasons, drops=range(sum(counts)))
     at = _time(health.at)
-    bytes_in = sum(min(max(pipeline.bytes_in, 0), _MAX_BYTES) for pipeline in health.pipelines.values())
+    bytes_in = sum(pipeline.bytes_in for pipeline in health.pipelines.values())
     session = clean(health.session, 100)
     return HealthRecord(
         *head,
         head[2] if at is None else at,
         session,
-        min(bytes_in, _MAX_BYTES),
+        min(bytes_in, MAX_COUNT),
         health.state,
         reasons,
         message.payload,
     )
+
+
+def _reported(message: Message, head: tuple[Address | None, int, float, bool]) -> ReportedRecord:
+    try:
+        reported = Reported.model_validate_json(bytes(message.payload))
+    except (ValidationError, ValueError) as error:
+        raise UnreadableMessage("unreadable-payload", f"not a report: {error}") from error
+    _check_names(
+        pipelines=reported.pipelines,
+        models=reported.models,
+        configured=reported.configured or {},
+        labels=reported.labels,
+        quarantined=reported.quarantined,
+        rolled_back=reported.rolled_back,
+    )
+    return ReportedRecord(*head, message.payload)
+
+
+def _check_names(**parts: Sized) -> None:
+    for name, part in parts.items():
+        if len(part) > MAX_NAMES:
+            raise UnreadableMessage("too-many-names", f"{len(part)} {name}; at most {MAX_NAMES}")
 
 
 def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> StatusRecord:
@@ -269,7 +300,7 @@ def _time(value: Any) -> float | None:
     if (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and 0 < value < _LATEST_TIME
+        and 0 < value < LATEST_TIME
         and math.isfinite(value)
     ):
         return float(value)

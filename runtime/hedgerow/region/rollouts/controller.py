@@ -23,6 +23,7 @@ from hedgerow.region.rollouts.store import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
+from hedgerow.wire.fleet import Desired
 
 _MAX_STEPS: Final = 20
 """Most steps of a rollout in one turn; the next turn continues."""
@@ -72,7 +73,7 @@ class RolloutController:
         for node, desired in self.fleet.desired.items():
             generation = desired.document.generation
             sent_generation, at = self._sent.get(node, (0, 0.0))
-            if desired.published >= generation and not self._missed(node, generation, now, listening):
+            if desired.published >= generation and not self._missed(node, desired.document, now, listening):
                 continue
             if sent_generation == generation and now - at < _RESEND_AFTER_S:
                 continue  # in flight
@@ -101,12 +102,13 @@ class RolloutController:
         """Close the database."""
         self.fleet.database.close()
 
-    def _missed(self, node: Address, generation: int, now: float, listening: Listening) -> bool:
+    def _missed(self, node: Address, document: Desired, now: float, listening: Listening) -> bool:
         """Whether a node that is present lacks its document: a broker may have lost its retained messages."""
         observed = self.fleet.observed.nodes.get(node)
         if observed is None or observed.reported is None or listening.presence(observed, now) is not Presence.PRESENT:
             return False
-        return observed.reported.generation < generation
+        seen = observed.reported.generation
+        return seen < document.generation or seen == document.supersedes
 
     def _advance(self, name: str, now: float, listening: Listening) -> None:
         """Execute a rollout's steps until it waits."""
