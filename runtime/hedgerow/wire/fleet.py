@@ -84,7 +84,10 @@ class SwapPolicy(WireMessage):
         0.05, ge=0, le=1, description="Share of a shadow's outputs that may differ by more than their tolerance."
     )
     max_slowdown: float = Field(
-        2.0, gt=0, allow_inf_nan=False, description="Factor by which its time per frame may exceed that of the old version."
+        2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Factor by which its time per frame may exceed that of the old version.",
     )
     max_growth_bytes: Count = Field(
         256 * 2**20, ge=0, description="Bytes by which the node's memory may grow during canary analysis."
