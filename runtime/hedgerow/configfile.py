@@ -20,6 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError, without_secrets
@@ -262,11 +263,15 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
 
 
 def _read_yaml(text: str, path: Path) -> CommentedMap:
+    if (problem := _too_large(text)) is not None:  # the YAML parser would take minutes
+        raise BadConfigFile(path, [problem])
     if (line := _too_deep(text)) is not None:  # the YAML parser would take minutes to fail
         raise BadConfigFile(
             path, [Problem(line, "", f"nests deeper than {_DEEPEST} levels", "Check the brackets there.")]
         )
     try:
+        if "*" in text:
+            _check_references(text)
         document = YAML(typ="rt").load(text)
         if not _small(document):
             raise ValueError(f"its references expand to more than {_MOST_VALUES:,} values")
@@ -298,6 +303,54 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
 
 _DEEPEST = 50
 _MOST_VALUES = 200_000
+
+
+_LONGEST_FILE: Final = 2 << 20
+_MOST_SEPARATORS: Final = 150_000
+_MOST_EXPANDED: Final = 50_000
+
+
+def _too_large(text: str) -> Problem | None:
+    """Return a problem if a file has more values than any configuration, by its separators."""
+    if len(text) > _LONGEST_FILE:
+        what = f"has {len(text):,} characters; at most {_LONGEST_FILE:,}"
+    elif (values := text.count(",") + text.count("\n")) > _MOST_SEPARATORS:
+        what = f"has {values:,} lines and commas; at most {_MOST_SEPARATORS:,}"
+    else:
+        return None
+    return Problem(None, "", what, "Give the path of a configuration file; split a topology of that size by region.")
+
+
+def _check_references(text: str) -> None:
+    """Refuse a document that its references (`*name`, `<<: *name`) expand to too many values, before they are expanded.
+
+    Raises: ValueError: it is too large, or a reference is to something around it.
+    """
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = []
+    total = 0
+    for event in YAML(typ="rt", pure=True).parse(text):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, CollectionStartEvent):
+            open_.append((anchor, total))
+            continue
+        if isinstance(event, CollectionEndEvent):
+            anchor, before = open_.pop()
+            size = total - before + 1
+        elif isinstance(event, AliasEvent):
+            if any(event.anchor == around for around, _ in open_):
+                raise ValueError("a reference is to what it is part of")
+            size, anchor = sizes.get(event.anchor, 1), None  # the parser reports an unknown one, with its line
+            total += size - 1
+        elif isinstance(event, ScalarEvent):
+            size = 1
+        else:
+            continue
+        total += 1
+        if anchor:
+            sizes[anchor] = size
+        if total > _MOST_EXPANDED:
+            raise ValueError(f"its references expand to more than {_MOST_EXPANDED:,} values")
 
 
 def _small(node: Any) -> bool:

@@ -18,11 +18,14 @@ from hedgerow.errors import ConfigError
 
 _KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _VALUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/+-]{0,126}[A-Za-z0-9])?|")
+# Possessive throughout, so that matching takes linear time whatever the text.
 _PART: Final = re.compile(
-    r"\s*(?:(?P<absent>!)\s*(?P<lacks>[^\s!=,()]+)"
-    r"|(?P<key>[^\s!=,()]+)\s*(?:(?P<equal>==?|!=)\s*(?P<value>[^\s!=,()]*)"
-    r"|\s(?P<set>in|notin)\s*\((?P<values>[^()]*)\))?)\s*(?:,|$)"
+    r"\s*+(?:(?P<absent>!)\s*+(?P<lacks>[^\s!=,()]++)"
+    r"|(?P<key>[^\s!=,()]++)(?:\s*+(?P<equal>==?+|!=)\s*+(?P<value>[^\s!=,()]*+)"
+    r"|\s++(?P<set>in|notin)\s*+\((?P<values>[^()]*+)\))?+)\s*+(?:,|$)"
 )
+_LONGEST: Final = 4096
+_MOST_REQUIREMENTS: Final = 64
 _REMEDY: Final = (
     "Separate requirements by commas: `site=shop-12, hardware in (jetson, nuc), ring!=late, camera, !spare`."
 )
@@ -91,16 +94,25 @@ def parse_selector(text: str) -> Selector:
 
     Raises: ConfigError: the text is not a selector; the message has the position of the error.
     """
+    if len(text) > _LONGEST:
+        raise ConfigError(
+            f"A label selector of {len(text):,} characters is too long; at most {_LONGEST:,}", remedy=_REMEDY
+        )
     requirements: list[Requirement] = []
-    position = 0
-    while position < len(text.rstrip()):
+    position, end = 0, len(text.rstrip())
+    while position < end:
         part = _PART.match(text, position)
         if part is None:
             raise ConfigError(f"{text!r} is not a label selector: syntax error at {text[position:]!r}", remedy=_REMEDY)
         requirements.append(_requirement(part, text))
         position = part.end()
-    if text.rstrip().endswith(","):
+    if text[:end].endswith(","):
         raise ConfigError(f"{text!r} is not a label selector: it ends with a comma", remedy=_REMEDY)
+    if len(requirements) > _MOST_REQUIREMENTS:
+        raise ConfigError(
+            f"A label selector of {len(requirements)} requirements is too long; at most {_MOST_REQUIREMENTS}",
+            remedy="Set a label on the nodes that you mean, and select that.",
+        )
     return Selector(tuple(requirements))
 
 

@@ -51,6 +51,33 @@ class RetentionSection(Section):
     health_days: float = Field(3, gt=0, description="Days to keep health reports. A node's last state stays known.")
 
 
+class QuotasSection(Section):
+    """What one site may use. More is refused for that site alone, and counted; one node may use half of it."""
+
+    nodes: int = Field(1000, ge=1, le=100_000, description="Nodes of a site. A stolen site can invent names.")
+    messages_per_s: float = Field(
+        1000,
+        gt=0,
+        le=1_000_000,
+        description="Messages per second over a long time; a minute's worth may come at once. Durable results beyond it are not lost: "
+        "their outbox sends them again.",
+    )
+    rows_per_day: int = Field(
+        20_000_000,
+        ge=1,
+        description="Results, events, gaps and health reports to store. Durable results beyond it wait in their outbox for the next "
+        "day (UTC).",
+    )
+    bytes_per_day: int = Field(50 * 2**30, ge=1024, description="Bytes of their payloads, likewise.")
+    events_per_day: int = Field(100_000, ge=1, description="Events and gaps among them.")
+    epochs: int = Field(
+        20_000, ge=1, description="Epochs of outboxes; one begins when a node has lost its outbox file."
+    )
+    names_per_report: int = Field(
+        256, ge=1, le=10_000, description="Pipelines, models, labels and reasons, each, in one report of a node."
+    )
+
+
 class PingSection(Section):
     """Pings to every node, through all bridges and back: a bridge that claims to be connected may forward nothing."""
 
@@ -102,6 +129,7 @@ class RegionConfig(Section):
     broker: BrokerSection = Field(BrokerSection(), description="The region's broker.")
     store: StoreSection = Field(StoreSection(), description="Database for everything received from the sites.")
     retention: RetentionSection = Field(RetentionSection(), description="How long data is kept.")
+    quotas: QuotasSection = Field(QuotasSection(), description="What one site may use.")
     ping: PingSection = Field(
         PingSection(),
         validation_alias=AliasChoices("ping", _OLD_PING),

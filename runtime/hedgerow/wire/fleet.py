@@ -3,6 +3,8 @@
 Rules:
 - A desired document is complete: everything it does not name is as in the node's own file. A higher generation supersedes a
   lower one, whatever its outcome.
+- A region whose node holds a generation that the region did not give (a broker on the way was taken over) names that one in
+  `supersedes`; the node then takes the document although its generation is lower.
 - A document grants no trust: signatures decide what a model is, and a document only chooses among signed models.
 - A reported document has the digest of the running file, as results do, not of the requested one.
 - Both are retained, so a client that connects later gets the newest one.
@@ -18,6 +20,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.labels import check_labels
 from hedgerow.topics import is_name
 from hedgerow.wire.messages import ErrorBody, WireMessage
+from hedgerow.wire.ranges import MAX_GENERATION, Count, Generation, Quantity, Seconds, UnixTime
 
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 VERSION_PATTERN = r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$"
@@ -65,13 +68,13 @@ class SwapPolicy(WireMessage):
     under canary analysis: if it breaks a limit, the node rolls back.
     """
 
-    shadow_s: float = Field(0, ge=0, description="Seconds to run on live frames without publishing results.")
+    shadow_s: Seconds = Field(0, ge=0, description="Seconds to run on live frames without publishing results.")
     split_percent: int = Field(0, ge=0, le=99, description="Percentage of the streams to serve at first.")
-    split_s: float = Field(0, ge=0, description="Seconds to serve only those streams.")
-    probation_s: float = Field(
+    split_s: Seconds = Field(0, ge=0, description="Seconds to serve only those streams.")
+    probation_s: Seconds = Field(
         60, ge=0, description="Seconds of canary analysis, while it serves all streams, before the version is kept."
     )
-    min_frames: int = Field(
+    min_frames: Count = Field(
         20,
         ge=0,
         description="Frames it must serve to be kept; until then canary analysis continues, up to ten times as long.",
@@ -81,21 +84,25 @@ class SwapPolicy(WireMessage):
         0.05, ge=0, le=1, description="Share of a shadow's outputs that may differ by more than their tolerance."
     )
     max_slowdown: float = Field(
-        2.0, gt=0, description="Factor by which its time per frame may exceed that of the old version."
+        2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Factor by which its time per frame may exceed that of the old version.",
     )
-    max_growth_bytes: int = Field(
+    max_growth_bytes: Count = Field(
         256 * 2**20, ge=0, description="Bytes by which the node's memory may grow during canary analysis."
     )
     max_shift: float = Field(
         0.5,
         gt=0,
+        allow_inf_nan=False,
         description="Distance that its outputs may have from the manifest's baseline, as population stability index.",
     )
     memory: Literal["refuse", "brief-gap"] = Field(
         "refuse",
         description="If both versions do not fit into memory: refuse the new one, or unload the old one first while frames wait.",
     )
-    timeout_s: float = Field(
+    timeout_s: Seconds = Field(
         3600, gt=0, description="Seconds for the whole swap, including the fetch, before it is cancelled."
     )
 
@@ -106,6 +113,7 @@ class Desired(WireMessage):
     Attributes:
         node: its address, so that a misdelivered document is noticed.
         generation: ascending per node; lower ones are ignored.
+        supersedes: a generation that the node holds and its region never gave; at this one alone, it goes back to a lower one.
         at: Unix seconds of its creation.
         expires_at: Unix seconds after which a node must not start on it; None: never.
         models: name in the node's file → version to serve.
@@ -117,9 +125,10 @@ class Desired(WireMessage):
 
     schema_: Literal["hedgerow.desired/1"] = Field("hedgerow.desired/1", alias="schema")
     node: str
-    generation: int = Field(ge=1)
-    at: float
-    expires_at: float | None = None
+    generation: int = Field(ge=1, le=MAX_GENERATION)
+    supersedes: Count | None = None
+    at: UnixTime
+    expires_at: UnixTime | None = None
     models: dict[Named, ModelRef] = Field(default_factory=dict)
     pipelines: dict[Named, dict[str, Any] | None] = Field(default_factory=dict)
     labels: LabelMap = Field(default_factory=dict)
@@ -146,8 +155,8 @@ class ReportedModel(WireMessage):
     file_digest: str
     backend: str
     device: str
-    since: float
-    results: int = 0
+    since: UnixTime
+    results: Count = 0
     stage: Literal["split", "probation", "kept"] = "kept"
     previous: ModelRef | None = None
 
@@ -160,7 +169,7 @@ class Quarantined(WireMessage):
     version: Version
     code: str
     reason: str
-    at: float
+    at: UnixTime
 
 
 class Reported(WireMessage):
@@ -183,11 +192,11 @@ class Reported(WireMessage):
     schema_: Literal["hedgerow.reported/1"] = Field("hedgerow.reported/1", alias="schema")
     node: str
     session: str
-    at: float
-    generation: int = 0
+    at: UnixTime
+    generation: Generation = 0
     state: JobState = "succeeded"
     step: str = ""
-    progress: float | None = None
+    progress: Quantity | None = None
     error: ErrorBody | None = None
     rolled_back: list[Named] = Field(default_factory=list)
     configured: dict[Named, str] | None = None
@@ -195,5 +204,5 @@ class Reported(WireMessage):
     pipelines: dict[str, str] = Field(default_factory=dict)
     quarantined: list[Quarantined] = Field(default_factory=list)
     labels: LabelMap = Field(default_factory=dict)
-    store_bytes: int = 0
-    store_max_bytes: int = 0
+    store_bytes: Count = 0
+    store_max_bytes: Count = 0

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, text_of
 from hedgerow.wire.json_limits import clashing_key, not_finite
+from hedgerow.wire.ranges import Count, Quantity, Seconds, UnixTime
 
 if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
     from hedgerow.frame import Buffer, Frame
@@ -53,7 +54,7 @@ class Status(WireMessage):
     session: str
     node: str
     version: str
-    at: float | None = Field(None, description="Unix seconds; a will has none.")
+    at: UnixTime | None = Field(None, description="Unix seconds; a will has none.")
     reason: str | None = None
 
 
@@ -61,21 +62,21 @@ class PipelineHealth(WireMessage):
     """Health of a pipeline. Counts are since the node started: `received = out + dropped + dead + in_flight`."""
 
     state: Literal["loading", "running", "paused", "failed", "stopping"]
-    received: int = 0
-    bytes_in: int = Field(0, description="Payload bytes received.")
-    out: int = 0
-    dropped: dict[str, int] = Field(default_factory=dict)
-    dead: dict[str, int] = Field(default_factory=dict)
-    in_flight: int = 0
-    queued: int = 0
-    streams: int = 0
-    results: int = 0
-    rate: float = Field(0.0, description="Frames out per second since the last report.")
-    latency_p50_ms: float | None = None
-    latency_p99_ms: float | None = None
-    last_result_at: float | None = None
+    received: Count = 0
+    bytes_in: Count = Field(0, description="Payload bytes received.")
+    out: Count = 0
+    dropped: dict[str, Count] = Field(default_factory=dict)
+    dead: dict[str, Count] = Field(default_factory=dict)
+    in_flight: Count = 0
+    queued: Count = 0
+    streams: Count = 0
+    results: Count = 0
+    rate: Quantity = Field(0.0, description="Frames out per second since the last report.")
+    latency_p50_ms: Quantity | None = None
+    latency_p99_ms: Quantity | None = None
+    last_result_at: UnixTime | None = None
     models: list[str] = Field(default_factory=list)
-    worker_memory_bytes: int = Field(0, description="Resident memory of its workers.")
+    worker_memory_bytes: Count = Field(0, description="Resident memory of its workers.")
     error: str | None = None
     remedy: str | None = None
 
@@ -90,32 +91,32 @@ class ModelHealth(WireMessage):
     device: str
     device_asked: str
     degraded: str | None = None
-    inferences: int = 0
-    frames: int = 0
-    looked_at: int = Field(
+    inferences: Count = 0
+    frames: Count = 0
+    looked_at: Count = Field(
         0, description="Recent frames whose values were examined; 0 if there is no bundle or it has no statistics."
     )
-    not_finite: int = Field(
+    not_finite: Count = Field(
         0, description="Frames among them with NaN or infinity in outputs where the author's samples had none."
     )
-    drift: float | None = Field(
+    drift: Quantity | None = Field(
         None,
         description="Drift of the output that differs most from the author's samples, beyond chance: population stability index "
         "over the last minute or two; absent: unknown.",
     )
-    input_drift: float | None = Field(None, description="Drift of the inputs, likewise.")
+    input_drift: Quantity | None = Field(None, description="Drift of the inputs, likewise.")
 
 
 class OutboxHealth(WireMessage):
     """Health of the node's outbox."""
 
     epoch: str = Field("", description="Epoch of its numbers; empty until the outbox is open.")
-    entries: int = Field(0, description="Results and gaps not acknowledged by the region.")
-    used_bytes: int = 0
-    max_bytes: int = 0
-    under_way: int = Field(0, description="Sent to the region and not acknowledged yet.")
-    stuck: int = Field(0, description="Not acknowledged although later ones are: a bridge does not carry them.")
-    lost: dict[str, int] = Field(default_factory=dict, description="Results lost since the node started, by reason.")
+    entries: Count = Field(0, description="Results and gaps not acknowledged by the region.")
+    used_bytes: Count = 0
+    max_bytes: Count = 0
+    under_way: Count = Field(0, description="Sent to the region and not acknowledged yet.")
+    stuck: Count = Field(0, description="Not acknowledged although later ones are: a bridge does not carry them.")
+    lost: dict[str, Count] = Field(default_factory=dict, description="Results lost since the node started, by reason.")
     failure: str | None = Field(None, description="Why the outbox cannot store anything.")
 
 
@@ -125,15 +126,15 @@ class Health(WireMessage):
     schema_: Literal["hedgerow.health/1"] = Field("hedgerow.health/1", alias="schema")
     node: str
     session: str
-    at: float
-    uptime_s: float
+    at: UnixTime
+    uptime_s: Seconds
     state: Literal["ok", "degraded", "failing"]
     reasons: list[str] = Field(default_factory=list)
     pipelines: dict[str, PipelineHealth] = Field(default_factory=dict)
     models: dict[str, ModelHealth] = Field(default_factory=dict)
     outbox: OutboxHealth | None = None
-    memory_bytes: int = Field(0, description="Resident memory of the node and its workers.")
-    cpu_s: float = 0.0
+    memory_bytes: Count = Field(0, description="Resident memory of the node and its workers.")
+    cpu_s: Seconds = 0.0
 
 
 class Event(WireMessage):
@@ -143,7 +144,7 @@ class Event(WireMessage):
     kind: str
     node: str
     session: str
-    at: float
+    at: UnixTime
     pipeline: str | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
 
@@ -178,7 +179,7 @@ class Command(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     args: dict[str, Any] = Field(default_factory=dict)
-    expires_at: float | None = Field(None, description="Unix seconds after which the command must not be executed.")
+    expires_at: UnixTime | None = Field(None, description="Unix seconds after which the command must not be executed.")
 
 
 _ORJSON: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
     from hedgerow.region.config import RegionConfig
 
+_MOST_LINES: Final = 50
+_LONGEST_WHY: Final = 300
 _COUNTS: Final = (">RESULTS", ">LOST", ">MISSING")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
 
@@ -115,7 +117,8 @@ def status(options: StoreOptions) -> None:
     result; RTT is the time that a ping takes through all bridges to the node and back. A node is `ok`, `degraded` (by its own health
     report), `one-way` (its reports arrive, but pings stay unanswered), `silent`, `offline` (its broker lost the connection to it: it
     crashed, lost power, or its network failed), `stopped` (it said so) or `unknown`. MISSING counts sequence numbers not received
-    although later ones were; LOST counts results that a node has declared lost.
+    although later ones were; LOST counts results that a node has declared lost. What was refused is shown by site and reason:
+    what nobody can use, and what exceeds the `quotas` of the region's configuration.
 
     Exits with 1 if somebody should look: a node is neither ok nor stopped, or the service is not collecting.
     """
@@ -182,10 +185,18 @@ def _summary(current: dict[str, Any]) -> str:
 
 def _problems(current: dict[str, Any]) -> list[str]:
     """Describe the problems that need an operator's attention."""
-    lines = [f"{node['node']} is {node['status']}: {node['why']}" for node in current["nodes"] if node["needs_help"]]
+    help_needed = [node for node in current["nodes"] if node["needs_help"]]
+    lines = [f"{node['node']} is {node['status']}: {node['why'][:_LONGEST_WHY]}" for node in help_needed[:_MOST_LINES]]
+    lines += _more(len(help_needed), "node")
     if current["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
         lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")
+    lines += [
+        f"site {one['site'] or '(none named)'}: {plural(one['count'], 'message')} refused as {one['reason']}, the last one "
+        f"{_duration(one['last_s'])} ago: {one['detail'][:_LONGEST_WHY]}"
+        for one in current["refused"][:_MOST_LINES]
+    ]
+    lines += _more(len(current["refused"]), "refusal")
     lines += [
         f"{node['node']}: its clock is {abs(node['clock_offset_s']):.1f} s "
         f"{'ahead' if node['clock_offset_s'] > 0 else 'behind'}, so its lag is wrong by as much"
@@ -193,6 +204,10 @@ def _problems(current: dict[str, Any]) -> list[str]:
         if node["clock_offset_s"] is not None and abs(node["clock_offset_s"]) > 2
     ]
     return lines
+
+
+def _more(count: int, noun: str) -> list[str]:
+    return [f"… and {plural(count - _MOST_LINES, noun)} more; --json shows all"] if count > _MOST_LINES else []
 
 
 def _duration(seconds: float | None) -> str:

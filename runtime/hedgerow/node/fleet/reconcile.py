@@ -56,7 +56,7 @@ def admit(desired: Desired, address: str, generation: int, now: float, *, clock_
         return Admission.STRAY
     if desired.generation == generation:
         return Admission.KNOWN
-    if desired.generation < generation:
+    if desired.generation < generation and desired.supersedes != generation:
         return Admission.OLD
     if desired.expires_at is not None and desired.expires_at < now and not clock_doubtful:
         return Admission.EXPIRED

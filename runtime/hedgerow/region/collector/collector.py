@@ -4,7 +4,8 @@ Rules:
 - A message is acknowledged to the broker, and a result to its outbox, only once it is on the store's disk.
 - Acknowledgements to an outbox are cumulative and paced. A duplicate is acknowledged again, since the outbox has missed the
   last acknowledgement.
-- If the broker or the store is unreachable, the collector retries. Of the messages received, it drops only health reports.
+- If the broker or the store is unreachable, the collector retries. Of the messages received, it drops only those of QoS 0, such as
+  health reports, and those beyond a site's quota.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
+from hedgerow.region.collector.site_rates import REASON, SiteRates
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ledgers import LedgerKey
-from hedgerow.region.store.records import PingRecord, StoreRecord
+from hedgerow.region.store.records import PingRecord, RefusedRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
 from hedgerow.telemetry import logs, systemd
@@ -46,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 MAX_WAITING: Final = 2000
 """Lists of messages waiting for the store, above which health reports are dropped; the broker holds everything else."""
+MAX_WAITING_BYTES: Final = 128 << 20
+"""The same, in bytes of their payloads."""
 _BEAT_EVERY_S: Final = 1.0
 _HUNG_AFTER_S: Final = 30.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
@@ -71,6 +75,7 @@ class Collector:
         self._failure: Exception | None = None
         self._closing = False
         self._last_beat = time.monotonic()
+        self._rates = SiteRates(config.quotas.messages_per_s)
         self._pacing: AckPacing[LedgerKey] = AckPacing()
         self._timer: asyncio.TimerHandle | None = None
         self._probes: ProbeServer | None = None
@@ -170,24 +175,33 @@ class Collector:
     def _receive(self, messages: list[Message]) -> None:
         if self._closing:
             return  # not acknowledged: the broker delivers them to the next run
-        now = time.time()
+        now, clock = time.time(), time.monotonic()
         records: list[StoreRecord] = []
         accepted: list[Message] = []
-        full = self._writer.waiting >= MAX_WAITING
+        full = self._writer.waiting >= MAX_WAITING or self._writer.waiting_bytes >= MAX_WAITING_BYTES
         for message in messages:
-            if self._pinger is not None and self._pinger.take(message):
+            if not self._rates.admits(message.topic, clock):
+                self._client.ack(message)  # a durable result is sent again, because its outbox gets no acknowledgement
+            elif self._pinger is not None and self._pinger.take(message):
                 self.counts.stray_replies = self._pinger.stray_replies
                 self._client.ack(message)
             elif full and message.qos == 0:
                 self.counts.overload += 1
             else:
-                records.append(decode_message(message, self._region, now))
+                records.append(decode_message(message, self._region, now, self.config.quotas.names_per_report))
                 accepted.append(message)
         if records:
             self._writer.submit(WriteRequest(records, accepted))
 
     def _record_ping(self, ping: PingRecord) -> None:
         self._writer.submit(WriteRequest([ping], []))
+
+    def _record_refused(self) -> None:
+        for site, count in self._rates.take_refused().items():
+            detail = f"more than {self._rates.per_s:g} messages per second, or half as many of one node"
+            self._writer.submit(
+                WriteRequest([RefusedRecord(None, 0, time.time(), True, site, REASON, detail, count)], [])
+            )
 
     def _on_report(self, report: WriteReport) -> None:
         """(called in the writer's thread)"""
@@ -217,8 +231,8 @@ class Collector:
             counts.batches += 1
             for key, due in outcome.acks.items():
                 self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
-            for reason, count in outcome.rejected.items():
-                log.warning("rejected", reason=reason, count=count)
+            for (site, reason), count in outcome.refused.items():
+                log.warning("rejected", site=site, reason=reason, count=count)
             if outcome.new_nodes and self._pinger is not None:
                 self._pinger.add(outcome.new_nodes, at_once=True)
         counts.write_s += report.took_s
@@ -299,6 +313,7 @@ class Collector:
             self._last_beat = time.monotonic()
             systemd.alive()
             logs.report_repeats()
+            self._record_refused()
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:

@@ -7,8 +7,9 @@ the outbox would wait for it forever. A message with an invalid number is reject
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from datetime import datetime
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgpack
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ACK_NOW, PRIORITIES, Number, priority_of, read_gap, sequence_of
-from hedgerow.errors import FrameError
+from hedgerow.errors import LONGEST_TEXT, FrameError
 from hedgerow.region.store.records import (
     EventRecord,
     GapRecord,
@@ -29,14 +30,17 @@ from hedgerow.region.store.records import (
     StoreRecord,
 )
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
+from hedgerow.wire.fleet import Reported
 from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
+from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
 GAP: Final = (Channel.EVENT, "gap")
 """Channel and tail of the topic for gap declarations."""
 MAX_REJECTED_BYTES: Final = 4096
 """Bytes of a rejected payload to store."""
-_LATEST_TIME: Final = 253_402_300_799.0  # the year 9999
-_MAX_BYTES: Final = 1 << 60
+MAX_DOCUMENT_BYTES: Final = 1 << 18
+"""Largest status, health report, report and event. Each node's last ones are held in memory, and shown to operators."""
+_MAX_ID_BYTES: Final = 1100
 _MAX_SEQUENCE: Final = (1 << 48) - 1
 _CHANNELS: Final = (Channel.RESULT, Channel.EVENT, Channel.HEALTH, Channel.STATUS, Channel.REPORTED)
 
@@ -58,13 +62,14 @@ def filters(region: str) -> dict[str, int]:
     }
 
 
-def decode_message(message: Message, region: str, received_at: float) -> StoreRecord:
+def decode_message(message: Message, region: str, received_at: float, max_names: int = 256) -> StoreRecord:
     """Decode a message.
 
     Args:
         message: from the broker.
         region: messages of other regions are rejected.
         received_at: Unix seconds.
+        max_names: most pipelines, models, labels and reasons, each, in one document of a node.
     """
     size = len(message.payload) if message.oversized is None else message.oversized
     parsed = parse(message.topic)
@@ -79,11 +84,21 @@ def decode_message(message: Message, region: str, received_at: float) -> StoreRe
         number = _number(user_properties)
         if message.oversized is not None:
             raise UnreadableMessage("too-large", f"{size} bytes")
-        return _decode(parsed, message, head, user_properties, number)
+        if parsed.channel is not Channel.RESULT and size > MAX_DOCUMENT_BYTES:
+            raise UnreadableMessage("too-large", f"{size} bytes; at most {MAX_DOCUMENT_BYTES} in {parsed.channel}")
+        return _decode(parsed, message, head, user_properties, number, max_names)
     except UnreadableMessage as refusal:
         payload = bytes(message.payload[:MAX_REJECTED_BYTES])
         durable = number if parsed is not None and parsed.channel is Channel.RESULT else None
-        return RejectedRecord(*head, clean(message.topic), refusal.reason, clean(str(refusal), 500), durable, payload)
+        detail = clean(str(refusal), 500)
+        site = site_of(message.topic, region)
+        return RejectedRecord(*head, clean(message.topic), refusal.reason, detail, durable, payload, site)
+
+
+def site_of(topic: str, region: str) -> str:
+    """Return the site that a topic names, even if the rest of it is invalid; "" if it names none of this region."""
+    levels = topic.split("/", 5)
+    return levels[3] if len(levels) > 4 and levels[2] == region and is_name(levels[3]) else ""
 
 
 def _decode(
@@ -92,6 +107,7 @@ def _decode(
     head: tuple[Address | None, int, float, bool],
     user_properties: Mapping[str, str],
     number: Number | None,
+    max_names: int,
 ) -> StoreRecord:
     channel, tail = parsed.channel, parsed.tail
     if (channel, tail) == GAP:
@@ -101,11 +117,11 @@ def _decode(
     if channel is Channel.EVENT:
         return _event(tail, message, head, user_properties)
     if channel is Channel.HEALTH:
-        return _health(message, head)
+        return _health(message, head, max_names)
     if channel is Channel.STATUS:
         return _status(message, head)
     if channel is Channel.REPORTED:
-        return ReportedRecord(*head, message.payload)
+        return _reported(message, head, max_names)
     raise UnreadableMessage("bad-topic", f"{channel} messages are not collected")
 
 
@@ -164,10 +180,18 @@ def _result(
         captured_at = _time_of(user_properties.get("time"))
     if captured_at is None:
         captured_at = head[2]
-    sender_id = None if sender_id is None else clean(sender_id, 1100)
+    sender_id = None if sender_id is None else _short_id(sender_id)
     return ResultRecord(
         *head, pipeline, number, sender_id, captured_at, clean(content_type), properties, message.payload, wants_ack=_asks(user_properties)
     )  # fmt: skip
+
+
+def _short_id(text: str) -> str:
+    """Return an id that fits into a database's index: a longer one by its digest."""
+    text = clean(text, LONGEST_TEXT)
+    if len(text.encode()) <= _MAX_ID_BYTES:
+        return text
+    return f"{text[:100]}…{blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def _body(message: Message, content_type: str) -> dict[str, Any] | None:
@@ -204,6 +228,7 @@ def _gap(
                 isinstance(name, str) and type(n) is int and 0 <= n <= _MAX_SEQUENCE for name, n in gap.reasons.items()
             )
             and len(gap.reasons) <= 100
+            and gap.count <= gap.last - gap.first + 1
             and len(gap.previous) <= 100
             and all(one.epoch is None or is_name(one.epoch) for one in gap.previous)
             and all(
@@ -234,24 +259,50 @@ def _event(
     )
 
 
-def _health(message: Message, head: tuple[Address | None, int, float, bool]) -> HealthRecord:
+def _health(message: Message, head: tuple[Address | None, int, float, bool], max_names: int) -> HealthRecord:
     try:
         health = Health.model_validate_json(bytes(message.payload))
         reasons = orjson.dumps([clean(reason, 300) for reason in health.reasons[:20]]).decode()
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"not a health report: {error}") from error
+    counts = [len(pipeline.dropped) + len(pipeline.dead) for pipeline in health.pipelines.values()]
+    _check_names(max_names, pipelines=health.pipelines, models=health.models, reasons=health.reasons)
+    _check_names(max_names * 16, drops=range(sum(counts)))
     at = _time(health.at)
-    bytes_in = sum(min(max(pipeline.bytes_in, 0), _MAX_BYTES) for pipeline in health.pipelines.values())
+    bytes_in = sum(pipeline.bytes_in for pipeline in health.pipelines.values())
     session = clean(health.session, 100)
     return HealthRecord(
         *head,
         head[2] if at is None else at,
         session,
-        min(bytes_in, _MAX_BYTES),
+        min(bytes_in, MAX_COUNT),
         health.state,
         reasons,
         message.payload,
     )
+
+
+def _reported(message: Message, head: tuple[Address | None, int, float, bool], max_names: int) -> ReportedRecord:
+    try:
+        reported = Reported.model_validate_json(bytes(message.payload))
+    except (ValidationError, ValueError) as error:
+        raise UnreadableMessage("unreadable-payload", f"not a report: {error}") from error
+    _check_names(
+        max_names,
+        pipelines=reported.pipelines,
+        models=reported.models,
+        configured=reported.configured or {},
+        labels=reported.labels,
+        quarantined=reported.quarantined,
+        rolled_back=reported.rolled_back,
+    )
+    return ReportedRecord(*head, message.payload)
+
+
+def _check_names(most: int, **parts: Sized) -> None:
+    for name, part in parts.items():
+        if len(part) > most:
+            raise UnreadableMessage("too-many-names", f"{len(part)} {name}; at most {most}")
 
 
 def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> StatusRecord:
@@ -269,7 +320,7 @@ def _time(value: Any) -> float | None:
     if (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
-        and 0 < value < _LATEST_TIME
+        and 0 < value < LATEST_TIME
         and math.isfinite(value)
     ):
         return float(value)

@@ -30,6 +30,7 @@ class CollectorCounts:
     gaps: int = 0
     lost: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
     bytes_up: Counter[str] = field(default_factory=Counter)
     overload: int = 0
     batches: int = 0
@@ -52,6 +53,7 @@ class CollectorCounts:
         self.gaps += outcome.gaps
         self.lost += outcome.lost
         self.rejected += outcome.rejected
+        self.refused += outcome.refused
         self.bytes_up += outcome.bytes_up
         for lag_s in outcome.lags:
             self.lags[bisect_left(LAG_S, lag_s)] += 1
@@ -84,9 +86,17 @@ class RegionMetrics(MetricsCollector):
         yield CounterMetricFamily("hedgerow_region_gaps", "Gaps declared by outboxes.", value=counts.gaps)
         yield CounterMetricFamily("hedgerow_region_lost", "Results lost in these gaps.", value=counts.lost)
         yield _counter("rejected", "Messages rejected.", "reason", counts.rejected)
+        refused = CounterMetricFamily(
+            "hedgerow_region_refused", "Messages rejected, by the site they name.", labels=["site", "reason"]
+        )
+        for key, count in counts.refused.copy().items():
+            refused.add_metric(key, count)
+        yield refused
         yield _counter("up_bytes", "Payload bytes received.", "site", counts.bytes_up)
         yield CounterMetricFamily(
-            "hedgerow_region_dropped_health", "Health reports dropped under overload.", value=counts.overload
+            "hedgerow_region_dropped_health",
+            "Health reports, and other messages of QoS 0, dropped under overload.",
+            value=counts.overload,
         )
         yield CounterMetricFamily("hedgerow_region_batches", "Transactions written to the store.", value=counts.batches)
         yield CounterMetricFamily("hedgerow_region_write_seconds", "Time spent writing them.", value=counts.write_s)

@@ -3,6 +3,7 @@
 Rules:
 - Every action is one transaction: the change to the rollout, the nodes' new desired documents, the audit log entry, and the
   reply to the operator. If the process is killed, either all of it is stored or nothing.
+- What a node or a stored row makes fail stops only that node, or that rollout for a while.
 - The controller knows no broker: `unpublished` returns the documents to publish.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+import structlog
+
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
 from hedgerow.region.rollouts.handlers import handle_requests
@@ -20,13 +23,19 @@ from hedgerow.region.rollouts.planning.membership import joins
 from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step
 from hedgerow.region.rollouts.planning.state import Wait, add_nodes
 from hedgerow.region.rollouts.store import Actor
-from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.database import Database, StoreTrouble
 from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
+from hedgerow.wire.fleet import Desired
+from hedgerow.wire.messages import clean
 
 _MAX_STEPS: Final = 20
 """Most steps of a rollout in one turn; the next turn continues."""
 _RESEND_AFTER_S: Final = 60.0
+_STALLED_S: Final = 60.0
+"""How long a rollout that has failed because of a bug is set aside, so that it costs the others at most a turn."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class RolloutController:
     def __init__(self, database: Database, config: RegionConfig) -> None:
         self.fleet = Fleet(database, config)
         self._sent: dict[Address, tuple[int, float]] = {}
+        self._stalled: dict[str, float] = {}
 
     def turn(self, now: float, listening: Listening) -> bool:
         """Do everything that is due. Returns: whether a rollout is in progress.
@@ -63,8 +73,9 @@ class RolloutController:
             self._join(now)
             fleet.observed.watch(fleet.database, {node for stored in fleet.active() for node in stored.rollout.tasks})
             for stored in fleet.active():
-                self._advance(stored.rollout.name, now, listening)
-        return bool(fleet.active())
+                if not self._advance_alone(stored.rollout.name, now, listening):
+                    break  # the others go on in the next turn
+        return bool(self.fleet.active())
 
     def unpublished(self, now: float, listening: Listening) -> list[PendingDocument]:
         """Return documents that the broker does not have, or that a node seems to have missed."""
@@ -72,7 +83,7 @@ class RolloutController:
         for node, desired in self.fleet.desired.items():
             generation = desired.document.generation
             sent_generation, at = self._sent.get(node, (0, 0.0))
-            if desired.published >= generation and not self._missed(node, generation, now, listening):
+            if desired.published >= generation and not self._missed(node, desired.document, now, listening):
                 continue
             if sent_generation == generation and now - at < _RESEND_AFTER_S:
                 continue  # in flight
@@ -101,12 +112,34 @@ class RolloutController:
         """Close the database."""
         self.fleet.database.close()
 
-    def _missed(self, node: Address, generation: int, now: float, listening: Listening) -> bool:
+    def _missed(self, node: Address, document: Desired, now: float, listening: Listening) -> bool:
         """Whether a node that is present lacks its document: a broker may have lost its retained messages."""
         observed = self.fleet.observed.nodes.get(node)
         if observed is None or observed.reported is None or listening.presence(observed, now) is not Presence.PRESENT:
             return False
-        return observed.reported.generation < generation
+        seen = observed.reported.generation
+        return seen < document.generation or seen == document.supersedes
+
+    def _advance_alone(self, name: str, now: float, listening: Listening) -> bool:
+        """Advance a rollout, unless it has just failed to. Returns: False if it fails now; it is tried again in a while.
+
+        Raises: StoreTrouble: the store does not work.
+        """
+        if name in self._stalled and 0 <= now - self._stalled[name] < _STALLED_S:
+            return True
+        self._stalled.pop(name, None)
+        try:
+            self._advance(name, now, listening)
+        except StoreTrouble:
+            raise
+        except Exception as error:
+            log.exception("rollout-stalled", rollout=name)
+            self._stalled[name] = now
+            fleet = self.fleet
+            self.fleet = Fleet(fleet.database, fleet.config)  # the one in memory may be ahead of the store
+            self.fleet.store.note(name, clean(f"set aside after an error: {type(error).__name__}: {error}", 300))
+            return False
+        return True
 
     def _advance(self, name: str, now: float, listening: Listening) -> None:
         """Execute a rollout's steps until it waits."""
@@ -131,12 +164,16 @@ class RolloutController:
         nodes = set(fleet.observed.nodes) if fleet.recheck_all else fleet.observed.changed
         newest_first = [stored.rollout for stored in sorted(fleet.rollouts.values(), key=lambda stored: -stored.id)]
         joining: dict[str, list[Address]] = {}
-        if newest_first:
-            for node in sorted(nodes):
-                for rollout in joins(
+        for node in sorted(nodes) if newest_first else ():
+            try:
+                found = joins(
                     node, fleet.labels(node), fleet.pins(node), fleet.observed.nodes[node].reported, newest_first
-                ):
-                    joining.setdefault(rollout.name, []).append(node)
+                )
+            except Exception:
+                log.exception("node-unreadable", node=str(node))
+                continue
+            for rollout in found:
+                joining.setdefault(rollout.name, []).append(node)
         for name, new in joining.items():
             stored = fleet.rollouts[name]
             with fleet.database.transaction():

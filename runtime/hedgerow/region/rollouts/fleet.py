@@ -15,8 +15,8 @@ import structlog
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.observed import ObservedState
 from hedgerow.region.rollouts.planning.desired import before, immediate, next_document
-from hedgerow.region.rollouts.planning.gate import Listening, Presence
-from hedgerow.region.rollouts.planning.health_samples import baseline
+from hedgerow.region.rollouts.planning.gate import Listening, ObservedNode, Presence
+from hedgerow.region.rollouts.planning.health_samples import NodeBaseline, baseline
 from hedgerow.region.rollouts.planning.membership import relevant
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
@@ -147,7 +147,7 @@ class Fleet:
                 generation=desired[node].document.generation,
                 assigned_at=now,
                 before=before(old.document if old else None, observed.reported, rollout.models),
-                baseline=baseline(observed.samples, rollout.models),
+                baseline=_baseline(node, observed, rollout),
                 rollback="no",
             )
         return replace(rollout, tasks=tasks), desired
@@ -167,6 +167,15 @@ class Fleet:
             desired[node] = self.next_desired(node, now, rollout=rollout.name, models=models, swap=swap)
             tasks[node] = replace(task, rollback_generation=desired[node].document.generation)
         return replace(rollout, tasks=tasks), desired
+
+
+def _baseline(node: Address, observed: ObservedNode, rollout: Rollout) -> NodeBaseline:
+    """Compute a node's baseline; an empty one if its reports cannot be evaluated, so that the wave starts without it."""
+    try:
+        return baseline(observed.samples, rollout.models)
+    except Exception:
+        log.exception("node-unreadable", node=str(node))
+        return NodeBaseline()
 
 
 def _unfinished(rollout: Rollout) -> bool:

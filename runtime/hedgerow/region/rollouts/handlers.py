@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
-from hedgerow.region.rollouts.fleet import Fleet
+from hedgerow.region.rollouts.fleet import SERVICE, Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded, why_unfit
 from hedgerow.region.rollouts.planning.planner import roll_back
@@ -32,7 +32,7 @@ from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
 from hedgerow.region.rollouts.progress import unknown_rollout
 from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
 from hedgerow.region.rollouts.store import Actor, StoredRollout
-from hedgerow.region.store.database.database import RegionStoreError
+from hedgerow.region.store.database.database import RegionStoreError, StoreRefused
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -93,6 +93,9 @@ def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
                         f"{request.verb} is not supported by this service", remedy="Upgrade the region's service."
                     )
                 reply(fleet.database, request, now, action(Operation(fleet, request, by, now, listening)))
+        except StoreRefused as error:  # a value that the database does not take: nothing of it goes into the audit log
+            _refuse(fleet, replace(request, args={}), Actor(SERVICE), now, error)
+            raise  # the fleet in memory may be ahead of the store; the request is answered, and not tried again
         except RegionStoreError:
             raise
         except HedgerowError as error:

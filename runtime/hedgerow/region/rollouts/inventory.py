@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
+from pydantic import ValidationError
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
@@ -15,6 +16,8 @@ from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.region.store.queries import LATE_S, iso
 from hedgerow.topics import Address, Channel
+from hedgerow.wire.fleet import Desired, Reported
+from hedgerow.wire.messages import Health, WireMessage
 
 _NODES = """
 SELECT n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.stopped, n.health_state, n.health_reasons, n.answered_at,
@@ -77,7 +80,7 @@ def newest_health(database: Database, node: Address) -> dict[str, Any]:
         "ORDER BY h.ingest DESC LIMIT 1",
         (node.region, node.site, node.node),
     )
-    return _read(rows[0][0]) if rows else {}
+    return _valid(Health, rows[0][0], {}) if rows else {}
 
 
 def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
@@ -88,47 +91,74 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
     for row in database.rows(_NODES, (Channel.REPORTED.value,)):
-        region, site, name, first_heard_at, last_seen, online, stopped, state, reasons, last_reply, unanswered = row[
-            :11
-        ]
-        reported_at, payload, generation, published, document, pins = row[11:]
-        signs = signs_from_row(online, stopped, last_seen, state, reasons, last_reply, unanswered)
-        liveness, why = judge(signs, as_of, silent_after_s)
-        reported, desired = _read(payload), _read(document)
-        labels = {
-            "region": region,
-            "site": site,
-            "node": name,
-            **reported.get("labels", {}),
-            **desired.get("labels", {}),
-        }
-        yield {
-            "node": str(Address(region, site, name)),
-            "status": liveness.value,
-            "verdict": liveness.old_name,
-            "why": why,
-            "first_heard_at": iso(first_heard_at),
-            "heard_s": None if last_seen is None else round(max(0.0, as_of - last_seen), 1),
-            "labels": dict(sorted(labels.items())),
-            "labels_of_region": desired.get("labels", {}),
-            "models": reported.get("models", {}),
-            "state": reported.get("state"),
-            "step": reported.get("step", ""),
-            "progress": reported.get("progress"),
-            "error": reported.get("error"),
-            "rolled_back": reported.get("rolled_back", []),
-            "quarantined": reported.get("quarantined", []),
-            "pipelines": reported.get("pipelines", {}),
-            "store_bytes": reported.get("store_bytes"),
-            "store_max_bytes": reported.get("store_max_bytes"),
-            "reported_at": None if reported_at is None else iso(reported_at),
-            "generation": reported.get("generation"),
-            "desired_generation": generation,
-            "published_generation": published,
-            "desired_models": desired.get("models", {}),
-            "rollout": desired.get("rollout"),
-            "pins": _read(pins),
-        }
+        try:
+            yield _node(row, as_of, silent_after_s)
+        except Exception as error:  # noqa: BLE001 - one row must not hide all others
+            bare = (*row[:3], 0, *[None] * 6, 0, *[None] * 6)
+            why = f"its row in the store cannot be read: {type(error).__name__}: {error}"[:300]
+            yield _node(bare, as_of, silent_after_s) | {"why": why}
+
+
+def _node(row: Sequence[Any], as_of: float, silent_after_s: float) -> dict[str, Any]:
+    region, site, name, first_heard_at, last_seen, online, stopped, state, reasons, last_reply, unanswered = row[:11]
+    reported_at, payload, generation, published, document, pins = row[11:]
+    signs = signs_from_row(online, stopped, last_seen, state, reasons, last_reply, unanswered)
+    liveness, why = judge(signs, as_of, silent_after_s)
+    reported, desired = _valid(Reported, payload, _UNREADABLE), _valid(Desired, document, {})
+    labels = {
+        "region": region,
+        "site": site,
+        "node": name,
+        **reported.get("labels", {}),
+        **desired.get("labels", {}),
+    }
+    return {
+        "node": str(Address(region, site, name)),
+        "status": liveness.value,
+        "verdict": liveness.old_name,
+        "why": why,
+        "first_heard_at": iso(first_heard_at),
+        "heard_s": None if last_seen is None else round(max(0.0, as_of - last_seen), 1),
+        "labels": dict(sorted(labels.items())),
+        "labels_of_region": desired.get("labels", {}),
+        "models": reported.get("models", {}),
+        "state": reported.get("state"),
+        "step": reported.get("step", ""),
+        "progress": reported.get("progress"),
+        "error": reported.get("error"),
+        "rolled_back": reported.get("rolled_back", []),
+        "quarantined": reported.get("quarantined", []),
+        "pipelines": reported.get("pipelines", {}),
+        "store_bytes": reported.get("store_bytes"),
+        "store_max_bytes": reported.get("store_max_bytes"),
+        "reported_at": None if reported_at is None else iso(reported_at),
+        "generation": reported.get("generation"),
+        "desired_generation": generation,
+        "published_generation": published,
+        "desired_models": desired.get("models", {}),
+        "rollout": desired.get("rollout"),
+        "pins": _read(pins),
+    }
+
+
+_UNREADABLE: Final[dict[str, Any]] = {
+    "error": {
+        "code": "unreadable-report",
+        "message": "its report cannot be read",
+        "remedy": "Upgrade the node, or revoke it.",
+    }
+}
+
+
+def _valid(kind: type[WireMessage], payload: Any, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """Decode a stored document; empty if there is none, and `otherwise` if it is invalid."""
+    if payload is None:
+        return {}
+    try:
+        document = kind.model_validate_json(payload if isinstance(payload, str) else bytes(payload))
+    except (ValidationError, ValueError, TypeError):
+        return otherwise
+    return document.model_dump(exclude_none=True, by_alias=True)
 
 
 def _read(payload: Any) -> dict[str, Any]:

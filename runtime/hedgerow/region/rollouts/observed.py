@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from hedgerow.region.rollouts.planning.health_samples import MAX_SAMPLES, Health
 from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Reported
+from hedgerow.wire.ranges import MAX_COUNT
 
 log = structlog.get_logger(__name__)
 
@@ -56,13 +58,13 @@ class ObservedState:
         Raises: RegionStoreError: they cannot be read.
         """
         for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
-            self._update_presence(*row)
+            self._row(self._update_presence, row)
         since = self._newest_report - _LATE_S
         for row in database.rows(
             "SELECT node, received_at, payload FROM said WHERE channel = ? AND received_at >= ?",
             (Channel.REPORTED.value, since),
         ):
-            self._update_report(*row)
+            self._row(self._update_report, row)
 
     def watch(self, database: Database, nodes: Collection[Address]) -> None:
         """Read the health reports of these nodes only.
@@ -75,6 +77,13 @@ class ObservedState:
         """Return a node's labels: those it reports, and its address."""
         reported = self.nodes[node].reported
         return {"region": node.region, "site": node.site, "node": node.node, **(reported.labels if reported else {})}
+
+    def _row(self, update: Callable[..., None], row: Sequence[Any]) -> None:
+        """Read a row; one that cannot be read concerns only its own node."""
+        try:
+            update(*row)
+        except Exception:
+            log.exception("node-unreadable", row=row[0], node=str(self._addresses.get(row[0], "")))
 
     def _update_presence(
         self, row_id: int, region: str, site: str, name: str, online: int | None, last_seen: float | None
@@ -143,23 +152,31 @@ def decode_sample(payload: bytes) -> HealthSample | None:
             "; ".join(map(str, health.get("reasons", ()))),
             {name: _pipeline_sample(pipeline) for name, pipeline in health.get("pipelines", {}).items()},
             {name: _model_sample(model) for name, model in health.get("models", {}).items()},
-            int(health.get("memory_bytes", 0)),
+            _count(health.get("memory_bytes", 0)),
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         return None
 
 
+def _count(value: Any) -> int:
+    """Return a count within its range: what is stored may be from a version that did not check it."""
+    return min(max(int(value), 0), MAX_COUNT)
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number; None if it is not one."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
 def _model_sample(model: dict[str, Any]) -> ModelSample:
-    drift = model.get("drift")
-    return ModelSample(str(model["digest"]), int(model.get("frames", 0)), None if drift is None else float(drift))
+    return ModelSample(str(model["digest"]), _count(model.get("frames", 0)), _number(model.get("drift")))
 
 
 def _pipeline_sample(pipeline: dict[str, Any]) -> PipelineSample:
-    p99 = pipeline.get("latency_p99_ms")
     return PipelineSample(
-        int(pipeline.get("received", 0)),
-        sum(pipeline.get("dead", {}).values()),
-        sum(pipeline.get("dropped", {}).values()),
-        None if p99 is None else float(p99),
+        _count(pipeline.get("received", 0)),
+        _count(sum(pipeline.get("dead", {}).values())),
+        _count(sum(pipeline.get("dropped", {}).values())),
+        _number(pipeline.get("latency_p99_ms")),
         tuple(pipeline.get("models", ())),
     )

@@ -93,9 +93,17 @@ def audit(database: Database, *, newest: int, which: AuditFilter | None = None) 
         (*used.values(), newest),
     )
     return [
-        {"at": iso(at), "who": who, "why": why, "action": action, "rollout": name, "detail": orjson.loads(detail)}
+        {"at": iso(at), "who": who, "why": why, "action": action, "rollout": name, "detail": _detail(detail)}
         for at, who, why, action, name, detail in reversed(rows)
     ]
+
+
+def _detail(text: str) -> dict[str, Any]:
+    try:
+        detail: dict[str, Any] = orjson.loads(text)
+    except (ValueError, TypeError):
+        return {"reason": "the detail of this entry cannot be read"}
+    return detail
 
 
 def _require_known(database: Database, which: AuditFilter) -> None:

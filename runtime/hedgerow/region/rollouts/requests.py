@@ -96,9 +96,17 @@ def open_requests(database: Database) -> list[RolloutRequest]:
         "SELECT id, expires_at, who, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
     )
     return [
-        RolloutRequest(row, expires_at, who, why, verb, orjson.loads(args))
-        for row, expires_at, who, why, verb, args in rows
+        RolloutRequest(row, expires_at, who, why, verb, _args(args)) for row, expires_at, who, why, verb, args in rows
     ]
+
+
+def _args(text: str) -> dict[str, Any]:
+    """Decode arguments; unreadable ones are none, so that the request is refused as any other without them."""
+    try:
+        args = orjson.loads(text)
+    except (ValueError, TypeError):
+        return {}
+    return args if isinstance(args, dict) else {}
 
 
 def reply(database: Database, request: RolloutRequest, now: float, outcome: Any) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
+import structlog
 
 from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
 from hedgerow.region.rollouts.planning.membership import relevant
@@ -23,6 +24,9 @@ from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
 from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef
+from hedgerow.wire.ranges import MAX_COUNT, MAX_GENERATION
+
+log = structlog.get_logger(__name__)
 
 _TASK_COLUMNS: Final = (
     "wave", "state", "late", "generation", "given_at", "prior", "p99_ms", "back", "back_generation", "code", "reason",
@@ -50,7 +54,7 @@ _SAVE_DESIRED: Final = (
     "INSERT INTO desired (node, generation, published, document, pins) VALUES (?, ?, ?, ?, ?) ON CONFLICT (node) DO UPDATE "
     "SET generation = excluded.generation, document = excluded.document, pins = excluded.pins"
 )
-_PUBLISHED: Final = "UPDATE desired SET published = ? WHERE node = ? AND published < ?"
+_PUBLISHED: Final = "UPDATE desired SET published = ? WHERE node = ? AND published <> ?"
 _SAVE_AUDIT: Final = "INSERT INTO audit (at, who, why, action, rollout, detail) VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -116,7 +120,13 @@ class FleetStore:
         values = [] if names is None else list(names)
         where = "" if names is None else f" WHERE name IN ({', '.join('?' * len(values))})"
         rows = self.database.rows(f"{_ROLLOUTS}{where} ORDER BY id DESC", values)
-        return [self._stored(row, self._tasks(row[0]) if tasks else {}) for row in rows]
+        found = []
+        for row in rows:
+            try:
+                found.append(self._stored(row, self._tasks(row[0]) if tasks else {}))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                log.exception("rollout-unreadable", rollout=row[1])
+        return found
 
     def relevant(self) -> list[StoredRollout]:
         """Return the rollouts that still matter, newest first."""
@@ -156,12 +166,13 @@ class FleetStore:
         rows = self.database.rows(
             "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
         )
-        return {
-            Address(region, site, name): StoredDesired(
-                Desired.model_validate_json(document), published, orjson.loads(pins) if pins != "{}" else {}
-            )
-            for region, site, name, document, published, pins in rows
-        }
+        found = {}
+        for region, site, name, document, published, pins in rows:
+            try:
+                found[Address(region, site, name)] = _stored_desired(document, published, pins)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                log.exception("desired-unreadable", node=f"{region}/{site}/{name}")
+        return found
 
     def save_desired(self, desired: Mapping[Address, StoredDesired], nodes: Mapping[Address, int]) -> None:
         """Write desired documents."""
@@ -176,6 +187,10 @@ class FleetStore:
     def published(self, generations: Mapping[int, int]) -> None:
         """Record the generations that the broker has, by the node's row id."""
         self.database.many(_PUBLISHED, [(one, node, one) for node, one in generations.items()])
+
+    def note(self, rollout: str, waits: str) -> None:
+        """Store what a rollout waits for, and nothing else."""
+        self.database.run("UPDATE rollout SET waits = ? WHERE name = ?", (waits, rollout))
 
     def audit(self, by: Actor, action: str, now: float, *, rollout: str | None = None, **detail: Any) -> None:
         """Add an entry to the audit log."""
@@ -210,7 +225,13 @@ class FleetStore:
             "FROM rollout_node t JOIN node n ON n.id = t.node WHERE t.rollout = ? ORDER BY n.region, n.site, n.name",
             (rollout,),
         )
-        return {Address(*row[:3]): _task(row[3:]) for row in rows}
+        found = {}
+        for row in rows:
+            try:
+                found[Address(*row[:3])] = _task(row[3:])
+            except (ValueError, TypeError, KeyError, AttributeError):
+                log.exception("task-unreadable", node="/".join(row[:3]))
+        return found
 
     def _save_tasks(self, stored: StoredRollout, old: Mapping[Address, Task], nodes: Mapping[Address, int]) -> None:
         rows = [
@@ -220,6 +241,18 @@ class FleetStore:
         ]
         if rows:
             self.database.many(_SAVE_TASK, rows)
+
+
+def _stored_desired(text: str, published: int, pins: str) -> StoredDesired:
+    """Decode a desired document. One with an absurd generation, as an earlier version took over from a node, begins anew."""
+    body = orjson.loads(text)
+    if body["generation"] > MAX_GENERATION:
+        beyond = body["generation"]
+        body |= {"generation": 1, "supersedes": beyond if beyond <= MAX_COUNT else None}
+    document = Desired.model_validate(body)
+    return StoredDesired(
+        document, published if published <= document.generation else 0, orjson.loads(pins) if pins != "{}" else {}
+    )
 
 
 def _changing(stored: StoredRollout) -> tuple[Any, ...]:

@@ -21,8 +21,8 @@ from hedgerow.region.store.records import (
 )
 from hedgerow.topics import Address, Channel
 
-MAX_REJECTED: Final = 1000
-"""Rejected messages to keep; all are counted."""
+MAX_REJECTED: Final = 200
+"""Rejected messages of each site to keep; all are counted."""
 ROW_BYTES: Final = 200
 """Approximate size of a result's row besides its payload."""
 
@@ -38,12 +38,18 @@ _SAVE_SAID: Final = (
     "INSERT INTO said (node, channel, received_at, payload) VALUES (?, ?, ?, ?) "
     "ON CONFLICT (node, channel) DO UPDATE SET received_at = excluded.received_at, payload = excluded.payload"
 )
-_SAVE_REJECTED: Final = (
-    "INSERT INTO rejected (received_at, topic, reason, detail, number, size, payload) VALUES (?, ?, ?, ?, ?, ?, ?)"
-)
+_SAVE_REJECTED: Final = "INSERT INTO rejected (received_at, topic, reason, detail, number, size, payload, site) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _COUNT_REJECTED: Final = (
     "INSERT INTO rejections (reason, count) VALUES (?, ?) "
     "ON CONFLICT (reason) DO UPDATE SET count = rejections.count + excluded.count"
+)
+_COUNT_REFUSED: Final = (
+    "INSERT INTO refusal (site, reason, count, first_at, last_at, detail) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (site, reason) "
+    "DO UPDATE SET count = refusal.count + excluded.count, last_at = excluded.last_at, detail = excluded.detail"
+)
+_FORGET_REJECTED: Final = (
+    "DELETE FROM rejected WHERE site = ? AND ingest <= "
+    "(SELECT ingest FROM rejected WHERE site = ? ORDER BY ingest DESC LIMIT 1 OFFSET ?)"
 )
 
 
@@ -66,6 +72,7 @@ class BatchOutcome:
         duplicates: results and gaps that were already stored.
         gaps, lost: gaps declared, and results lost in them.
         rejected: rejected messages, by reason.
+        refused: the same, by site and reason.
         lags: seconds from capture to storage, of each result.
         bytes_up: payload bytes, by site.
         new_nodes: nodes seen for the first time.
@@ -78,6 +85,7 @@ class BatchOutcome:
     gaps: int = 0
     lost: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)
     lags: list[float] = field(default_factory=list)
     bytes_up: Counter[str] = field(default_factory=Counter)
     new_nodes: list[Address] = field(default_factory=list)
@@ -99,6 +107,7 @@ class Batch:
     outboxes: dict[LedgerKey, OutboxLedger] = field(default_factory=dict)
     record_counts: Counter[LedgerKey] = field(default_factory=Counter)
     urgent: set[LedgerKey] = field(default_factory=set)
+    details: dict[tuple[str, str], str] = field(default_factory=dict)
     added_bytes: int = 0
 
     def add_durable(self, node: KnownNode, outbox: OutboxLedger, number: Number, record: ResultRecord) -> None:
@@ -130,10 +139,15 @@ class Batch:
     def add_rejected(self, record: RejectedRecord) -> None:
         """Add a rejected message."""
         number = None if record.number is None else str(record.number)
-        self.rejected.append(
-            (record.received_at, record.topic, record.reason, record.detail, number, record.size, record.payload)
-        )  # fmt: skip
-        self.outcome.rejected[record.reason] += 1
+        row = (record.received_at, record.topic, record.reason, record.detail, number, record.size, record.payload)
+        self.rejected.append((*row, record.site))
+        self.count_refused(record.site, record.reason, record.detail)
+
+    def count_refused(self, site: str, reason: str, detail: str, count: int = 1) -> None:
+        """Count refused messages of a site."""
+        self.outcome.rejected[reason] += count
+        self.outcome.refused[site, reason] += count
+        self.details[site, reason] = detail
 
     def add_duplicate(self, node: KnownNode) -> None:
         """Count a result or gap that is already stored."""
@@ -164,15 +178,22 @@ class Batch:
             save_ledgers(database, self.outboxes.values())
         if self.nodes:
             save_nodes(database, self.nodes.values())
-        if self.rejected:
-            self._write_rejected(database)
+        if self.details:
+            self.write_rejected(database)
         if self.added_bytes:
             database.run("UPDATE collector SET stored_bytes = stored_bytes + ?", (self.added_bytes,))
 
-    def _write_rejected(self, database: Database) -> None:
-        database.many(_SAVE_REJECTED, self.rejected[-MAX_REJECTED:])
+    def write_rejected(self, database: Database) -> None:
+        """Write and count the rejected messages, within the caller's transaction."""
+        kept: dict[str, list[Sequence[Any]]] = defaultdict(list)
+        for row in self.rejected:
+            kept[row[-1]].append(row)
         database.many(_COUNT_REJECTED, list(self.outcome.rejected.items()))
-        database.run("DELETE FROM rejected WHERE ingest <= (SELECT max(ingest) FROM rejected) - ?", (MAX_REJECTED,))
+        refused = self.outcome.refused.items()
+        database.many(_COUNT_REFUSED, [(*key, count, self.now, self.now, self.details[key]) for key, count in refused])
+        for site, rows in kept.items():
+            database.many(_SAVE_REJECTED, rows[-MAX_REJECTED:])
+            database.run(_FORGET_REJECTED, (site, site, MAX_REJECTED))
 
 
 def _columns(record: ResultRecord) -> tuple[Any, ...]:

@@ -5,18 +5,22 @@ Memory is ahead of the database; if a batch cannot be stored, create a new `Inge
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from hedgerow.bus.outbox.records import PreviousEpoch, priority_of, sequence_of
+from hedgerow.region.config import QuotasSection
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import MAX_EPOCHS, MAX_RANGES, Ledgers, OutboxLedger, json_text, save_ledgers
 from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
+from hedgerow.region.store.quotas import SiteQuotas
 from hedgerow.region.store.records import (
     EventRecord,
     GapRecord,
     HealthRecord,
     PingRecord,
+    RefusedRecord,
     RejectedRecord,
     ReportedRecord,
     ResultRecord,
@@ -26,6 +30,7 @@ from hedgerow.region.store.records import (
 )
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import clean
+from hedgerow.wire.ranges import MAX_COUNT
 
 _SAVE_GAP: Final = (
     "INSERT INTO gap (ledger, priority, first, last, lost, reasons, previous, received_at) "
@@ -38,37 +43,51 @@ class Ingest:
 
     Args:
         database: the database with nodes and ledgers.
+        quotas: of each site.
     Raises: RegionStoreError: it cannot be read.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: QuotasSection) -> None:
         self._database = database
         self.nodes = load_nodes(database)
-        self._ledgers = Ledgers(database)
+        self.quotas = SiteQuotas(database, quotas, list(self.nodes.values()))
+        self._ledgers = Ledgers(database, quotas.epochs)
+
+    def begin(self) -> None:
+        """Begin a batch: forget ledgers if there are very many of them in memory."""
+        self._ledgers.trim()
 
     def add(self, record: StoreRecord, batch: Batch) -> None:
         """Add a record to a batch, within its transaction."""
         if isinstance(record, PingRecord):
             self._ping(record, batch)
             return
+        if isinstance(record, RefusedRecord):
+            batch.count_refused(self.quotas.label(record.site), record.reason, record.detail, record.count)
+            return
         node = self._node(record, batch)
         if node is None:
             if not isinstance(record, RejectedRecord):
-                record = reject(record, "too-many-nodes", f"{MAX_NODES} nodes are known")
+                record = reject(record, "too-many-nodes", f"the quota of its site, or {MAX_NODES:,} nodes in all")
             self._reject(record, None, batch)
             return
         node.count_message(record)
         batch.outcome.bytes_up[node.site] += record.size
         batch.nodes[node.id] = node
+        if (refusal := self.quotas.refusal(record, node, batch.now)) is not None:
+            self._reject(reject(record, *refusal), None, batch)
+            return
         if isinstance(record, ResultRecord):
             self._result(record, node, batch)
         elif isinstance(record, HealthRecord):
             batch.add_health(node, record)
+            self.quotas.add(record, node)
             node.update_health(record)
         elif isinstance(record, GapRecord):
             self._missing(record, node, batch)
         elif isinstance(record, EventRecord):
             batch.add_event(node, record)
+            self.quotas.add(record, node)
         elif isinstance(record, StatusRecord):
             if node.update_status(record):
                 batch.add_last_message(node, Channel.STATUS, record)
@@ -81,8 +100,9 @@ class Ingest:
         if record.address is None:
             return None
         node = self.nodes.get(record.address)
-        if node is None and len(self.nodes) < MAX_NODES:
+        if node is None and len(self.nodes) < MAX_NODES and self.quotas.allows_node(record.address.site):
             node = self.nodes[record.address] = add_node(self._database, record.address, record.received_at)
+            self.quotas.add_node(node.site)
             batch.outcome.new_nodes.append(record.address)
         return node
 
@@ -102,6 +122,7 @@ class Ingest:
                 batch.add_duplicate(node)
                 return
             batch.add_durable(node, outbox, number, record)
+        self.quotas.add(record, node)
         node.captured_at, node.stored_at = record.captured_at, batch.now
         batch.outcome.lags.append(batch.now - record.captured_at)
 
@@ -118,6 +139,7 @@ class Ingest:
         if not outbox.ledger.add_gap(gap):
             batch.add_duplicate(node)
             return
+        self.quotas.add(record, node)
         # A gap that has grown replaces the smaller ones.
         self._database.run(
             "DELETE FROM gap WHERE ledger = ? AND priority = ? AND first >= ? AND last <= ?",
@@ -136,9 +158,13 @@ class Ingest:
         if outbox is None:
             return
         for priority, next_number in enumerate(previous.numbers):
-            for first, last in outbox.ledger.ranges(priority).missing(next_number - 1):
-                outbox.ledger.ranges(priority).add(first, last)
-                self._gap(outbox, priority, first, last, {"store-lost": last - first + 1}, [], record, batch)
+            missing = outbox.ledger.ranges(priority).missing(next_number - 1)
+            if not missing:
+                continue
+            lost = sum(last - first + 1 for first, last in missing)
+            first, last = missing[0][0], missing[-1][1]
+            outbox.ledger.ranges(priority).add(first, last)
+            self._gap(outbox, priority, first, last, {"store-lost": lost}, [], record, batch)
         save_ledgers(self._database, [outbox])
 
     def _gap(
@@ -154,7 +180,7 @@ class Ingest:
     ) -> None:
         lost = sum(reasons.values())
         cleaned = {clean(reason, 80): count for reason, count in reasons.items()}
-        row = (outbox.id, priority, first, last, min(lost, 1 << 62), json_text(cleaned), json_text(previous), record.received_at)  # fmt: skip
+        row = (outbox.id, priority, first, last, min(lost, MAX_COUNT), json_text(cleaned), json_text(previous), record.received_at)  # fmt: skip
         self._database.run(_SAVE_GAP, row)
         batch.outcome.gaps += 1
         batch.outcome.lost += lost
@@ -168,7 +194,7 @@ class Ingest:
             if not outbox.ledger.add(record.number):
                 batch.add_duplicate(node)
                 return
-        batch.add_rejected(record)
+        batch.add_rejected(replace(record, site=self.quotas.label(record.site)))
 
     def _ping(self, record: PingRecord, batch: Batch) -> None:
         node = None if record.address is None else self.nodes.get(record.address)
@@ -181,7 +207,9 @@ class Ingest:
         outbox = self._ledgers.of(node, epoch)
         if outbox is None:
             self._reject(
-                reject(record, "too-many-epochs", f"{node.site}/{node.name} has {MAX_EPOCHS} epochs"), None, batch
+                reject(record, "too-many-epochs", f"{MAX_EPOCHS} of {node.site}/{node.name}, or the quota of its site"),
+                None,
+                batch,
             )
         return outbox
 

@@ -114,8 +114,11 @@ def signs_from_row(
     answered_at: float | None,
     unanswered: int,
 ) -> Signs:
-    """Return what a node's status is derived from, from columns of its row."""
-    reasons = "; ".join(orjson.loads(health_reasons)) if health_reasons else ""
+    """Return what a node's status is derived from, from columns of its row. An unreadable column costs only its own part."""
+    try:
+        reasons = "; ".join(orjson.loads(health_reasons)) if health_reasons else ""
+    except (ValueError, TypeError):
+        reasons = "its reasons cannot be read"
     is_online = None if online is None else bool(online)
     return Signs(is_online, bool(stopped), heard_at, health_state, reasons, answered_at, unanswered)
 

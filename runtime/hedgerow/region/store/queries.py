@@ -15,13 +15,15 @@ from typing import Any, Final
 import orjson
 
 from hedgerow.errors import FrameError
-from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.database import Database, RegionStoreError
 from hedgerow.region.store.ledgers import ledger_of
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
+from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
 _PAGE: Final = 500
+_MOST_REFUSED: Final = 1000
 LATE_S: Final = 10.0
 """A collector whose last heartbeat is older than this is not running; it writes one every 2 s."""
 
@@ -149,7 +151,8 @@ def _stored(row: Sequence[Any]) -> StoredResult:
 
 
 def iso(at: float) -> str:
-    """Return Unix seconds as ISO 8601 in UTC."""
+    """Return Unix seconds as ISO 8601 in UTC; a time that no calendar has, as the nearest one that it has."""
+    at = max(0.0, min(at, LATEST_TIME)) if at == at else 0.0
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -172,6 +175,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "sites": [],
             "nodes": [],
             "rejected": {},
+            "refused": [],
         }
     ((region, started_at, beat_at, connected, version, silent_after_s, stored_bytes),) = collectors
     running = now - beat_at <= LATE_S
@@ -193,73 +197,96 @@ def status(database: Database, now: float) -> dict[str, Any]:
         },
         "stored_bytes": stored_bytes,
         "rejected": rejected,
+        "refused": _refused(database, now),
         "sites": _sites(nodes),
         "nodes": nodes,
     }
 
 
+def _refused(database: Database, now: float) -> list[dict[str, Any]]:
+    """Return what was refused of each site, the most frequent first."""
+    query = "SELECT site, reason, count, last_at, detail FROM refusal ORDER BY count DESC, site, reason LIMIT ?"
+    try:
+        rows = database.rows(query, (_MOST_REFUSED,))
+    except RegionStoreError:  # the service has not been restarted since the upgrade: it creates the table
+        return []
+    return [
+        {"site": site, "reason": reason, "count": count, "last_s": _ago(now, last_at), "detail": detail}
+        for site, reason, count, last_at, detail in rows
+    ]
+
+
 def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict[str, Any]]:
     gaps = {
-        node: (count, int(lost))
+        node: (count, min(int(lost), MAX_COUNT))
         for node, count, lost in database.rows(
-            "SELECT l.node, count(*), sum(g.lost) FROM gap g JOIN ledger l ON l.id = g.ledger GROUP BY l.node"
+            # In floating point: a sum of hostile numbers would overflow.
+            "SELECT l.node, count(*), sum(CAST(g.lost AS DOUBLE PRECISION)) FROM gap g JOIN ledger l ON l.id = g.ledger GROUP BY l.node"
         )
     }
     missing: dict[int, int] = {}
     for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        missing[node] = missing.get(node, 0) + _holes(epoch, state)
+        missing[node] = min(missing.get(node, 0) + _holes(epoch, state), MAX_COUNT)
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
         "ORDER BY region, site, name"
     )
-    shown = []
-    for row in rows:
-        row_id, region, site, name, last_seen, online, stopped, health_state, reasons, messages, size, results = row[
-            :12
-        ]
-        durable, repeats, captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in, crashes = (
-            row[12:]
-        )
-        liveness, why = judge(
-            signs_from_row(online, stopped, last_seen, health_state, reasons, last_reply, unanswered),
-            as_of,
-            silent_after_s,
-        )
-        count, lost = gaps.get(row_id, (0, 0))
-        shown.append(
-            {
-                "node": f"{region}/{site}/{name}",
-                "site": site,
-                "status": liveness.value,
-                "verdict": liveness.old_name,
-                "why": why,
-                "needs_help": liveness.needs_help,
-                "crashes": crashes,
-                "heard_s": _ago(as_of, last_seen),
-                "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
-                "last_result_s": _ago(as_of, stored_at),
-                "results": results,
-                "durable": durable,
-                "repeats": repeats,
-                "gaps": count,
-                "lost": lost,
-                "awaited": missing.get(row_id, 0),
-                "round_trip_s": None if round_trip_s is None else round(round_trip_s, 4),
-                "answered_s": _ago(as_of, last_reply),
-                "unanswered": unanswered,
-                "clock_offset_s": None if offset_s is None else round(offset_s, 3),
-                "messages_up": messages,
-                "bytes_in": bytes_in,
-                "bytes_up": size,
-            }
-        )
-    return shown
+    return [_readable(row, gaps, missing, as_of, silent_after_s) for row in rows]
+
+
+def _readable(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
+    """Describe a node; one whose row cannot be read as such, so that it does not hide the others."""
+    try:
+        return _node(row, gaps, missing, as_of, silent_after_s)
+    except Exception as error:  # noqa: BLE001 - whatever is in that row
+        # id, region, site, name, 5 × nothing known, 5 counts, 6 × nothing known, 3 counts
+        bare = (*row[:4], *[None] * 5, *[0] * 5, *[None] * 5, *[0] * 3)
+        node = _node(bare, {}, {}, as_of, silent_after_s)
+        return node | {"why": f"its row in the store cannot be read: {type(error).__name__}: {error}"[:300]}
+
+
+def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
+    row_id, region, site, name, last_seen, online, stopped, health_state, reasons, messages, size, results = row[:12]
+    durable, repeats, captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in, crashes = row[
+        12:
+    ]
+    signs = signs_from_row(online, stopped, last_seen, health_state, reasons, last_reply, unanswered)
+    liveness, why = judge(signs, as_of, silent_after_s)
+    count, lost = gaps.get(row_id, (0, 0))
+    return {
+        "node": f"{region}/{site}/{name}",
+        "site": site,
+        "status": liveness.value,
+        "verdict": liveness.old_name,
+        "why": why,
+        "needs_help": liveness.needs_help,
+        "crashes": int(crashes),
+        "heard_s": _ago(as_of, last_seen),
+        "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
+        "last_result_s": _ago(as_of, stored_at),
+        "results": int(results),
+        "durable": int(durable),
+        "repeats": int(repeats),
+        "gaps": count,
+        "lost": lost,
+        "awaited": missing.get(row_id, 0),
+        "round_trip_s": None if round_trip_s is None else round(round_trip_s, 4),
+        "answered_s": _ago(as_of, last_reply),
+        "unanswered": int(unanswered),
+        "clock_offset_s": None if offset_s is None else round(offset_s, 3),
+        "messages_up": int(messages),
+        "bytes_in": int(bytes_in),
+        "bytes_up": int(size),
+    }
 
 
 def _holes(epoch: str, state: str) -> int:
-    """Count the numbers not received although later ones were."""
-    ledger = ledger_of(epoch, state)
+    """Count the numbers not received although later ones were; 0 if the ledger cannot be read, which the service reports."""
+    try:
+        ledger = ledger_of(epoch, state)
+    except Exception:  # noqa: BLE001 - one row must not hide all others
+        return 0
     return sum(
         high - low + 1
         for priority, ranges in ledger.state().items()
@@ -279,7 +306,7 @@ def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if node["heard_s"] is not None:
             site["heard_s"] = node["heard_s"] if site["heard_s"] is None else min(site["heard_s"], node["heard_s"])
         for name in ("results", "lost", "awaited", "bytes_in", "bytes_up"):
-            site[name] += node[name]
+            site[name] = min(site[name] + node[name], MAX_COUNT)
     return list(sites.values())
 
 

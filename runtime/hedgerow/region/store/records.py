@@ -109,6 +109,7 @@ class RejectedRecord(StoreRecord):
     Attributes:
         number: of a durable result that sending again would not fix, so it is acknowledged; otherwise None.
         payload: the first bytes of it.
+        site: whose it is; "" if its topic names none.
     """
 
     topic: str
@@ -116,6 +117,17 @@ class RejectedRecord(StoreRecord):
     detail: str
     number: Number | None
     payload: bytes
+    site: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRecord(StoreRecord):
+    """Messages of a site that were refused unread."""
+
+    site: str
+    reason: str
+    detail: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,5 +151,6 @@ def reject(record: StoreRecord, reason: str, detail: str, *, durable: bool = Fal
     number: Number | None = record.number if durable and isinstance(record, ResultRecord) else None
     payload = getattr(record, "payload", b"")
     return RejectedRecord(
-        record.address, record.size, record.received_at, record.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096])
+        record.address, record.size, record.received_at, record.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096]),
+        "" if record.address is None else record.address.site,
     )  # fmt: skip

@@ -91,10 +91,15 @@ class RegionStore:
         """
         batch = Batch(time.time())
         try:
+            self._ingest.begin()
             with self._database.transaction():
                 for record in records:
                     self._ingest.add(record, batch)
                 batch.write(self._database)
+                self._ingest.quotas.save(self._database)
+                for key, outbox in batch.outboxes.items():
+                    due = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)
+                    batch.outcome.acks[key] = due
         except RegionStoreError:
             self._stale = True
             raise
@@ -105,8 +110,22 @@ class RegionStore:
                 f"{type(error).__name__}: {error}", remedy="Report this with the service's log."
             ) from error
         self.stored_bytes += batch.added_bytes
-        for key, outbox in batch.outboxes.items():
-            batch.outcome.acks[key] = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)
+        return batch.outcome
+
+    def set_aside(self, record: RejectedRecord) -> BatchOutcome:
+        """Keep a record that has failed twice in the table `rejected`, and nothing else of it.
+
+        Raises: RegionStoreError: the store does not work at all.
+        """
+        batch = Batch(time.time())
+        batch.add_rejected(record)
+        try:
+            with self._database.transaction():
+                batch.write_rejected(self._database)
+        except RegionStoreError as error:
+            if not is_refused(error):
+                raise
+            log.exception("record-lost", site=record.site, detail=record.detail)  # counted by the outcome
         return batch.outcome
 
     def refresh(self) -> None:
@@ -132,7 +151,7 @@ class RegionStore:
         self._database.close()
 
     def _load(self) -> None:
-        self._ingest = Ingest(self._database)
+        self._ingest = Ingest(self._database, self._config.quotas)
         ((self.stored_bytes,),) = self._database.rows("SELECT stored_bytes FROM collector")
         self._stale = False
 
@@ -149,7 +168,8 @@ def apply_each(store: RegionStore, records: Sequence[StoreRecord]) -> list[Batch
         if not is_refused(error):
             raise
         if len(records) == 1 and isinstance(records[0], RejectedRecord):
-            return []  # even the rejection is refused; the log has it
+            store.refresh()
+            return [store.set_aside(records[0])]
         if len(records) == 1:
             return apply_each(store, [reject(records[0], "unstorable", str(error), durable=True)])
     middle = len(records) // 2

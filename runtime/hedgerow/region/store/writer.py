@@ -100,14 +100,21 @@ class StoreWriter(threading.Thread):
         self._began_at = 0.0
         self._was_opened = False
         self._logged = ""
+        self._submitted_bytes = self._taken_bytes = 0
 
     @property
     def waiting(self) -> int:
         """Number of requests waiting."""
         return self._requests.qsize()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the payloads of waiting requests."""
+        return self._submitted_bytes - self._taken_bytes
+
     def submit(self, request: WriteRequest) -> None:
         """Store records after those submitted before."""
+        self._submitted_bytes += request.size
         self._requests.put(request)
 
     def close(self) -> None:
@@ -152,6 +159,7 @@ class StoreWriter(threading.Thread):
                 records += request.records
                 messages += request.messages
                 size += request.size
+                self._taken_bytes += request.size
                 if len(records) >= _MAX_RECORDS or size >= _MAX_BYTES:
                     return WriteRequest(records, messages), False
                 request = self._requests.get_nowait()
@@ -171,17 +179,26 @@ class StoreWriter(threading.Thread):
         if request.records:
             self._began_at = began
             outcomes = self._stored(store, request.records)
+            request.records.clear()  # stored: whatever fails from here on, they are not stored again
             self._report(
                 WriteReport(request.messages, outcomes, time.monotonic() - began, stored_bytes=store.stored_bytes)
             )
         # At once when the connection changes, so that `region status` never shows an outdated one.
         if began - self._beat_at >= BEAT_EVERY_S or self._beat_connected != self.connected:
             self._beat_at, self._beat_connected = began, self.connected
-            store.beat(connected=self._beat_connected)
-            statuses = store.statuses(time.time())
-            while store.prune(time.time()) and self._requests.empty():
-                pass
-            self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
+            try:
+                self._keep_house(store)
+            except RegionStoreError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a row that trips a bug: records are stored all the same
+                self._explained(error)
+
+    def _keep_house(self, store: RegionStore) -> None:
+        store.beat(connected=self._beat_connected)
+        statuses = store.statuses(time.time())
+        while store.prune(time.time()) and self._requests.empty():
+            pass
+        self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
 
     def _stored(self, store: RegionStore, records: list[StoreRecord]) -> list[BatchOutcome]:
         try:

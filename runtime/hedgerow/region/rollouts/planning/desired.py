@@ -7,6 +7,7 @@ from typing import Any
 
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef, Reported, SwapPolicy
+from hedgerow.wire.ranges import MAX_LEAD
 
 
 def next_document(
@@ -20,7 +21,10 @@ def next_document(
     swap: SwapPolicy | None = None,
     rollout: str | None = None,
 ) -> Desired:
-    """Return the next document: the last one with changes, and a generation higher than any the node has seen.
+    """Return the next document: the last one with changes, and a generation that the node accepts.
+
+    It is higher than any the node has seen. A node that claims one far beyond ours did not get it from us: the document then
+    keeps to our own numbers, and names the node's in `supersedes`.
 
     Args:
         document: the last one; None: there is none yet.
@@ -33,7 +37,7 @@ def next_document(
     """
     last = document.generation if document is not None else 0
     seen = reported.generation if reported is not None else 0
-    changes: dict[str, Any] = {"generation": max(last, seen) + 1, "at": now, "rollout": rollout}
+    changes: dict[str, Any] = {"at": now, "rollout": rollout, **_generation(last, seen)}
     base = document if document is not None else Desired(node=str(node), generation=1, at=now)
     if models is not None:
         changes["models"] = _merged(base.models, models)
@@ -59,6 +63,12 @@ def before(
 def immediate(swap: SwapPolicy) -> SwapPolicy:
     """Return a policy for rolling back: a version that served before needs no canary analysis."""
     return SwapPolicy(probation_s=0, min_frames=0, memory=swap.memory, timeout_s=swap.timeout_s)
+
+
+def _generation(last: int, seen: int) -> dict[str, Any]:
+    if seen - last > MAX_LEAD:
+        return {"generation": last + 1, "supersedes": seen}
+    return {"generation": max(last, seen) + 1, "supersedes": None}
 
 
 def _merged(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

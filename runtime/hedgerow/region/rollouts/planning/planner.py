@@ -44,6 +44,7 @@ from hedgerow.region.rollouts.planning.state import (
 )
 from hedgerow.region.rollouts.planning.windows import opens_at
 from hedgerow.topics import Address
+from hedgerow.wire.messages import clean
 
 
 def next_step(rollout: Rollout, findings: Mapping[Address, GateFinding], now: float) -> Step:
@@ -70,10 +71,21 @@ def evaluate_nodes(
 ) -> dict[Address, GateFinding]:
     """Evaluate the nodes of a rollout, each by its task."""
     unknown = ObservedNode()
-    return {
-        node: _evaluate(rollout, task, observed.get(node, unknown), listening, now)
-        for node, task in rollout.tasks.items()
-    }
+    findings = {}
+    for node, task in rollout.tasks.items():
+        try:
+            findings[node] = _evaluate(rollout, task, observed.get(node, unknown), listening, now)
+        except Exception as error:  # noqa: BLE001 - whatever a node sends, the others are evaluated
+            findings[node] = _unreadable(rollout, task, error, now)
+    return findings
+
+
+def _unreadable(rollout: Rollout, task: Task, error: Exception, now: float) -> GateFinding:
+    """Return the finding for a node whose reports cannot be evaluated: it never proves itself, so it times out."""
+    reason = f"its reports cannot be evaluated: {type(error).__name__}: {error}"
+    if task.reached and task.state == "in-progress" and now > task.assigned_at + rollout.plan.gate.timeout_s:
+        return GateFinding(GateVerdict.BAD, "timed-out", "unreadable", reason, Presence.UNKNOWN)
+    return GateFinding(GateVerdict.UNKNOWN, task.state, "unreadable", reason, Presence.UNKNOWN)
 
 
 def _evaluate(rollout: Rollout, task: Task, observed: ObservedNode, listening: Listening, now: float) -> GateFinding:
@@ -104,11 +116,11 @@ def _task_updates(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> 
                 yield node, TaskUpdate(task.state, task.code, task.reason, rollback="proved")
         elif task.state == "in-progress" or (task.state == "succeeded" and not rollout.phase.ended):
             if finding.verdict is GateVerdict.BAD:
-                yield node, TaskUpdate(finding.state, finding.code, finding.reason)
+                yield node, TaskUpdate(finding.state, clean(finding.code, 80), clean(finding.reason, 500))
             elif finding.verdict is GateVerdict.GOOD and task.state == "in-progress":
                 yield node, TaskUpdate("succeeded")
             elif finding.code == UNPROVED and task.state == "succeeded":
-                yield node, TaskUpdate("in-progress", finding.code, finding.reason)
+                yield node, TaskUpdate("in-progress", finding.code, clean(finding.reason, 500))
 
 
 def _handle_failures(rollout: Rollout) -> Step | None:

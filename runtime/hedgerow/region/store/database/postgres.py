@@ -105,7 +105,14 @@ class Postgres:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, UnicodeError) as error:
+        except (
+            psycopg.DataError,
+            psycopg.IntegrityError,
+            psycopg.ProgrammingError,
+            psycopg.errors.ProgramLimitExceeded,  # a value is too large for an index: trying again would not help
+            UnicodeError,
+            OverflowError,
+        ) as error:
             raise StoreRefused(
                 f"{self._shown} rejects the values: {str(error).strip()}",
                 remedy="Check the privileges of the store's user; if they are right, report this with the service's log.",
