@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import resources
@@ -10,7 +11,7 @@ from string import Template
 from typing import Final
 from urllib.parse import urlsplit
 
-from hedgerow.topics import Address, Channel
+from hedgerow.topics import Address, Channel, is_name
 from hedgerow.topology.acl import pattern
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
@@ -21,6 +22,12 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 def template(name: str, /, **values: object) -> str:
     """Return a text of `templates/` with its placeholders filled in."""
     return _read(name).substitute({key: str(value) for key, value in values.items()})
+
+
+def scalar(name: str) -> str:
+    """Return a name as YAML; quoted where some reader would see a number, a date or a truth value."""
+    words = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+    return name if name[0].isalpha() and name.lower() not in words else json.dumps(name)
 
 
 @cache
@@ -108,7 +115,8 @@ def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
     )
     for pipeline, fields in rules.items():
         if fields:
-            what = f"only {', '.join(fields.keep)}" if fields.keep is not None else f"without {', '.join(fields.drop)}"
+            listed = ", ".join(name if is_name(name) else json.dumps(name) for name in fields.keep or fields.drop)
+            what = f"only {listed}" if fields.keep is not None else f"without {listed}"
             yield f"# {pipeline}: {what} (the node leaves the rest out)"
         yield f"topic {address.topic(Channel.RESULT, pipeline)}/# out 1"
     yield "# Model chunks: requested by one node, sent to all nodes of the site at once. What nodes announce and send to each"

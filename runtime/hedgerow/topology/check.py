@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from hedgerow.config import NodeConfig
@@ -75,6 +76,34 @@ def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[Top
                     (*here, "roles", role), f"{name} has two roles", "Keep the higher one: it includes the lower."
                 )
             seen.add(name)
+
+
+def paths(topology: Topology) -> Iterator[TopologyIssue]:
+    """Yield folders whose name would have another meaning in a unit, a manifest, a script or `mosquitto.conf`.
+
+    Args:
+        topology: with absolute paths.
+    """
+    for name in ("pki", "config", "state", "command"):
+        path = str(getattr(topology.machine, name))
+        if (
+            odd := next((letter for letter in path if not (letter.isalnum() or letter in "/._-+@~")), None)
+        ) is not None:
+            yield TopologyIssue(
+                ("machine", name),
+                f"{path!a} has the character {odd!a}; units, manifests and scripts that name it would read it differently",
+                "Use letters, digits and `/._-+@~` only. A relative path starts at the topology's own folder.",
+            )
+
+
+def padded(keys: tuple[str, ...], base: Path, config: NodeConfig) -> Iterator[TopologyIssue]:
+    """Yield subscriptions that an access list cannot express."""
+    for one in subscriptions(config):
+        if one != one.strip():
+            yield TopologyIssue(
+                keys, f"{base}: {one!r} begins or ends with a space, which an access list cannot express",
+                "Remove the space, and rename the topic at the sensor.",
+            )  # fmt: skip
 
 
 def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:

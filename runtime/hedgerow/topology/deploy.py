@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from hedgerow.config import MetricsSection, NodeConfig
-from hedgerow.topology.brokers import command, template
+from hedgerow.topology.brokers import command, scalar, template
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
@@ -112,7 +112,7 @@ def region_yaml(topology: Topology, service: Service, host: str = "127.0.0.1") -
     """Return the configuration of the region's service, with its probes at `host`."""
     return template(
         "region.yaml",
-        region=topology.region.name,
+        region=scalar(topology.region.name),
         broker=topology.region.broker,
         tls=service.tls,
         state=service.state,
@@ -160,7 +160,7 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
     machine = topology.machine
     user, _, group = machine.node_ids.partition(":")
     values = {
-        "service": service.name,
+        "service": scalar(service.name),
         "what": service.what,
         "unit": service.unit,
         "image": service.image,

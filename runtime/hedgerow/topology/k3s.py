@@ -6,6 +6,7 @@ Configurations are ConfigMaps, certificates are secrets referenced by name, and 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from hedgerow.topology.model import RegionSection, SiteSection, Topology
 
 NAMESPACE: Final = "hedgerow"
 _LONGEST: Final = 48  # a pod's name and labels append to this, and are limited to 63
+_DATE: Final = re.compile(r"\d{4}-\d\d?-\d\d?")
 _PORT: Final = 9464
 _GIB: Final = 2**30
 
@@ -27,7 +29,7 @@ def named(where: str, what: str) -> str:
     """Return the name of an object: lower-case letters, digits and `-`; a changed name gets a digest to stay unique."""
     plain = f"{where}-{what}"
     name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if name == plain and len(name) <= _LONGEST:
+    if name == plain and len(name) <= _LONGEST and not _DATE.fullmatch(name):
         return name
     digest = hashlib.sha256(f"{where}/{what}".encode()).hexdigest()[:6]
     return f"{name[: _LONGEST - 7].rstrip('-')}-{digest}"
@@ -141,9 +143,16 @@ def _secret(name: str) -> str:
 
 
 def _data(files: Mapping[str, str]) -> str:
-    """Embed texts as block scalars; the 2 fixes their indentation whatever their first line."""
+    """Embed texts as block scalars; the 2 fixes their indentation whatever their first line.
+
+    A text with other line breaks than "\\n", for example in a comment, is quoted: after one of them, some readers of YAML
+    would take the rest for a manifest.
+    """
     parts = []
     for name, text in files.items():
+        if any(len(line.splitlines()) > 1 for line in text.split("\n")):
+            parts.append(f"  {name}: {json.dumps(text)}")
+            continue
         parts.append(f"  {name}: |2")
         parts += [f"    {line}" if line else "" for line in text.rstrip("\n").split("\n")]
     return "\n".join(parts)

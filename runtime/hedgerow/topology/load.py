@@ -46,7 +46,7 @@ def load(path: Path) -> Described:
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
     reading = _Reading(topology, path.parent)
-    findings = [*check.clashes(topology), *reading.findings()]
+    findings = [*check.clashes(topology), *check.paths(topology), *reading.findings()]
     findings += check.mismatches(topology, reading.nodes)
     _refuse(document, path, findings)
     return Described(path.name, topology, reading.texts, reading.nodes, reading.models)
@@ -59,7 +59,7 @@ def load_alone(path: Path) -> Topology:
     """
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
-    _refuse(document, path, [*check.clashes(topology)])
+    _refuse(document, path, [*check.clashes(topology), *check.paths(topology)])
     return topology
 
 
@@ -121,6 +121,7 @@ class _Reading:
                 yield TopologyIssue(("sites", site, "nodes", node, "override"), str(problem), problem.remedy)
             return
         self.texts[site, node], self.nodes[site, node] = text, config
+        yield from check.padded(keys, base, config)
         yield from self._models(site, node, base, config, keys)
         for name in config.pipelines:
             try:
