@@ -185,7 +185,8 @@ def closed_at_once(where: str, has_certificate: bool) -> ConnectionFailure:
     )
     return ConnectionFailure(
         f"{where} closed the connection",
-        remedy=f"Check that the broker is up, its log{certificate}, and that no other node has the same name.",
+        remedy=f"Check that the broker is up, its log (`max_connections exceeded`: it has no room for another client){certificate}, "
+        "and that no other node has the same name.",
         transient=True,
         unclear=True,
     )

@@ -139,6 +139,12 @@ def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
 
 def remarks(topology: Topology, nodes: Nodes) -> Iterator[str]:
     """Yield what is valid but probably unintended."""
+    for (site, node), config in nodes.items():
+        if config.broker.session_expiry_s > topology.limits.session_hours * 3600:
+            yield (
+                f"{site}/{node} asks the broker to keep its session for {config.broker.session_expiry_s} s, but "
+                f"`limits.session_hours` ends it after {topology.limits.session_hours} h"
+            )
     for site, place in topology.sites.items():
         read = [one for node in place.nodes for one in subscriptions(nodes[site, node])]
         for sensor, filters in topology.sensors_of(site).items():

@@ -143,9 +143,9 @@ def _secret(name: str) -> str:
 
 
 def _data(files: Mapping[str, str]) -> str:
-    """Embed texts as block scalars; the 2 fixes their indentation whatever their first line.
+    r"""Embed texts as block scalars; the 2 fixes their indentation whatever their first line.
 
-    A text with other line breaks than "\\n", for example in a comment, is quoted: after one of them, some readers of YAML
+    A text with other line breaks than "\n", for example in a comment, is quoted: after one of them, some readers of YAML
     would take the rest for a manifest.
     """
     parts = []

@@ -155,16 +155,58 @@ class ParentSection(RegionSection):
 
 
 class LimitsSection(Section):
-    """Limits of queued and in-flight messages. The defaults suit a gateway with 4 GB of memory."""
+    """Limits of connections, sessions and messages. What is left out is derived from the topology: see `limits.py`."""
 
+    connections: int | None = Field(
+        None,
+        ge=8,
+        le=65_535,
+        description="Connections to one listener of a broker; further ones are closed at once, whoever they are. Default: four "
+        "for each client of the topology (a node has one for each pipeline, and three more), and 64.",
+    )
+    session_hours: int = Field(
+        48,
+        ge=1,
+        le=8760,
+        description="Hours that a broker keeps the session of an absent client, and what waits for it, even if the client "
+        "asked for more.",
+    )
+    keepalive_s: int = Field(
+        1200,
+        ge=30,
+        le=65_535,
+        description="Longest keepalive: a client of MQTT 5 that asks for more, or none, is told to use this. Mosquitto 2.0.11 lets "
+        "clients of MQTT 3.1.1 have what they ask for; later versions refuse them (identifier rejected).",
+    )
+    topic_aliases: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Topic aliases that a client may set; each holds up to 64 KiB. Hedgerow uses none.",
+    )
+    memory_bytes: int | None = Field(
+        None,
+        ge=2**24,
+        description="Memory that a broker allocates. Then it disconnects whoever publishes or connects, without an "
+        "acknowledgement, until there is room. Default: three quarters of `machine.broker_memory_bytes`, less 28 kB for each "
+        "connection.",
+    )
     inflight: int = Field(
         1000, ge=1, le=65_535, description="QoS 1 messages in flight to one client; the broker's default is 20."
     )
-    queue_messages: int = Field(
-        1_000_000, ge=1, description="QoS 1 messages queued for one absent client; later ones are lost."
+    queue_messages: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Messages that wait for one slow or absent client; later ones are lost. Default: as many as half of the "
+        "memory holds for all `connections` at 94 bytes each; 10,000 to 100,000.",
     )
-    queue_bytes: int = Field(
-        512 * 2**20, ge=1024, description="Bytes queued for one client; whichever limit is reached first applies."
+    queue_bytes: int | None = Field(
+        None,
+        ge=1024,
+        le=2**31 - 1,
+        description="Bytes that wait for one client; whichever limit is reached first applies. Default: three quarters of the "
+        "memory, divided by the clients that messages wait for (pipelines and a bridge; collectors and a bridge).",
     )
     packet_bytes: int = Field(
         33_619_968,
@@ -199,7 +241,7 @@ class MachineSection(Section):
     broker_memory_bytes: int = Field(
         2**30,
         ge=2**26,
-        description="Memory limit of a broker; needs room for `limits.queue_bytes` per absent client.",
+        description="Memory limit of a broker. Its other limits are derived from it.",
     )
     node_image: Image = Field(
         "localhost/hedgerow:latest", description="Container image of the nodes, best by digest: NAME@sha256:…"
@@ -259,7 +301,7 @@ class Topology(Section):
         "message in or out; false: only refused connections are logged.",
     )
     sites: dict[Name, SiteSection] = Field(min_length=1, description="The sites by name.")
-    limits: LimitsSection = Field(LimitsSection(), description="Limits of queued and in-flight messages.")
+    limits: LimitsSection = Field(LimitsSection(), description="Limits of connections, sessions and messages.")
     machine: MachineSection = Field(MachineSection(), description="Paths, users and limits on the machines.")
 
     def sensors_of(self, site: str) -> Sensors:

@@ -37,7 +37,7 @@ def _site(described: Described, site: str) -> dict[str, str]:
     place = topology.sites[site]
     nodes = {node: described.nodes[site, node] for node in place.nodes}
     services = [deploy.node_service(topology, site, node, config) for node, config in nodes.items()]
-    broker = {"mosquitto.conf": brokers.site_conf(topology, site), "acl": acl.site_acl(topology, site, nodes)}
+    broker = {"mosquitto.conf": brokers.site_conf(topology, site, nodes), "acl": acl.site_acl(topology, site, nodes)}
     broker |= brokers.start_files(topology, site)
     if place.loopback_port is not None:
         broker["acl.loopback"] = acl.loopback_acl(topology, site)
