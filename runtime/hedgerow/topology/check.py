@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,15 +85,37 @@ def paths(topology: Topology) -> Iterator[TopologyIssue]:
         topology: with absolute paths.
     """
     for name in ("pki", "config", "state", "command"):
-        path = str(getattr(topology.machine, name))
-        if (
-            odd := next((letter for letter in path if not (letter.isalnum() or letter in "/._-+@~")), None)
-        ) is not None:
-            yield TopologyIssue(
-                ("machine", name),
-                f"{path!a} has the character {odd!a}; units, manifests and scripts that name it would read it differently",
-                "Use letters, digits and `/._-+@~` only. A relative path starts at the topology's own folder.",
-            )
+        yield from _odd(
+            ("machine", name), getattr(topology.machine, name), "A relative path starts at the topology's own folder."
+        )
+
+
+def odd_files(keys: tuple[str, ...], files: Iterable[Path]) -> Iterator[TopologyIssue]:
+    """Yield files of models and stages with such a name: containers mount each by its path."""
+    for path in files:
+        yield from _odd(keys, path, "Rename the file.")
+
+
+def _odd(keys: tuple[str, ...], path: Path, remedy: str) -> Iterator[TopologyIssue]:
+    if (
+        odd := next((letter for letter in str(path) if not (letter.isalnum() or letter in "/._-+@~")), None)
+    ) is not None:
+        yield TopologyIssue(
+            keys,
+            f"{str(path)!a} has the character {odd!a}; units, manifests and scripts that name it would read it differently",
+            f"Use letters, digits and `/._-+@~` only. {remedy}",
+        )
+
+
+def loose_images(topology: Topology) -> list[str]:
+    """Return the settings of images that are named by tag."""
+    machine = topology.machine
+    images = {
+        "broker_image": machine.broker_image,
+        "node_image": machine.node_image,
+        "region_image": machine.region_image,
+    }
+    return [f"machine.{name}" for name, image in images.items() if "@sha256:" not in image]
 
 
 def padded(keys: tuple[str, ...], base: Path, config: NodeConfig) -> Iterator[TopologyIssue]:
