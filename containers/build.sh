@@ -25,6 +25,13 @@ trust=
 if [ "$engine" != docker ] && [ -f "${SSL_CERT_FILE:-}" ]; then
     trust="--volume $SSL_CERT_FILE:/etc/ssl/certs/ca-certificates.crt:ro"
 fi
+case ${BASE:-tag} in
+    *@sha256:*) ;;
+    *)
+        echo "warning: the base image ${BASE:-of containers/Containerfile} is named by a tag, which can be given to another image" >&2
+        echo "  → Build with BASE=NAME@sha256:DIGEST, as \`$engine image inspect\` prints it after a pull." >&2
+        ;;
+esac
 number=0
 for set in "$@"; do
     number=$((number + 1))
@@ -54,4 +61,14 @@ for set in "$@"; do
         --build-arg SET="$set" --build-arg TARGETARCH="$arch" --build-arg BUILDPLATFORM="linux/$own" \
         ${BASE:+--build-arg BASE="$BASE"} ${BUILD_BASE:+--build-arg BUILD_BASE="$BUILD_BASE"} \
         ${INDEX:+--build-arg INDEX="$INDEX"} $trust ${OPTIONS:-} $tags .
+    tag=${tags##* }
+    case $engine in
+        docker) format='{{if .RepoDigests}}{{index .RepoDigests 0}}{{end}}' ;;
+        *) format='{{.Digest}}' ;;
+    esac
+    digest=$("$engine" image inspect --format "$format" "$tag" 2>/dev/null || true)
+    case $digest in
+        *sha256:*) echo "$tag: ${tag%:*}@${digest##*@}" ;; # a registry may compress it again: after a push, use the digest there
+        *) echo "$tag: no digest until it is pushed" ;;
+    esac
 done

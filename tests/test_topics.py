@@ -147,7 +147,7 @@ def test_a_valid_filter_is_returned(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["", "a/#/b", "a#", "a/b+", "+a", "##", "a\0", "x" * (MAX_TOPIC_BYTES + 1), "$share", "$share/g", "$share//a"],
+    ["", "a/#/b", "a#", "a/b+", "+a", "##", "x" * (MAX_TOPIC_BYTES + 1), "$share", "$share/g", "$share//a"],
 )
 def test_an_invalid_filter_is_explained(pattern: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -264,3 +264,13 @@ def test_pipelines_that_depend_on_each_others_results_are_refused() -> None:
 
 def test_a_chain_of_pipelines_without_a_loop_is_accepted() -> None:
     assert refusal(f"{OWN}/result/middle", middle=[f"{OWN}/result/last"], last=["plant/gate"]) is None
+
+
+@pytest.mark.parametrize(
+    "control", ["\0", "\n", "\r", "\x1b", "\x7f", "\x85", "\u2028", "\u202e", "\ud800", "\ufdd0", "\uffff"]
+)
+def test_a_filter_with_a_control_character_is_refused_by_its_number(control: str) -> None:
+    """A strict broker would close the link, and a line break would add a line to an access list."""
+    with pytest.raises(ConfigError, match=f"character 7 is the control character U\\+{ord(control):04X}"):
+        check_filter(f"plant/{control}/x")
+    assert check_filter("Werk 1/Tür/温度") == "Werk 1/Tür/温度"

@@ -604,7 +604,11 @@ class MetricsSection(Section):
     """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
 
     enabled: bool = Field(True, description="Whether to listen.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside a container.")
+    host: str = Field(
+        "127.0.0.1",
+        pattern=r"^[A-Za-z0-9.:_-]{0,255}$",
+        description="Address to listen on; 0.0.0.0 inside a container.",
+    )
     port: int = Field(9464, ge=0, le=65_535, description="Port; 0 picks a free one and logs it.")
     flow_timeout_s: float | None = Field(
         None, gt=0, description="Not ready if no frame has arrived for this long. Default: never."

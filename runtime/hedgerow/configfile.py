@@ -111,7 +111,7 @@ class Document:
         """
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL
             remedy = "Give the path of a YAML file; `configs/` has examples."
             raise BadConfigFile(path, [Problem(None, "", f"cannot be read: {error}", remedy)]) from error
         return cls(text, path)

@@ -20,6 +20,9 @@ EVERY_NODE = "~"
 MAX_TOPIC_BYTES = 65_535
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Control characters, line and paragraph separators, and characters that reverse the order of text, surrogates and
+# non-characters. A strict broker closes the link on most of them, and a line break would add a line to a file.
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 
 
 class Channel(StrEnum):
@@ -114,13 +117,19 @@ def is_name(name: str) -> bool:
 def check_filter(pattern: str) -> str:
     """Validate an MQTT topic filter (MQTT 5 §4.7) and return it.
 
-    Raises: ConfigError: it is empty, too long, or has a misplaced wildcard.
+    Raises: ConfigError: it is empty, too long, or has a misplaced wildcard or a control character.
     """
     remedy = (
         "`+` matches one whole level; `#`, only at the end, matches all further levels: `plant/+/image`, `plant/#`."
     )
-    if not pattern or len(pattern.encode()) > MAX_TOPIC_BYTES or "\0" in pattern:
+    if not pattern or len(pattern.encode(errors="surrogatepass")) > MAX_TOPIC_BYTES:
         raise ConfigError(f"{pattern[:80]!r} is not a topic filter", remedy=remedy)
+    if (control := _CONTROL.search(pattern)) is not None:
+        raise ConfigError(
+            f"{pattern[:80]!a} is not a topic filter: character {control.start() + 1} is the control character "
+            f"U+{ord(control[0]):04X}",
+            remedy="Remove it. Brokers close the connection of a client that uses it.",
+        )
     levels = pattern.split("/")
     for position, level in enumerate(levels):
         last = position == len(levels) - 1

@@ -148,7 +148,7 @@ def rendered_bridge(port: int, site: str = SITE) -> list[str]:
             "sites": {site: {"broker": "hall.example", "nodes": ["n1"]}},
         }
     )
-    text = site_conf(topology, site)
+    text = site_conf(topology, site, {})
     lines = text[text.index("# --- The bridge") :].splitlines()
     tls = ("bridge_cafile", "bridge_certfile", "bridge_keyfile", "bridge_tls_version", "bridge_insecure")
     bridge_lines = [line for line in lines if line and not line.startswith(("#", "address", "restart_timeout", *tls))]

@@ -205,3 +205,31 @@ def test_every_locked_package_has_a_wheel_for_the_architecture(name: str, machin
 
     assert result.returncode == 0, result.stderr
     assert "+ numpy==" in result.stderr
+
+
+ENGINE = """#!/bin/sh
+case "$1 $2" in
+    "image inspect") echo "sha256:$(printf '%064d' 7)" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "warned"), [(None, True), ("python:3.11", True), (f"python@sha256:{'0' * 64}", False)]
+)
+def test_a_build_prints_digests_and_warns_of_a_base_named_by_tag(
+    tmp_path: Path, base: str | None, warned: bool
+) -> None:
+    """With an engine that only says what it would."""
+    (tmp_path / "podman").write_text(ENGINE)
+    (tmp_path / "podman").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("BASE", "SSL_CERT_FILE")}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ENGINE": "podman"} | ({"BASE": base} if base else {})
+    done = subprocess.run(
+        ["sh", FOLDER / "build.sh", "onnx", "openvino"], env=environment, capture_output=True, text=True, check=True
+    )
+
+    digest = f"sha256:{'0' * 63}7"
+    assert f"localhost/hedgerow:onnx: localhost/hedgerow@{digest}\n" in done.stdout
+    assert f"localhost/hedgerow:latest: localhost/hedgerow@{digest}\n" in done.stdout
+    assert ("is named by a tag" in done.stderr) is warned

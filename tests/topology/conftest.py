@@ -138,6 +138,12 @@ class Running:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", errors="replace")
 
+    def wait_for_log(self, name: str, text: str) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while text not in self.log(name):
+            assert time.monotonic() < deadline, self.log(name)[-2000:]
+            time.sleep(0.01)
+
     def stop(self, name: str) -> None:
         process = self._processes.pop(name)
         process.send_signal(signal.SIGTERM)

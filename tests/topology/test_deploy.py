@@ -16,8 +16,10 @@ from ruamel.yaml import YAML
 from tests.topology.conftest import BASE
 
 from hedgerow.config import MetricsSection
+from hedgerow.configfile import BadConfigFile
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.config import load as load_region
+from hedgerow.topology.check import loose_images
 from hedgerow.topology.k3s import named
 from hedgerow.topology.load import load
 from hedgerow.topology.render import render
@@ -139,14 +141,16 @@ def test_a_region_with_an_external_broker_renders_only_its_service(tmp_path: Pat
 
     assert list(compose(files_, "north")) == ["region"]
     assert "north/mosquitto.conf" not in files_
-    assert [one["kind"] for one in manifests(files_["north/k3s.yaml"])] == ["Namespace", "ConfigMap", "StatefulSet"]
+    assert [one["kind"] for one in manifests(files_["north/k3s.yaml"])] == [
+        "Namespace", "ConfigMap", "StatefulSet", "NetworkPolicy",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_manifests_are_consistent(texts: dict[str, str], place: str) -> None:
     """Every volume is mounted, every name exists, the configuration matches its file, and there are no secrets."""
     objects = manifests(texts[f"{place}/k3s.yaml"])
-    assert {one["kind"] for one in objects} == {"Namespace", "ConfigMap", "StatefulSet"}
+    assert {one["kind"] for one in objects} == {"Namespace", "ConfigMap", "StatefulSet", "NetworkPolicy"}
     maps = {one["metadata"]["name"]: one["data"] for one in objects if one["kind"] == "ConfigMap"}
     assert "PRIVATE KEY" not in texts[f"{place}/k3s.yaml"]
     for stateful in (one for one in objects if one["kind"] == "StatefulSet"):
@@ -170,21 +174,117 @@ def test_manifests_are_consistent(texts: dict[str, str], place: str) -> None:
     for name, data in maps.items():
         for file, text in data.items():
             beside = [one for path, one in texts.items() if PurePosixPath(path).name == file and path.startswith(place)]
-            assert text in [one.replace("host: 127.0.0.1", "host: 0.0.0.0") for one in beside], (name, file)
+            assert text in beside, (name, file)
 
 
-def test_model_files_are_mounted_below_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"model")
-    (tmp_path / "base.yaml").write_text("models: {m: {path: m.onnx}}\n" + BASE)
-    files_ = rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
-    pod = manifests(files_["hall/k3s.yaml"])[-1]["spec"]["template"]["spec"]
+def pods(text: str) -> dict[str, dict[str, Any]]:
+    """Return the pods of a manifest by the name of their set."""
+    found = {}
+    for one in manifests(text):
+        if one["kind"] == "StatefulSet":
+            found[one["metadata"]["name"]] = one["spec"]["template"]["spec"]
+    return found
 
+
+def test_a_node_mounts_only_the_files_it_reads(tmp_path: Path) -> None:
+    """Not those of the other nodes of its site, in any of the three forms."""
+    for name in ("m.onnx", "other.onnx", "net.xml", "net.bin", "unused.onnx"):
+        (tmp_path / name).write_bytes(b"model")
+    (tmp_path / "base.yaml").write_text("models: {m: {path: m.onnx}, net: {path: net.xml}}\n" + BASE)
+    (tmp_path / "t.yaml").write_text(
+        "region: {name: north, broker: r}\npipelines: base.yaml\nsites: {hall: {broker: h, nodes: {a: , "
+        "b: {override: {models: {m: {path: other.onnx}, net: null}}}}}}\n"
+    )
+    texts = {str(path): text for path, text in render(load(tmp_path / "t.yaml")).items()}
     folder = "/etc/hedgerow/hall/nodes"
-    assert {"name": "files", "hostPath": {"path": folder, "type": "Directory"}} in pod["volumes"]
-    assert pod["containers"][0]["volumeMounts"][:2] == [
-        {"name": "files", "mountPath": folder, "readOnly": True},
-        {"name": "config", "mountPath": f"{folder}/a.yaml", "subPath": "a.yaml", "readOnly": True},
-    ]
+    reads = {"a": ["a.yaml", "m.onnx", "net.xml", "net.bin"], "b": ["b.yaml", "other.onnx"]}
+    for node, names in reads.items():
+        expected = [f"{folder}/{name}:{folder}/{name}:ro" for name in names]
+        own = [f"/etc/hedgerow/pki/hall/issued/{node}:/etc/hedgerow/pki/hall/issued/{node}:ro"]
+        state = [f"/var/lib/hedgerow/hall/{node}:/var/lib/hedgerow/hall/{node}"]
+        assert compose(texts, "hall")[node]["volumes"] == expected + own + state
+        pod = pods(texts["hall/k3s.yaml"])[f"hall-{node}"]
+        files = [one["hostPath"] for one in pod["volumes"] if "hostPath" in one]
+        assert files == [{"path": f"{folder}/{name}", "type": "File"} for name in names[1:]]
+        mounted = [one["mountPath"] for one in pod["containers"][0]["volumeMounts"]]
+        assert mounted[: len(names)] == [f"{folder}/{name}" for name in names]
+
+
+def test_a_file_whose_name_a_container_could_not_mount_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m:x.onnx").write_bytes(b"model")
+    (tmp_path / "base.yaml").write_text('models: {m: {path: "m:x.onnx"}}\n' + BASE)
+    with pytest.raises(BadConfigFile, match=r"'m:x\.onnx' has the character ':'"):
+        rendered(tmp_path, "region: {name: north, broker: r}\npipelines: base.yaml\n")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_workload_has_a_policy_and_no_privileges(texts: dict[str, str], place: str) -> None:
+    objects = manifests(texts[f"{place}/k3s.yaml"])
+    policies = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "NetworkPolicy"}
+    assert "0.0.0.0" not in texts[f"{place}/k3s.yaml"]
+    workloads = [one for one in objects if one["kind"] == "StatefulSet"]
+    assert policies.keys() == {one["metadata"]["name"] for one in workloads}
+    for one in workloads:
+        spec = one["spec"]["template"]
+        policy, pod = policies[one["metadata"]["name"]], spec["spec"]
+        assert policy["podSelector"]["matchLabels"].items() <= spec["metadata"]["labels"].items()
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        for rule in (*policy["ingress"], *policy["egress"]):
+            assert rule["ports"], "an empty list would allow all ports"
+            assert all(isinstance(port["port"], int) for port in rule["ports"])
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["automountServiceAccountToken"] is False
+        assert not any("hostPort" in port for port in container.get("ports", ()))
+        inside = container["securityContext"]
+        assert (inside["runAsNonRoot"], inside["allowPrivilegeEscalation"], inside["privileged"]) == (
+            True,
+            False,
+            False,
+        )
+        if one["metadata"]["labels"]["app.kubernetes.io/component"] != "broker":
+            assert "hostNetwork" not in pod
+            (metrics,) = policy["ingress"]
+            assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"hedgerow/metrics": "allowed"}}}]
+            assert metrics["ports"] == [{"port": container["livenessProbe"]["httpGet"]["port"], "protocol": "TCP"}]
+            address = next(value for value in container["env"] if value["name"] == "POD_IP")
+            assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+            hosts = [value["value"] for value in container["env"] if value["name"].endswith("METRICS__HOST")]
+            assert [*hosts, *container["args"]].count("$(POD_IP)") == 1
+
+
+def test_the_policy_of_a_node_allows_its_broker_and_the_web_only_if_it_fetches_models_there(tmp_path: Path) -> None:
+    (tmp_path / "root.json").write_text("{}")
+    egress = {}
+    for origins in ("", ", origins: ['https://models.example/x']"):
+        (tmp_path / "base.yaml").write_text(
+            f"fleet: {{root_file: root.json{origins}}}\nmodels: {{m: {{path: 'bundle:m'}}}}\n" + BASE
+        )
+        text = rendered(tmp_path, "region: {name: north, broker: 'r:8884'}\npipelines: base.yaml\n")["hall/k3s.yaml"]
+        policies = {one["metadata"]["name"]: one["spec"] for one in manifests(text) if one["kind"] == "NetworkPolicy"}
+        egress[bool(origins)] = [port["port"] for rule in policies["hall-a"]["egress"] for port in rule["ports"]]
+        assert [port["port"] for port in policies["hall-broker"]["egress"][1]["ports"]] == [8884]
+    assert egress == {False: [53, 53, 8883], True: [53, 53, 8883, 443]}
+
+
+def test_images_named_by_tag_are_a_remark(tmp_path: Path) -> None:
+    digest = "@sha256:" + "0" * 64
+    images = {"broker_image": "a/b:1", "node_image": f"a/c:1{digest}", "region_image": f"registry.lan:5000/d{digest}"}
+    base = "region: {name: north, broker: r}\npipelines: base.yaml\n"
+    machine = ", ".join(f"{name}: '{image}'" for name, image in images.items())
+    rendered(tmp_path, f"{base}machine: {{{machine}}}\n")
+    assert loose_images(load(tmp_path / "t.yaml").topology) == ["machine.broker_image"]
+
+
+@pytest.mark.parametrize(
+    "image", ["", "a b", "a:", "a@sha256:12", "-a", "a//b", "a/", "a:b:c", "http://a/b", "a\n", "a/B"]
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, image: str) -> None:
+    with pytest.raises(BadConfigFile, match="NAME@sha256:DIGEST"):
+        rendered(
+            tmp_path, f"region: {{name: n, broker: r}}\npipelines: base.yaml\nmachine: {{node_image: {image!r}}}\n"
+        )
 
 
 def test_a_region_with_models_stores_them_beside_its_database_and_nodes_get_the_root(tmp_path: Path) -> None:

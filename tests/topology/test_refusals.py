@@ -101,3 +101,24 @@ def test_prefixes_added_by_log_collectors_are_ignored(before: str) -> None:
     assert reader.take(f"{before}{AT}: {denied('c', 'x')}") == AccessDenial(AT, "publish", "", "c", "x")
     assert is_chatter(f"{before}{AT}: Received PUBLISH from c (d0, q0, r0, m0, 'x', ... (2 bytes))")
     assert not is_chatter(f"{before}{AT}: Received SUBSCRIBE from c")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "Client connection from 10.0.0.7 denied: max_connections exceeded.",
+            ("connect", "", "", "too many connections"),
+        ),
+        ("Client c disconnected due to out of memory.", ("disconnect", "hall/a", "c", "out of memory")),
+        ("Client c disconnected due to oversize packet.", ("disconnect", "hall/a", "c", "oversize packet")),
+        ("Client c disconnected due to malformed packet.", ("disconnect", "hall/a", "c", "malformed packet")),
+        ("Outgoing messages are being dropped for client c.", ("drop", "hall/a", "c", "its queue is full")),
+        ("Expiring client c due to timeout.", ("expire", "", "c", "it was absent for")),
+    ],
+)
+def test_what_a_limit_ends_is_reported_with_its_user(line: str, expected: tuple[str, str, str, str]) -> None:
+    (found,) = read(connected("c", "hall/a"), line)
+
+    assert (found.what, found.user, found.client) == expected[:3]
+    assert found.detail.startswith(expected[3])

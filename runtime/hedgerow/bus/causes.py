@@ -35,8 +35,8 @@ _ALERTS: Final = {
         "Set `cert_file` and `key_file`: this broker requires a client certificate.",
     ),
     "CERTIFICATE_EXPIRED": (
-        "it has expired",
-        "Renew it (`hedgerow pki renew`), and check the clocks of both machines.",
+        "it has expired, or the broker's list of revoked certificates has",
+        "Run `hedgerow pki renew`, copy the certificate here and `trust.crl` to the broker; check both machines' clocks.",
     ),
     "CERTIFICATE_REVOKED": ("it is revoked", _NEW_CERTIFICATE),
     "UNKNOWN_CA": (
@@ -185,7 +185,8 @@ def closed_at_once(where: str, has_certificate: bool) -> ConnectionFailure:
     )
     return ConnectionFailure(
         f"{where} closed the connection",
-        remedy=f"Check that the broker is up, its log{certificate}, and that no other node has the same name.",
+        remedy=f"Check that the broker is up, its log (`max_connections exceeded`: it has no room for another client){certificate}, "
+        "and that no other node has the same name.",
         transient=True,
         unclear=True,
     )

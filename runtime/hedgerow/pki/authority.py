@@ -139,8 +139,21 @@ class Signer:
                 remedy="Remove it; the next `renew` or `revoke` writes it again.",
             ) from error
 
-    def write_revocations(self, key: Key, now: datetime) -> None:
-        """Write the revocation list, with the next number."""
+    def list_is_due(self, now: datetime) -> bool:
+        """Whether its revocation list should be renewed: a third of its life has passed, or it is from before they had one."""
+        known = self.revocations()
+        if known is None or known.last_update_utc is None or known.next_update_utc is None:
+            return True
+        life = _life_of_list(known, self.certificate())
+        return life is None or known.next_update_utc - now < life * 2 / 3
+
+    def write_revocations(self, key: Key, now: datetime, life: timedelta | None = None) -> None:
+        """Write the revocation list, with the next number.
+
+        Args:
+            life: how long it is valid; None: as long as the one before. The root's lives as long as the root, whose key
+                is not at hand to renew it.
+        """
         before = self.revocations()
         number, dated = 1, now - certificates.BACK_DATED
         if before is not None:
@@ -152,7 +165,11 @@ class Signer:
             for entry in self.issued()
             if "revoked" in entry
         ]
-        made = certificates.revocation_list(self.certificate(), key, revoked, number, dated)
+        own = self.certificate()
+        if life is None:
+            life = (_life_of_list(before, own) if before is not None else None) or certificates.LIST_LIFE
+        ends = own.not_valid_after_utc if self.name == "root" else now + life
+        made = certificates.revocation_list(own, key, revoked, number, dated, ends)
         files.write(self.revocations_file, certificates.pem(made))
 
     def _save(self, entries: list[dict[str, Any]], now: datetime) -> None:
@@ -160,3 +177,12 @@ class Signer:
         past = (now - certificates.BACK_DATED).timestamp()
         kept = [entry for entry in entries if entry["ends"] > past]
         files.write(self._ledger_file, orjson.dumps(kept, option=orjson.OPT_INDENT_2), private=True)
+
+
+def _life_of_list(known: x509.CertificateRevocationList, signer: x509.Certificate) -> timedelta | None:
+    """Return how long a revocation list was to be valid; None if as long as its signer."""
+    begins, ends = known.last_update_utc, known.next_update_utc
+    if begins is None or ends is None or ends >= signer.not_valid_after_utc:
+        return None
+    # In whole hours: a list that replaces another within a second is dated a second later.
+    return timedelta(hours=round((ends - begins - certificates.BACK_DATED) / timedelta(hours=1))) or timedelta(hours=1)

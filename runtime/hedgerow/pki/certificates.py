@@ -7,6 +7,7 @@ certificate not yet valid.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -23,6 +24,12 @@ from hedgerow.pki.names import IdentityKind, PkiError
 BACK_DATED: Final = timedelta(days=1)
 ROOT_LIFE: Final = timedelta(days=3650)
 AUTHORITY_LIFE: Final = timedelta(days=730)
+LIST_LIFE: Final = timedelta(days=30)
+"""Of an authority's revocation list, as of a certificate: both must be renewed and reach their machines in this time."""
+
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS: Final = re.compile(rf"(?:\*\.|\.)?{_LABEL}(?:\.{_LABEL})*\.?")
+_WILDCARD: Final = re.compile(rf"\*(?:\.{_LABEL}){{2,}}")
 
 REASONS: Final = {
     "unspecified": x509.ReasonFlags.unspecified,
@@ -124,17 +131,21 @@ def revocation_list(
     revoked: Iterable[tuple[int, datetime, str]],
     number: int,
     dated: datetime,
+    ends: datetime,
 ) -> x509.CertificateRevocationList:
     """Create the list of revoked certificates: serial, time, reason.
 
-    It is valid as long as the signer. A broker refuses every client once its list has expired, so a shorter life would
-    stop a site that gets no new files.
+    A broker refuses every client once its list has expired. Otherwise whoever keeps new lists from a broker could use a
+    revoked certificate there for as long as the authority lives.
+
+    Args:
+        ends: when it expires; with the signer if that is earlier.
     """
     made = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(signer.subject)
         .last_update(dated)
-        .next_update(signer.not_valid_after_utc)
+        .next_update(min(ends, signer.not_valid_after_utc))
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False)
     )
@@ -261,9 +272,26 @@ def _host(text: str) -> x509.GeneralName:
 
 
 def _dns(text: str) -> x509.DNSName:
-    if not text or any(not (sign.isascii() and (sign.isalnum() or sign in "-.*_")) for sign in text):
+    if len(text) > 253 or _DNS.fullmatch(text) is None:
         raise PkiError(f"{text!r} is not a host name", remedy="Give DNS names or IP addresses.")
     return x509.DNSName(text)
+
+
+def check_wildcards(hosts: Sequence[str], *, allowed: bool) -> None:
+    """Check host names for a broker's certificate.
+
+    Args:
+        allowed: whether a wildcard may stand for the first label of a name with at least two more.
+    Raises: PkiError: a name has a wildcard, or one that covers too much.
+    """
+    for host in hosts:
+        if "*" in host and (not allowed or _WILDCARD.fullmatch(host) is None):
+            raise PkiError(
+                f"{host!r} covers names of other machines: whoever has this certificate can be any of them to every client",
+                remedy="Name each host of the broker: --host broker.hall-2.lan --host 10.7.0.2."
+                if not allowed
+                else "Put `*` only in place of the first part, before two others: `*.hall-2.lan`.",
+            )
 
 
 def _constraints(names: Sequence[str]) -> x509.NameConstraints:
@@ -272,5 +300,6 @@ def _constraints(names: Sequence[str]) -> x509.NameConstraints:
         try:
             permitted.append(x509.IPAddress(ipaddress.ip_network(name)))
         except ValueError:
+            check_wildcards([name], allowed=False)  # here it would match nothing: `lan` stands for all below it
             permitted.append(_dns(name))
     return x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)

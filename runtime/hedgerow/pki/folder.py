@@ -107,8 +107,35 @@ class Pki:
             self._refresh()
         return made
 
+    def renew_lists(self, life: timedelta | None = None, *, dry_run: bool = False) -> list[str]:
+        """Renew the revocation lists of authorities whose key is here, once a third of their life has passed.
+
+        Args:
+            life: how long they are valid from now on; given, all are renewed. None: as long as before.
+            dry_run: only return the names.
+        Returns: names of the authorities.
+        """
+        now, due = self.now(), []
+        for signer in self.authorities():
+            if signer.key_file.exists() and (life is not None or signer.list_is_due(now)):
+                with suppress(PkiError):  # `renew` and `issue` report a wrong clock and an expired authority
+                    signer.check_clock(now)
+                    due.append(signer)
+        if due and not dry_run:
+            with files.locked(self.folder):
+                for signer in due:
+                    signer.write_revocations(signer.key(), now, life)
+                self._refresh()
+        return [signer.name for signer in due]
+
     def issue(
-        self, who: Identity, life: timedelta, *, role: str | None = None, hosts: Sequence[str] = ()
+        self,
+        who: Identity,
+        life: timedelta,
+        *,
+        role: str | None = None,
+        hosts: Sequence[str] = (),
+        allow_wildcard: bool = False,
     ) -> CertificateEntry:
         """Issue a certificate with a new key.
 
@@ -116,6 +143,7 @@ class Pki:
             life: how long it is valid; shorter if the authority expires first.
             role: what it is, for people to read; by default its kind.
             hosts: names and addresses of a broker.
+            allow_wildcard: whether one may begin with `*.`.
         Raises: PkiError: there is a valid one, or the authority cannot sign here.
         """
         if (who.kind is IdentityKind.BROKER) != bool(hosts):
@@ -125,6 +153,7 @@ class Pki:
                 if who.kind is IdentityKind.BROKER
                 else "Leave --host out.",
             )
+        certificates.check_wildcards(hosts, allowed=allow_wildcard)
         if role is not None and not is_name(role):
             raise PkiError(
                 f"{role!r} is not a valid role name",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -133,13 +133,48 @@ def examine(
                     f"{crl_file} has no list of {authority.subject.rfc4514_string()}",
                     "Use it and `ca_file` from the same folder: every client of that authority is refused.",
                 )
+    if crl_file is not None:
+        yield from list_troubles(now, crl_file, lists)
+
+
+def list_troubles(now: datetime, path: Path, lists: Sequence[x509.CertificateRevocationList]) -> Iterator[Trouble]:
+    """Yield revocation lists that have expired, or will soon: less than a quarter of their life is left, at most 30 days.
+
+    Args:
+        path: their file, for the message.
+    """
+    remedy = (
+        "Check that the timer of `hedgerow pki renew` or `pki apply` runs, and that `trust.crl` reaches this machine and the "
+        "broker: with an expired list a broker refuses every client."
+    )
     for one in lists:
-        if one.next_update_utc is not None and now >= one.next_update_utc:
+        ends, begins = one.next_update_utc, one.last_update_utc
+        if ends is None or begins is None:
+            continue
+        issuer = one.issuer.rfc4514_string()
+        if now >= ends:
+            yield Trouble(True, f"{path}: the revocation list of {issuer} expired on {ends:%Y-%m-%d %H:%M} UTC", remedy)
+        elif ends - now < min((ends - begins) / 4, timedelta(days=30)):
             yield Trouble(
-                True,
-                f"{crl_file}: the list of {one.issuer.rfc4514_string()} expired on {one.next_update_utc:%Y-%m-%d}",
-                "Install a new one: with an expired list every client is refused.",
+                False,
+                f"{path}: the revocation list of {issuer} expires on {ends:%Y-%m-%d %H:%M} UTC and has not been renewed",
+                remedy,
             )
+
+
+def lists_beside(now: datetime, cert_file: Path | None, crl_file: Path | None = None) -> list[Trouble]:
+    """Return what is wrong with the revocation lists of a client, or next to its certificate.
+
+    `hedgerow pki` puts the lists of an authority into the folder of everyone it certifies, so its broker most likely has the
+    same ones.
+    """
+    path = crl_file or (cert_file.with_name("trust.crl") if cert_file is not None else None)
+    if path is None or not path.exists():
+        return []
+    try:
+        return list(list_troubles(now, path, x509_lists(path)))
+    except PkiError as error:
+        return [Trouble(False, str(error), error.remedy)]
 
 
 def x509_lists(path: Path) -> list[x509.CertificateRevocationList]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,8 +11,11 @@ from string import Template
 from typing import Final
 from urllib.parse import urlsplit
 
-from hedgerow.topics import Address, Channel
+from hedgerow.config import NodeConfig
+from hedgerow.topics import Address, Channel, is_name
+from hedgerow.topology import limits
 from hedgerow.topology.acl import pattern
+from hedgerow.topology.limits import BrokerLimits
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
@@ -23,20 +27,36 @@ def template(name: str, /, **values: object) -> str:
     return _read(name).substitute({key: str(value) for key, value in values.items()})
 
 
+def scalar(name: str) -> str:
+    """Return a name as YAML; quoted where some reader would see a number, a date or a truth value."""
+    words = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+    return name if name[0].isalpha() and name.lower() not in words else json.dumps(name)
+
+
 @cache
 def _read(name: str) -> Template:
     return Template((resources.files("hedgerow.topology.templates") / f"{name}.txt").read_text("utf-8"))
 
 
-def site_conf(topology: Topology, site: str) -> str:
-    """Return the configuration of a site's broker, with its bridge to the region."""
+def site_conf(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> str:
+    """Return the configuration of a site's broker, with its bridge to the region.
+
+    Args:
+        nodes: configurations of its nodes.
+    """
     place, region = topology.sites[site], topology.region
     up = _up_of_site(topology, site)
     text = f"# The broker of site {site}, region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
-    text += _listener(topology, site, site, place)
+    allowed = limits.of_site(topology, site, nodes)
+    text += _listener(topology, site, site, place, allowed)
     if place.loopback_port is not None:
-        text += template("loopback.conf", port=place.loopback_port, acl=topology.machine.config / site / "acl.loopback")
-    text += _limits(topology, site, topology.limits.packet_bytes)
+        text += template(
+            "loopback.conf",
+            port=place.loopback_port,
+            acl=topology.machine.config / site / "acl.loopback",
+            connections=allowed.connections,
+        )
+    text += _limits(topology, site, topology.limits.packet_bytes, allowed)
     return text + _bridge(
         topology,
         site,
@@ -52,8 +72,9 @@ def region_conf(topology: Topology) -> str:
     """Return the configuration of the region's broker, with a bridge to its parent, if it has one."""
     region, parent = topology.region, topology.parent
     text = f"# The broker of region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
-    text += _listener(topology, region.name, REGION_AUTHORITY, region)
-    text += _limits(topology, region.name, topology.limits.bridge_packet_bytes)
+    allowed = limits.of_region(topology)
+    text += _listener(topology, region.name, REGION_AUTHORITY, region, allowed)
+    text += _limits(topology, region.name, topology.limits.bridge_packet_bytes, allowed)
     if parent is None:
         return text
     everyone = Address(region.name, "+", "+")
@@ -71,11 +92,9 @@ def region_conf(topology: Topology) -> str:
 def parent_conf(topology: Topology, parent: RegionSection) -> str:
     """Return the configuration of the broker above the region."""
     text = f"# The broker {parent.name}, above the regions, for Mosquitto 2.0.11 or later.\n\n"
-    return (
-        text
-        + _listener(topology, parent.name, parent.name, parent)
-        + _limits(topology, parent.name, topology.limits.bridge_packet_bytes)
-    )
+    allowed = limits.of_parent(topology, parent)
+    text += _listener(topology, parent.name, parent.name, parent, allowed)
+    return text + _limits(topology, parent.name, topology.limits.bridge_packet_bytes, allowed)
 
 
 def start_files(topology: Topology, name: str) -> dict[str, str]:
@@ -108,7 +127,8 @@ def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
     )
     for pipeline, fields in rules.items():
         if fields:
-            what = f"only {', '.join(fields.keep)}" if fields.keep is not None else f"without {', '.join(fields.drop)}"
+            listed = ", ".join(name if is_name(name) else json.dumps(name) for name in fields.keep or fields.drop)
+            what = f"only {listed}" if fields.keep is not None else f"without {listed}"
             yield f"# {pipeline}: {what} (the node leaves the rest out)"
         yield f"topic {address.topic(Channel.RESULT, pipeline)}/# out 1"
     yield "# Model chunks: requested by one node, sent to all nodes of the site at once. What nodes announce and send to each"
@@ -133,7 +153,9 @@ def _topic(address: Address, channel: Channel, way: str) -> str:
     return f"topic {pattern(address, channel)} {way} {0 if channel is Channel.HEALTH else 1}"
 
 
-def _listener(topology: Topology, name: str, authority: str, place: SiteSection | RegionSection) -> str:
+def _listener(
+    topology: Topology, name: str, authority: str, place: SiteSection | RegionSection, allowed: BrokerLimits
+) -> str:
     url = urlsplit(place.broker)
     host = place.broker.removeprefix("mqtts://").rpartition(":")[0]
     here = f" {host.strip('[]')}" if host in _LOOPBACK else ""  # bound to loopback only
@@ -142,23 +164,30 @@ def _listener(topology: Topology, name: str, authority: str, place: SiteSection 
         listener=f"{url.port}{here}",
         tls=certificate(topology, authority, "broker"),
         acl=topology.machine.config / name / "acl",
+        connections=allowed.connections,
+        clients=allowed.clients,
+        aliases=topology.limits.topic_aliases,
     )
 
 
-def _limits(topology: Topology, name: str, packet_bytes: int) -> str:
-    limits = topology.limits
-    waiting = min(limits.queue_messages, limits.queue_bytes // 1000)
+def _limits(topology: Topology, name: str, packet_bytes: int, allowed: BrokerLimits) -> str:
+    settings = topology.limits
+    waiting = min(allowed.queue_messages, allowed.queue_bytes // 1000)
     return template(
         "limits.conf",
-        inflight=limits.inflight,
-        rate=f"{limits.inflight * 25:,}",
-        queue_messages=limits.queue_messages,
-        queue_bytes=limits.queue_bytes,
-        queue_mib=f"{limits.queue_bytes / 2**20:.3g}",
+        inflight=settings.inflight,
+        rate=f"{settings.inflight * 25:,}",
+        queue_messages=allowed.queue_messages,
+        queue_bytes=allowed.queue_bytes,
+        queue_mib=f"{allowed.queue_bytes / 2**20:.3g}",
         hours=f"{waiting / 20 / 3600:.2g}",
         packet_bytes=packet_bytes,
+        memory_bytes=allowed.memory_bytes,
+        memory_mib=allowed.memory_bytes >> 20,
+        keepalive_s=settings.keepalive_s,
+        session_hours=settings.session_hours,
         state=state_of(topology, name),
-        autosave_s=limits.autosave_s,
+        autosave_s=settings.autosave_s,
         user=topology.machine.broker_user,
     )
 

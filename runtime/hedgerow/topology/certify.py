@@ -23,12 +23,14 @@ class Certified:
         certificates: outcome for each certificate that the topology needs.
         surplus: valid certificates that the topology does not name; they are left alone.
         expiring: authorities that expire soon.
+        lists: authorities whose revocation list was renewed.
     """
 
     created: list[str]
     certificates: list[Provided]
     surplus: list[CertificateEntry]
     expiring: list[CertificateEntry]
+    lists: list[str]
 
 
 def certify(
@@ -39,6 +41,7 @@ def certify(
     init: bool = False,
     passphrase: Passphrase = lambda: None,
     without: Collection[str] = (),
+    list_life: timedelta | None = None,
     dry_run: bool = False,
 ) -> Certified:
     """Issue or renew certificates so that every identity in a topology has a valid one.
@@ -48,6 +51,7 @@ def certify(
         init: create a missing root and authorities; these may only certify the topology's hosts.
         passphrase: of the root's key; called only if the key is created or used.
         without: authorities managed elsewhere, with everything they certify.
+        list_life: how long revocation lists are valid from now on; None: as long as before.
         dry_run: only report what would be done.
     Raises: PkiError: an authority is missing and `init` is not set, or it cannot be created.
     """
@@ -70,4 +74,5 @@ def certify(
         list(provide(pki, wanted, life, dry_run=dry_run)),
         [entry for entry in surplus(pki, wanted) if entry.folder.parent.parent.name not in without],
         [entry for entry in pki.signers() if entry.is_short(pki.now())] if pki.root.exists else [],
+        pki.renew_lists(list_life, dry_run=dry_run),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from hedgerow.config import NodeConfig
@@ -77,6 +78,56 @@ def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[Top
             seen.add(name)
 
 
+def paths(topology: Topology) -> Iterator[TopologyIssue]:
+    """Yield folders whose name would have another meaning in a unit, a manifest, a script or `mosquitto.conf`.
+
+    Args:
+        topology: with absolute paths.
+    """
+    for name in ("pki", "config", "state", "command"):
+        yield from _odd(
+            ("machine", name), getattr(topology.machine, name), "A relative path starts at the topology's own folder."
+        )
+
+
+def odd_files(keys: tuple[str, ...], files: Iterable[Path]) -> Iterator[TopologyIssue]:
+    """Yield files of models and stages with such a name: containers mount each by its path."""
+    for path in files:
+        yield from _odd(keys, path, "Rename the file.")
+
+
+def _odd(keys: tuple[str, ...], path: Path, remedy: str) -> Iterator[TopologyIssue]:
+    if (
+        odd := next((letter for letter in str(path) if not (letter.isalnum() or letter in "/._-+@~")), None)
+    ) is not None:
+        yield TopologyIssue(
+            keys,
+            f"{str(path)!a} has the character {odd!a}; units, manifests and scripts that name it would read it differently",
+            f"Use letters, digits and `/._-+@~` only. {remedy}",
+        )
+
+
+def loose_images(topology: Topology) -> list[str]:
+    """Return the settings of images that are named by tag."""
+    machine = topology.machine
+    images = {
+        "broker_image": machine.broker_image,
+        "node_image": machine.node_image,
+        "region_image": machine.region_image,
+    }
+    return [f"machine.{name}" for name, image in images.items() if "@sha256:" not in image]
+
+
+def padded(keys: tuple[str, ...], base: Path, config: NodeConfig) -> Iterator[TopologyIssue]:
+    """Yield subscriptions that an access list cannot express."""
+    for one in subscriptions(config):
+        if one != one.strip():
+            yield TopologyIssue(
+                keys, f"{base}: {one!r} begins or ends with a space, which an access list cannot express",
+                "Remove the space, and rename the topic at the sensor.",
+            )  # fmt: skip
+
+
 def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
     """Yield rules for pipelines that no node runs, and fields that are selected twice."""
     for site, place in topology.sites.items():
@@ -110,6 +161,12 @@ def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
 
 def remarks(topology: Topology, nodes: Nodes) -> Iterator[str]:
     """Yield what is valid but probably unintended."""
+    for (site, node), config in nodes.items():
+        if config.broker.session_expiry_s > topology.limits.session_hours * 3600:
+            yield (
+                f"{site}/{node} asks the broker to keep its session for {config.broker.session_expiry_s} s, but "
+                f"`limits.session_hours` ends it after {topology.limits.session_hours} h"
+            )
     for site, place in topology.sites.items():
         read = [one for node in place.nodes for one in subscriptions(nodes[site, node])]
         for sensor, filters in topology.sensors_of(site).items():

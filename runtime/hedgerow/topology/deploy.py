@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from hedgerow.config import MetricsSection, NodeConfig
-from hedgerow.topology.brokers import command, template
+from hedgerow.topology.brokers import command, scalar, template
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
@@ -30,7 +30,7 @@ class Service:
         what: description for people.
         words: its command line after `hedgerow`.
         image: of its container.
-        config: folder of its configuration.
+        reads: what it reads besides its certificate: its configuration first, and files of models and stages; or a folder.
         state: the only folder it writes to.
         tls: folder of its certificate.
         metrics: where its probes are.
@@ -44,7 +44,7 @@ class Service:
     what: str
     words: tuple[str, ...]
     image: str
-    config: Path
+    reads: tuple[Path, ...]
     state: Path
     tls: Path
     metrics: MetricsSection
@@ -67,15 +67,19 @@ class Service:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.metrics.port}/healthz"
 
 
-def node_service(topology: Topology, site: str, node: str, config: NodeConfig) -> Service:
-    """Return the service of a node."""
-    machine = topology.machine
+def node_service(topology: Topology, site: str, node: str, config: NodeConfig, files: Iterable[Path] = ()) -> Service:
+    """Return the service of a node.
+
+    Args:
+        files: of models and stages that it reads, below the site's folder `nodes/`.
+    """
+    machine, folder = topology.machine, topology.machine.config / site / "nodes"
     return Service(
         name=node,
         what=f"node {site}/{node}",
-        words=("node", "run", f"{machine.config / site}/nodes/{node}.yaml"),
+        words=("node", "run", f"{folder}/{node}.yaml"),
         image=machine.node_image,
-        config=machine.config / site / "nodes",
+        reads=(folder / f"{node}.yaml", *(folder / path for path in files)),
         state=machine.state / site / node,
         tls=certificate(topology, site, node),
         metrics=config.metrics,
@@ -97,7 +101,7 @@ def region_service(topology: Topology) -> Service | None:
         what=f"service of region {name}",
         words=("region", "run", f"{machine.config / name}/service/region.yaml"),
         image=machine.region_image,
-        config=machine.config / name / "service",
+        reads=(machine.config / name / "service",),
         state=machine.state / name / "region",
         tls=certificate(topology, REGION_AUTHORITY, collectors[0]),
         metrics=MetricsSection(port=_PORT),
@@ -108,17 +112,16 @@ def region_service(topology: Topology) -> Service | None:
     )
 
 
-def region_yaml(topology: Topology, service: Service, host: str = "127.0.0.1") -> str:
-    """Return the configuration of the region's service, with its probes at `host`."""
+def region_yaml(topology: Topology, service: Service) -> str:
+    """Return the configuration of the region's service."""
     return template(
         "region.yaml",
-        region=topology.region.name,
+        region=scalar(topology.region.name),
         broker=topology.region.broker,
         tls=service.tls,
         state=service.state,
         models=f"models:\n  repository: {service.state}/models\n" if topology.models else "",
         stop_s=_STOP_S,
-        host=host,
         port=_PORT,
     )
 
@@ -160,12 +163,11 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
     machine = topology.machine
     user, _, group = machine.node_ids.partition(":")
     values = {
-        "service": service.name,
+        "service": scalar(service.name),
         "what": service.what,
         "unit": service.unit,
         "image": service.image,
         "command": machine.command,
-        "config": service.config,
         "state": service.state,
         "tls": service.tls,
         "ids": machine.node_ids,
@@ -180,9 +182,19 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
     spoken = " ".join(service.words)
     reload = "ExecReload=/bin/kill -HUP $MAINPID\n" if service.reloads else ""
     return {
-        "compose.yaml": template("compose-node.yaml", **values, words=listed, health=_compose_health(service.probe)),
+        "compose.yaml": template(
+            "compose-node.yaml",
+            **values,
+            words=listed,
+            health=_compose_health(service.probe),
+            reads="\n".join(f"      - {path}:{path}:ro" for path in service.reads),
+        ),
         f"quadlet/{service.unit}.container": template(
-            "node.container", **values, words=spoken, health=_quadlet_health(service.probe)
+            "node.container",
+            **values,
+            words=spoken,
+            health=_quadlet_health(service.probe),
+            reads="\n".join(f"Volume={path}:{path}:ro" for path in service.reads),
         ),
         f"systemd/{service.unit}.service": template("node.service", **values, words=spoken, reload=reload),
     }

@@ -53,6 +53,7 @@ def headed(path: PurePosixPath, text: str, source: str) -> str:
         source: name of the topology file.
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    source = re.sub(r"[^\w. +@-]|--+", "_", source)  # a file's name may hold anything, even a line break
     line = f"Made by `hedgerow topology render` from {source}; digest {digest}. Change that file, not this one."
     return f"<!-- {line} -->\n{text}" if path.suffix == ".md" else f"# {line}\n{text}"
 

@@ -6,6 +6,7 @@ Configurations are ConfigMaps, certificates are secrets referenced by name, and 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from hedgerow.topology.model import RegionSection, SiteSection, Topology
 
 NAMESPACE: Final = "hedgerow"
 _LONGEST: Final = 48  # a pod's name and labels append to this, and are limited to 63
+_DATE: Final = re.compile(r"\d{4}-\d\d?-\d\d?")
 _PORT: Final = 9464
 _GIB: Final = 2**30
 
@@ -27,7 +29,7 @@ def named(where: str, what: str) -> str:
     """Return the name of an object: lower-case letters, digits and `-`; a changed name gets a digest to stay unique."""
     plain = f"{where}-{what}"
     name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if name == plain and len(name) <= _LONGEST:
+    if name == plain and len(name) <= _LONGEST and not _DATE.fullmatch(name):
         return name
     digest = hashlib.sha256(f"{where}/{what}".encode()).hexdigest()[:6]
     return f"{name[: _LONGEST - 7].rstrip('-')}-{digest}"
@@ -44,12 +46,14 @@ def broker(
     place: SiteSection | RegionSection,
     files: Mapping[str, str],
     tls: Mapping[str, Path],
+    above: RegionSection | None = None,
 ) -> str:
     """Return the manifests of a broker.
 
     Args:
         files: its configuration by name: `mosquitto.conf`, `acl`, …
         tls: folder of each certificate it reads, by purpose: `broker`, `bridge`.
+        above: whose broker its bridge connects to.
     """
     machine = topology.machine
     user, _, group = machine.broker_ids.partition(":")
@@ -67,7 +71,9 @@ def broker(
         group=group,
         config=machine.config / where,
         state=machine.state / where / "broker",
-        port=urlsplit(place.broker).port,
+        port=_port(place),
+        # Without a rule it may connect nowhere; a rule with an empty list would allow all ports.
+        above=f"    - ports: [{{port: {_port(above)}, protocol: TCP}}]\n" if above is not None else "",
         memory_mib=machine.broker_memory_bytes >> 20,
         # A snapshot is written while the previous one still exists.
         storage_gib=math.ceil(2 * machine.broker_memory_bytes / _GIB),
@@ -79,7 +85,7 @@ def broker(
 
 
 def service(
-    topology: Topology, where: str, what: Service, config: str, *, stored_bytes: int, with_files: bool = False
+    topology: Topology, where: str, what: Service, config: str, *, stored_bytes: int, https: bool = False
 ) -> str:
     """Return the manifests of a node or of the region's service.
 
@@ -87,22 +93,18 @@ def service(
         where: its site or region.
         config: text of its configuration.
         stored_bytes: bytes it may write.
-        with_files: whether models and other files are next to its configuration on the machine.
+        https: whether it fetches models from web servers.
     """
     machine = topology.machine
     user, _, group = machine.node_ids.partition(":")
-    file = Path(what.words[-1])
-    is_node = what.words[0] == "node"
+    file, is_node = Path(what.words[2]), what.words[0] == "node"
+    place = topology.sites[where] if is_node else topology.region
+    # The machine's files are mounted one by one, and the configuration beside them.
+    mounts = [f"{{name: config, mountPath: {file}, subPath: {file.name}, readOnly: true}}"]
     volumes = [f"{{name: config, configMap: {{name: {named(where, what.name)}}}}}"]
-    if with_files:
-        # Mount the machine's folder, and this configuration over it.
-        mounts = [
-            f"{{name: files, mountPath: {what.config}, readOnly: true}}",
-            f"{{name: config, mountPath: {file}, subPath: {file.name}, readOnly: true}}",
-        ]
-        volumes += [f"{{name: files, hostPath: {{path: {what.config}, type: Directory}}}}"]
-    else:
-        mounts = [f"{{name: config, mountPath: {what.config}, readOnly: true}}"]
+    for number, path in enumerate(what.reads[1:]):
+        mounts.append(f"{{name: file-{number}, mountPath: {path}, readOnly: true}}")
+        volumes.append(f"{{name: file-{number}, hostPath: {{path: {path}, type: File}}}}")
     return template(
         "k3s-service.yaml",
         name=named(where, what.name),
@@ -111,7 +113,7 @@ def service(
         files=_data({file.name: config}),
         digest=_digest({file.name: config}),
         image=what.image,
-        words=", ".join(what.words),
+        words=", ".join(what.words if is_node else (*what.words, "--metrics-host", "$(POD_IP)")),
         env=_PROBES if is_node else "",
         port=_PORT if is_node else what.metrics.port,
         user=user,
@@ -124,14 +126,18 @@ def service(
         drain=what.drain,
         mounts=_lines(12, mounts),
         volumes=_lines(8, volumes),
+        egress=", ".join(f"{{port: {port}, protocol: TCP}}" for port in (_port(place), *((443,) if https else ()))),
     )
 
 
-# A pod has its own address, so its probes can use a fixed port.
+def _port(place: SiteSection | RegionSection) -> int | None:
+    return urlsplit(place.broker).port
+
+
+# A pod has an address of its own: its probes can use a fixed port there, and need no other address.
 _PROBES: Final = f"""\
-          env:
             - {{name: HEDGEROW_METRICS__ENABLED, value: "true"}}
-            - {{name: HEDGEROW_METRICS__HOST, value: 0.0.0.0}}
+            - {{name: HEDGEROW_METRICS__HOST, value: $(POD_IP)}}
             - {{name: HEDGEROW_METRICS__PORT, value: "{_PORT}"}}
 """
 
@@ -141,9 +147,16 @@ def _secret(name: str) -> str:
 
 
 def _data(files: Mapping[str, str]) -> str:
-    """Embed texts as block scalars; the 2 fixes their indentation whatever their first line."""
+    r"""Embed texts as block scalars; the 2 fixes their indentation whatever their first line.
+
+    A text with other line breaks than "\n", for example in a comment, is quoted: after one of them, some readers of YAML
+    would take the rest for a manifest.
+    """
     parts = []
     for name, text in files.items():
+        if any(len(line.splitlines()) > 1 for line in text.split("\n")):
+            parts.append(f"  {name}: {json.dumps(text)}")
+            continue
         parts.append(f"  {name}: |2")
         parts += [f"    {line}" if line else "" for line in text.rstrip("\n").split("\n")]
     return "\n".join(parts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ class Described:
         texts: configuration text of each node, by site and name.
         nodes: the same, parsed.
         models: files of models and stages, by their path below the site's folder `nodes/`.
+        files: the same paths by site and name of the node that reads them.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Described:
     texts: Mapping[tuple[str, str], str]
     nodes: Mapping[tuple[str, str], NodeConfig]
     models: Mapping[str, Mapping[Path, Path]]
+    files: Mapping[tuple[str, str], Collection[Path]] = field(default_factory=dict)
 
 
 def load(path: Path) -> Described:
@@ -46,10 +48,10 @@ def load(path: Path) -> Described:
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
     reading = _Reading(topology, path.parent)
-    findings = [*check.clashes(topology), *reading.findings()]
+    findings = [*check.clashes(topology), *check.paths(topology), *reading.findings()]
     findings += check.mismatches(topology, reading.nodes)
     _refuse(document, path, findings)
-    return Described(path.name, topology, reading.texts, reading.nodes, reading.models)
+    return Described(path.name, topology, reading.texts, reading.nodes, reading.models, reading.files)
 
 
 def load_alone(path: Path) -> Topology:
@@ -59,7 +61,7 @@ def load_alone(path: Path) -> Topology:
     """
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
-    _refuse(document, path, [*check.clashes(topology)])
+    _refuse(document, path, [*check.clashes(topology), *check.paths(topology)])
     return topology
 
 
@@ -81,6 +83,7 @@ class _Reading:
         self.texts: dict[tuple[str, str], str] = {}
         self.nodes: dict[tuple[str, str], NodeConfig] = {}
         self.models: dict[str, dict[Path, Path]] = {site: {} for site in topology.sites}
+        self.files: dict[tuple[str, str], dict[Path, None]] = {}
         self._bases: dict[Path, Document | None] = {}
 
     def findings(self) -> Iterator[TopologyIssue]:
@@ -120,7 +123,8 @@ class _Reading:
             for problem in error.problems:
                 yield TopologyIssue(("sites", site, "nodes", node, "override"), str(problem), problem.remedy)
             return
-        self.texts[site, node], self.nodes[site, node] = text, config
+        self.texts[site, node], self.nodes[site, node], self.files[site, node] = text, config, {}
+        yield from check.padded(keys, base, config)
         yield from self._models(site, node, base, config, keys)
         for name in config.pipelines:
             try:
@@ -129,7 +133,8 @@ class _Reading:
                 yield TopologyIssue(keys, f"{base}: pipelines.{name}.subscribe: {error}", error.remedy)
         for pipeline in config.pipelines.values():
             for stage in pipeline.stages:
-                self._include_files(site, base.parent, stage.config.values())
+                self._include_files((site, node), base.parent, stage.config.values())
+        yield from check.odd_files(keys, self.files[site, node])
 
     def _models(
         self, site: str, node: str, base: Path, config: NodeConfig, keys: tuple[str, ...]
@@ -157,17 +162,20 @@ class _Reading:
                     f"{site} has two models at {path}: {source} and {self.models[site][path]}",
                     "Rename one of them.",
                 )
-            elif path.suffix == ".xml":  # OpenVINO keeps the weights in a second file
-                self._include_files(site, base.parent, [str(path.with_suffix(".bin"))])
+            else:
+                self.files[site, node][path] = None
+                if path.suffix == ".xml":  # OpenVINO keeps the weights in a second file
+                    self._include_files((site, node), base.parent, [str(path.with_suffix(".bin"))])
         if config.fleet.root_file is not None:
-            self._include_files(site, base.parent, [str(config.fleet.root_file)])
+            self._include_files((site, node), base.parent, [str(config.fleet.root_file)])
 
-    def _include_files(self, site: str, folder: Path, values: Iterable[Any]) -> None:
+    def _include_files(self, reader: tuple[str, str], folder: Path, values: Iterable[Any]) -> None:
         """Add files named in a stage's settings, e.g. `labels_file`."""
         for value in values:
             path = Path(value) if isinstance(value, str) and len(value) < _LONGEST_PATH else None
             if path is not None and not path.is_absolute() and ".." not in path.parts and (folder / path).is_file():
-                self.models[site].setdefault(path, folder / path)
+                self.models[reader[0]].setdefault(path, folder / path)
+                self.files[reader][path] = None
 
 
 def _anchored(topology: Topology, folder: Path) -> Topology:

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ Roles = dict[Role, tuple[Name, ...]]
 REGION_AUTHORITY: Final = "region"
 """Folder and name suffix of identities that the region's authority certifies."""
 
+# As in the grammar of OCI references: a registry with its port, a path, a tag, a digest.
+_IMAGE: Final = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5}(?=/))?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
 _BROKER: Final = re.compile(r"(?:mqtts://)?([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::([0-9]{1,5}))?")
 
 # Commands that sites accept from above by default. Not `snapshot`: its reply carries a raw frame.
@@ -33,6 +39,10 @@ def _broker(text: str) -> str:
     match = _BROKER.fullmatch(text)
     if match is None or not 0 < int(match[2] or 8883) < 65_536:
         raise ValueError("write HOST or mqtts://HOST:PORT; TLS is required between machines")
+    if match[1].startswith("["):
+        ipaddress.IPv6Address(match[1][1:-1])
+    elif re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9].*", match[1]) is None:
+        raise ValueError(f"{match[1]!r} is neither a host name nor an address")
     return f"mqtts://{match[1]}:{match[2] or 8883}"
 
 
@@ -51,6 +61,8 @@ def _sensor_topics(filters: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(
                 f"a sensor may not write {one!r}: the first level of its topics must be a fixed name other than `hedgerow`"
             )
+        if one != one.strip():
+            raise ValueError(f"{one!r} begins or ends with a space, which an access list cannot express")
     return filters
 
 
@@ -63,7 +75,14 @@ def _rule(value: Any) -> Any:
     return value
 
 
+def _image(text: str) -> str:
+    if len(text) > 512 or _IMAGE.fullmatch(text) is None:
+        raise ValueError("write NAME:TAG or NAME@sha256:DIGEST, as `podman image inspect` prints it")
+    return text
+
+
 Broker = Annotated[str, AfterValidator(_broker)]
+Image = Annotated[str, AfterValidator(_image)]
 Sensors = dict[Name, Annotated[Filters, AfterValidator(_sensor_topics)]]
 Up = dict[Name, Annotated[FieldsSection | None, BeforeValidator(_rule, json_schema_input_type=bool | FieldsSection)]]
 
@@ -136,16 +155,58 @@ class ParentSection(RegionSection):
 
 
 class LimitsSection(Section):
-    """Limits of queued and in-flight messages. The defaults suit a gateway with 4 GB of memory."""
+    """Limits of connections, sessions and messages. What is left out is derived from the topology: see `limits.py`."""
 
+    connections: int | None = Field(
+        None,
+        ge=8,
+        le=65_535,
+        description="Connections to one listener of a broker; further ones are closed at once, whoever they are. Default: four "
+        "for each client of the topology (a node has one for each pipeline, and three more), and 64.",
+    )
+    session_hours: int = Field(
+        48,
+        ge=1,
+        le=8760,
+        description="Hours that a broker keeps the session of an absent client, and what waits for it, even if the client "
+        "asked for more.",
+    )
+    keepalive_s: int = Field(
+        1200,
+        ge=30,
+        le=65_535,
+        description="Longest keepalive: a client of MQTT 5 that asks for more, or none, is told to use this. Mosquitto 2.0.11 lets "
+        "clients of MQTT 3.1.1 have what they ask for; later versions refuse them (identifier rejected).",
+    )
+    topic_aliases: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Topic aliases that a client may set; each holds up to 64 KiB. Hedgerow uses none.",
+    )
+    memory_bytes: int | None = Field(
+        None,
+        ge=2**24,
+        description="Memory that a broker allocates. Then it disconnects whoever publishes or connects, without an "
+        "acknowledgement, until there is room. Default: three quarters of `machine.broker_memory_bytes`, less 28 kB for each "
+        "connection.",
+    )
     inflight: int = Field(
         1000, ge=1, le=65_535, description="QoS 1 messages in flight to one client; the broker's default is 20."
     )
-    queue_messages: int = Field(
-        1_000_000, ge=1, description="QoS 1 messages queued for one absent client; later ones are lost."
+    queue_messages: int | None = Field(
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Messages that wait for one slow or absent client; later ones are lost. Default: as many as half of the "
+        "memory holds for all `connections` at 94 bytes each; 10,000 to 100,000.",
     )
-    queue_bytes: int = Field(
-        512 * 2**20, ge=1024, description="Bytes queued for one client; whichever limit is reached first applies."
+    queue_bytes: int | None = Field(
+        None,
+        ge=1024,
+        le=2**31 - 1,
+        description="Bytes that wait for one client; whichever limit is reached first applies. Default: three quarters of the "
+        "memory, divided by the clients that messages wait for (pipelines and a bridge; collectors and a bridge).",
     )
     packet_bytes: int = Field(
         33_619_968,
@@ -168,22 +229,30 @@ class MachineSection(Section):
     config: Path = Field(Path("/etc/hedgerow"), description="Folder of rendered files: SITE/.")
     state: Path = Field(Path("/var/lib/hedgerow"), description="Folder of state: SITE/broker/ and SITE/NODE/.")
     broker_user: Name = Field("mosquitto", description="User the broker runs as when root starts it.")
-    broker_image: str = Field(
-        "docker.io/library/eclipse-mosquitto:2.0", description="Container image of the broker.", pattern=r"^\S+$"
+    broker_image: Image = Field(
+        "docker.io/library/eclipse-mosquitto:2.0",
+        description="Container image of the broker, best by digest: NAME@sha256:…",
     )
-    broker_ids: str = Field("1883:1883", pattern=r"^\d+:\d+$", description="UID:GID of the broker in its container.")
+    broker_ids: str = Field(
+        "1883:1883",
+        pattern=r"^[1-9][0-9]{0,9}:[0-9]{1,10}$",
+        description="UID:GID of the broker in its container; not root.",
+    )
     broker_memory_bytes: int = Field(
         2**30,
         ge=2**26,
-        description="Memory limit of a broker; needs room for `limits.queue_bytes` per absent client.",
+        description="Memory limit of a broker. Its other limits are derived from it.",
     )
-    node_image: str = Field("localhost/hedgerow:latest", description="Container image of the nodes.", pattern=r"^\S+$")
-    region_image: str = Field(
-        "localhost/hedgerow-region:latest", description="Container image of the region's service.", pattern=r"^\S+$"
+    node_image: Image = Field(
+        "localhost/hedgerow:latest", description="Container image of the nodes, best by digest: NAME@sha256:…"
+    )
+    region_image: Image = Field(
+        "localhost/hedgerow-region:latest",
+        description="Container image of the region's service, best by digest: NAME@sha256:…",
     )
     node_ids: str = Field(
         "10001:10001",
-        pattern=r"^[1-9]\d*:\d+$",
+        pattern=r"^[1-9][0-9]{0,9}:[0-9]{1,10}$",
         description="UID:GID of nodes and the region's service in their containers.",
     )
     node_memory_bytes: int = Field(
@@ -232,7 +301,7 @@ class Topology(Section):
         "message in or out; false: only refused connections are logged.",
     )
     sites: dict[Name, SiteSection] = Field(min_length=1, description="The sites by name.")
-    limits: LimitsSection = Field(LimitsSection(), description="Limits of queued and in-flight messages.")
+    limits: LimitsSection = Field(LimitsSection(), description="Limits of connections, sessions and messages.")
     machine: MachineSection = Field(MachineSection(), description="Paths, users and limits on the machines.")
 
     def sensors_of(self, site: str) -> Sensors:

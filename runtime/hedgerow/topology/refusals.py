@@ -1,7 +1,8 @@
-"""Finds refused requests in the log of a verbose Mosquitto (2.0: `-v`). Pure: lines in, refusals out.
+"""Finds refused requests, and what limits have ended, in the log of a verbose Mosquitto (2.0: `-v`). Pure: lines in, refusals out.
 
 - A connection without a valid certificate: TLS closes it, and the client is unknown.
 - A publish that the access list forbids: "Denied PUBLISH".
+- Whatever a limit of the broker ends: connections, packets, memory, messages in a queue, sessions of absent clients.
 - A subscription without read access. Mosquitto accepts it and delivers nothing, so it is checked against the access
   list; without a list, subscriptions are not judged.
 
@@ -17,11 +18,15 @@ from typing import Final, Literal, NamedTuple
 
 from hedgerow.topics import overlap
 
-What = Literal["connect", "publish", "subscribe"]
+What = Literal["connect", "publish", "subscribe", "disconnect", "drop", "expire"]
 
 _LINE: Final = re.compile(r"(?:^|\s)(\d{9,11}): (.*)$")  # after any prefix of a container's or the system's log
 _CONNECTED: Final = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+(?:, u'(.*)')?\)\.")
 _GONE: Final = re.compile(r"Client (.*?) (?:disconnected|closed its connection|has exceeded timeout)")
+_ENDED: Final = re.compile(r"Client (.*) disconnected due to (.*)\.")
+_DROPPED: Final = re.compile(r"Outgoing messages are being dropped for client (.*)\.")
+_EXPIRED: Final = re.compile(r"Expiring client (.*) due to timeout\.")
+_TOO_MANY: Final = re.compile(r"Client connection from (\S+) denied: max_connections exceeded\.")
 _DENIED: Final = re.compile(r"Denied PUBLISH from (.*) \(d\d, q\d, r\d, m\d+, '(.*)', \.\.\. \(\d+ bytes\)\)")
 _SUBSCRIBE: Final = re.compile(r"Received SUBSCRIBE from (.*)")
 _FILTER: Final = re.compile(r"\t(.*) \(QoS \d\)")
@@ -43,7 +48,7 @@ class AccessDenial(NamedTuple):
         at: Unix seconds.
         user: the common name of the certificate; "" without a valid one.
         client: the client id; "" if it got no further than TLS.
-        detail: the topic or filter, or why the connection was refused.
+        detail: the topic or filter, or why the broker refused or ended it.
     """
 
     at: int
@@ -87,6 +92,16 @@ class AccessDenials:
             self._subscribing = ""
         elif (match := _CONNECTED.fullmatch(message)) is not None:
             self._users[match[1]] = match[2] or ""
+        elif (match := _TOO_MANY.fullmatch(message)) is not None:
+            return AccessDenial(at, "connect", "", "", f"too many connections (`limits.connections`); from {match[1]}")
+        elif (match := _DROPPED.fullmatch(message)) is not None:
+            return AccessDenial(at, "drop", self._users.get(match[1], ""), match[1], "its queue is full")
+        elif (match := _EXPIRED.fullmatch(message)) is not None:
+            return AccessDenial(
+                at, "expire", "", match[1], "it was absent for `limits.session_hours`, or as long as it asked for"
+            )
+        elif (match := _ENDED.fullmatch(message)) is not None:
+            return AccessDenial(at, "disconnect", self._users.pop(match[1], ""), match[1], match[2])
         elif (match := _GONE.match(message)) is not None:
             self._users.pop(match[1], None)
             if message.endswith(", not authorised."):

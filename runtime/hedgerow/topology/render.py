@@ -36,13 +36,16 @@ def _site(described: Described, site: str) -> dict[str, str]:
     topology = described.topology
     place = topology.sites[site]
     nodes = {node: described.nodes[site, node] for node in place.nodes}
-    services = [deploy.node_service(topology, site, node, config) for node, config in nodes.items()]
-    broker = {"mosquitto.conf": brokers.site_conf(topology, site), "acl": acl.site_acl(topology, site, nodes)}
+    services = [
+        deploy.node_service(topology, site, node, config, described.files.get((site, node), ()))
+        for node, config in nodes.items()
+    ]
+    broker = {"mosquitto.conf": brokers.site_conf(topology, site, nodes), "acl": acl.site_acl(topology, site, nodes)}
     broker |= brokers.start_files(topology, site)
     if place.loopback_port is not None:
         broker["acl.loopback"] = acl.loopback_acl(topology, site)
     tls = {"broker": certificate(topology, site, "broker"), "bridge": certificate(topology, REGION_AUTHORITY, site)}
-    manifests = k3s.head("The broker and nodes", site) + k3s.broker(topology, site, place, broker, tls)
+    manifests = k3s.head("The broker and nodes", site) + k3s.broker(topology, site, place, broker, tls, topology.region)
     for service, (node, config) in zip(services, nodes.items(), strict=True):
         manifests += k3s.service(
             topology,
@@ -50,7 +53,7 @@ def _site(described: Described, site: str) -> dict[str, str]:
             service,
             described.texts[site, node],
             stored_bytes=config.outbox.max_bytes + _GIB,  # and compiled models
-            with_files=bool(described.models.get(site)),
+            https=bool(config.fleet.origins),
         )
     return {
         **broker,
@@ -71,9 +74,9 @@ def _region(topology: Topology) -> dict[str, str]:
         broker |= brokers.start_files(topology, region.name)
         if parent is not None:
             tls["bridge"] = certificate(topology, parent.name, region.name)
-        manifests += k3s.broker(topology, region.name, region, broker, tls)
+        manifests += k3s.broker(topology, region.name, region, broker, tls, parent)
     if service is not None:
-        config = deploy.region_yaml(topology, service, host="0.0.0.0")  # noqa: S104 # the address of its pod
+        config = deploy.region_yaml(topology, service)
         manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB)
     if not manifests:
         return broker

@@ -111,7 +111,7 @@ def issued_ten_years_ago(node: Node) -> None:
         (lambda node: node.reissue(timedelta(days=7)), "warning", "expires in", "hedgerow pki renew"),
         (lambda node: node.reissue(timedelta(days=9)), "failed", "the certificate of hall/gateway expired on", "hedgerow pki renew"),
         (lambda node: node.reissue(timedelta(days=-5)), "failed", "the clock may be wrong: it says", "Set the clock"),
-        (issued_ten_years_ago, "failed", "the list of ", "Install a new one"),
+        (issued_ten_years_ago, "failed", "the revocation list of ", "with an expired list a broker refuses every client"),
     ],
 )  # fmt: skip
 def test_a_problem_with_certificates_is_reported_with_its_remedy(
@@ -135,3 +135,20 @@ def test_plain_text_to_a_broker_that_is_not_on_loopback_is_flagged_in_red(
 
     assert "\x1b[31m" in line
     assert "Use mqtts:// with certificates" in result.output
+
+
+def test_an_old_revocation_list_beside_the_certificate_is_a_warning(node: Node, hedgerow: Callable[..., Any]) -> None:
+    """Also of a node that does not check lists itself: its broker has most likely the same one."""
+    node.reissue(timedelta(days=40))
+    config = node.config("mqtts://localhost:1")
+    with_list = config.read_text()
+    for text, state in (
+        (with_list.replace(f", crl_file: {node.home}/trust.crl", ""), "warning"),
+        (with_list, "failed"),
+    ):
+        config.write_text(text)
+        checks = hedgerow("doctor", "--json", "--config", config).json["checks"]
+        found = [one for one in checks if "revocation list" in one["detail"]]
+        assert [one["state"] for one in found] == [state]
+        assert "expired on" in found[0]["detail"]
+        assert "refuses every client" in found[0]["remedy"]

@@ -46,7 +46,7 @@ def test_issued_certificates_can_be_shown_renewed_and_revoked(pki: Run, tmp_path
     assert shown.keys() == {"root", "region", "hall", "hall/gateway"}
     assert 8 * 86_400 < shown["hall/gateway"]["left_s"] <= 9 * 86_400
 
-    assert pki("renew", "--json").json == {"renewed": [], "failed": []}
+    assert pki("renew", "--json").json == {"renewed": [], "failed": [], "lists": []}
     (renewed,) = pki("renew", "--within-days", 10, "--json").json["renewed"]
     assert renewed["name"] == "hall/gateway"
     assert certificate(tmp_path, "gateway").serial_number != first.serial_number
@@ -156,3 +156,33 @@ def test_a_damaged_certificate_does_not_block_the_renewal_of_others(pki: Run, tm
     assert [entry["name"] for entry in result.json["renewed"]] == ["hall/b"]
     assert len(result.json["failed"]) == 1
     assert pki("revoke", "hall/b").code == 0
+
+
+def test_the_command_refuses_a_wildcard_and_warns_when_told_to_allow_it(hedgerow: Run, tmp_path: Path) -> None:
+    folder = ("--folder", tmp_path / "pki")
+    hedgerow("pki", "init", "--region", "plant", "--site", "hall", *folder)
+    for host in ("*", "*.hall.lan"):
+        refused = hedgerow("pki", "issue", "hall/broker", "--host", host, *folder)
+        assert (refused.code, "covers names of other machines" in refused.err) == (1, True)
+    assert not (tmp_path / "pki/hall/issued/broker").exists()
+    for place in (("init", "--region", "plant", "--site", "yard"), ("renew", "--authority", "hall")):
+        assert "covers names" in hedgerow("pki", *place, "--host", "*", *folder).err
+
+    allowed = hedgerow("pki", "issue", "hall/broker", "--host", "*.hall.lan", "--allow-wildcard", *folder)
+    assert allowed.code == 0
+    assert "warning: hall/broker can impersonate every host of *.hall.lan" in allowed.err
+
+
+def test_show_and_renew_tell_about_lists(hedgerow: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ("--folder", tmp_path)
+    now = datetime.now(UTC)
+    assert hedgerow("pki", "init", "--region", "plant", "--site", "hall", *folder).code == 0
+    assert "revocation list" not in hedgerow("pki", "show", *folder).err
+    for days, code, text in ((25, 0, "has not been renewed"), (31, 1, "expired on")):
+        monkeypatch.setattr(command, "_now", lambda days=days: now + timedelta(days=days))
+        shown = hedgerow("pki", "show", *folder)
+        assert (shown.code, text in shown.err) == (code, True)
+    renewed = hedgerow("pki", "renew", *folder, "--list-days", "7")
+    assert f"Revocation list of hall: valid until {now + timedelta(days=38):%Y-%m-%d}" in renewed.out
+    assert "kill -HUP" in renewed.out
+    assert hedgerow("pki", "show", *folder).code == 0

@@ -96,3 +96,13 @@ async def test_unusable_files_are_reported_once(watched: Watched) -> None:
     assert await watched.check(times=5) == ["certificate-unusable"]
     assert "is the certificate of 'site/other'" in watched.events[0][1]["error"]
     assert watched.expires_at == before
+
+
+async def test_a_revocation_list_that_expires_soon_is_reported_once_a_day(watched: Watched, tmp_path: Path) -> None:
+    """The broker most likely has the same one, and refuses every client once it has expired."""
+    watched.pki.renew_lists(timedelta(days=4))
+    assert await watched.check(NOW + timedelta(days=2, hours=12)) == []
+    assert await watched.check(NOW + timedelta(days=3, hours=12)) == ["revocation-list-ending"]
+    assert "has not been renewed" in watched.events[0][1]["detail"]
+    assert "a broker refuses every client" in watched.events[0][1]["remedy"]
+    assert "revocation-list-ending" not in await watched.check(NOW + timedelta(days=5))

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from hedgerow.topology.refusals import AccessDenial, AccessDenials, What
 
 _REPEAT_AFTER_S: Final = 60
-_REQUESTS: Final = {"connect": "a connection", "publish": "a publish", "subscribe": "a subscription"}
+_MOST_REMEMBERED: Final = 10_000
+_REQUESTS: Final = {
+    "connect": "refused a connection by",
+    "publish": "refused a publish by",
+    "subscribe": "refused a subscription by",
+    "disconnect": "disconnected",
+    "drop": "dropped messages for",
+    "expire": "dropped the session of",
+}
 
 
 def refusals(
@@ -44,8 +52,9 @@ def refusals(
 
     Reads the log of a Mosquitto started by the `broker.sh` from `hedgerow topology render`, or with `mosquitto -v`. A
     refusal repeated within a minute is counted, but not printed again. Mosquitto accepts any subscription and then
-    delivers nothing; with --acl, subscriptions that receive nothing at all are reported. The counts are printed at the end
-    of the log or on Ctrl-C. With --json each refusal is a line.
+    delivers nothing; with --acl, subscriptions that receive nothing at all are reported. Whatever a limit of the broker
+    ends is reported too: connections, packets, memory, queued messages, sessions. The counts are printed at the end of the
+    log or on Ctrl-C. With --json each refusal is a line.
     """
     from hedgerow.topology.refusals import AccessDenials, readable
 
@@ -61,6 +70,8 @@ def refusals(
                     print_json_line(refusal._asdict())
                     continue
                 key = (refusal.what, refusal.user, refusal.detail)
+                if len(printed) >= _MOST_REMEMBERED:  # clients choose the topics
+                    printed.clear()
                 if refusal.at - printed.get(key, refusal.at - _REPEAT_AFTER_S) >= _REPEAT_AFTER_S:
                     printed[key] = refusal.at
                     typer.echo(_sentence(refusal))
@@ -76,7 +87,7 @@ def _sentence(refusal: AccessDenial) -> str:
     when = datetime.fromtimestamp(refusal.at, UTC)
     who = refusal.user or "an unknown client"
     client = f" (client {refusal.client})" if refusal.client else ""
-    return f"{when:%Y-%m-%d %H:%M:%S}  refused {_REQUESTS[refusal.what]} by {who}{client}: {refusal.detail}"
+    return f"{when:%Y-%m-%d %H:%M:%S}  {_REQUESTS[refusal.what]} {who}{client}: {refusal.detail}"
 
 
 def _print(counts: Counter[tuple[What, str]]) -> None:

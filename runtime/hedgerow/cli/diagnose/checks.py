@@ -287,7 +287,7 @@ def _encryption(broker: BrokerSection) -> Iterator[CheckResult]:
 
 def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[CheckResult]:
     """Check the files of the TLS connection, and that the certificate is this node's."""
-    from hedgerow.pki.inspect import Life, examine
+    from hedgerow.pki.inspect import Life, examine, lists_beside
 
     tls, now = broker.tls, datetime.now(UTC)
     user = f"{config.node.site}/{config.node.name}" if config is not None and tls.cert_file is not None else None
@@ -295,6 +295,8 @@ def _certificates(broker: BrokerSection, config: NodeConfig | None) -> Iterator[
     for trouble in examine(now, tls.cert_file, tls.key_file, tls.ca_file, tls.crl_file, user):
         fatal |= trouble.fatal
         yield CheckResult("certificates", "failed" if trouble.fatal else "warning", trouble.detail, trouble.remedy)
+    for trouble in () if tls.crl_file is not None else lists_beside(now, tls.cert_file):
+        yield CheckResult("certificates", "warning", trouble.detail, trouble.remedy)
     if tls.cert_file is None:
         remedy = "Set `broker: {tls: {cert_file, key_file}}`; `hedgerow pki issue` creates them."
         yield CheckResult(

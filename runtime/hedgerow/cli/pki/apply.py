@@ -10,7 +10,7 @@ import typer
 
 from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.tables import print_table
-from hedgerow.cli.pki.pki import FolderOptions, as_json, on_folder, print_root_key_warning
+from hedgerow.cli.pki.pki import FolderOptions, ListDays, as_json, on_folder, print_lists, print_root_key_warning
 from hedgerow.cli.topology.topology import File
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def apply(
             help="Skip an authority managed elsewhere and all it certifies; repeatable.",
         ),
     ] = None,
+    list_days: ListDays = None,
 ) -> None:
     """Give every identity in a topology a valid certificate: brokers, bridges, nodes, sensors, people.
 
@@ -46,8 +47,8 @@ def apply(
       hedgerow pki apply topology.yaml
 
     It issues missing certificates and renews those with less than a third of their life left, for their original lifetime.
-    If a broker's host or somebody's role has changed, it certifies the same key again. Everything else stays. Run it after
-    each change of the topology, and from a timer. A broker's certificate is for the host in the topology; an authority
+    If a broker's host or somebody's role has changed, it certifies the same key again. Revocation lists are renewed once a
+    third of their life has passed. Everything else stays. Run it after each change of the topology, and from a timer. A broker's certificate is for the host in the topology; an authority
     created by --init can certify no other hosts.
 
     If the key of an authority is not in the folder, its certificates are left alone. Certificates that the topology does
@@ -67,12 +68,15 @@ def apply(
         init=init,
         passphrase=options.passphrase(new=not pki.root.exists),
         without=without or (),
+        list_life=None if list_days is None else timedelta(days=list_days),
         dry_run=dry_run,
     )
     if options.json:
         print_json(_as_json(done, folder, dry_run=dry_run))
     else:
         _print(done, folder, dry_run=dry_run)
+        if not dry_run:
+            print_lists(pki, done.lists)
         if not dry_run and pki.root.key_file.exists():
             print_root_key_warning(pki.root.key_file)
     if any(one.action == "failed" for one in done.certificates):
@@ -95,6 +99,7 @@ def _as_json(done: Certified, folder: Path, *, dry_run: bool) -> dict[str, Any]:
         "folder": str(folder),
         "dry_run": dry_run,
         "made": done.created,
+        "lists": done.lists,
         "certificates": certificates,
         "surplus": [as_json(entry) for entry in done.surplus],
         "ending": [as_json(entry) for entry in done.expiring],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -22,6 +22,15 @@ AskPassphrase = Annotated[bool, typer.Option("--passphrase", help="Prompt for th
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Read the passphrase of the root's key from the first line of this file."),
+]
+ListDays = Annotated[
+    float | None,
+    typer.Option(
+        min=1,
+        max=730,
+        help="Days that revocation lists are valid, from now on; 30 at first. A broker refuses every client when its list has "
+        "expired. With more days, whoever keeps new lists from a broker can use a revoked certificate there for longer.",
+    ),
 ]
 Reason = Annotated[
     str,
@@ -145,6 +154,14 @@ def issue(
     ] = None,
     days: Annotated[float | None, typer.Option(help="Days that it is valid; 30 by default.", min=0)] = None,
     hours: Annotated[float | None, typer.Option(help="Hours that it is valid, instead of --days.", min=0)] = None,
+    allow_wildcard: Annotated[
+        bool,
+        typer.Option(
+            "--allow-wildcard",
+            help="Let --host begin with `*.`. The broker's key is then good for every name there: whoever steals it can "
+            "impersonate any other broker of that domain.",
+        ),
+    ] = False,
     folder: Folder = Path("pki"),
     json: Json = False,
 ) -> None:
@@ -169,7 +186,14 @@ def issue(
     life = timedelta(hours=hours) if hours is not None else timedelta(days=30 if days is None else days)
     if life < timedelta(minutes=1):
         raise typer.BadParameter("a certificate must be valid for at least a minute")
-    entry = pki.issue(parse(who), life, role=role, hosts=host or ())
+    entry = pki.issue(parse(who), life, role=role, hosts=host or (), allow_wildcard=allow_wildcard)
+    for name in entry.hosts:
+        if "*" in name:
+            typer.echo(
+                f"{typer.style('warning:', fg='yellow', bold=True)} {entry.name} can impersonate every host of {name}: "
+                "name single hosts if you can.",
+                err=True,
+            )
     if json:
         print_json(as_json(entry))
         return
@@ -206,6 +230,7 @@ def renew(
             metavar="DOMAIN|NETWORK", help="With --authority: hosts that its brokers may have from now on. Repeatable."
         ),
     ] = None,
+    list_days: ListDays = None,
 ) -> None:
     """Renew certificates that expire soon, or the ones you name.
 
@@ -217,7 +242,8 @@ def renew(
       hedgerow pki renew --authority hall-2 --host hall-2.lan --passphrase
 
     Safe to run from a timer: it does nothing if nothing is due and replaces each file atomically, and a certificate that
-    cannot be renewed does not hold up the others. Revoked certificates are not renewed. Exits with 1 if any renewal fails.
+    cannot be renewed does not hold up the others. Revoked certificates are not renewed. Revocation lists are renewed too,
+    once a third of their life has passed. Exits with 1 if any renewal fails.
     """
     from hedgerow.pki.entry import Renewal
     from hedgerow.pki.names import parse
@@ -231,17 +257,36 @@ def renew(
         within = None if within_days is None else timedelta(days=within_days)
         outcome = pki.renew([parse(one) for one in who or ()], within, new_key=new_key)
     renewed, failed = outcome
+    lists = pki.renew_lists(None if list_days is None else timedelta(days=list_days))
     if options.json:
-        print_json({"renewed": [as_json(entry) for entry in renewed], "failed": [str(error) for error in failed]})
+        print_json(
+            {
+                "renewed": [as_json(entry) for entry in renewed],
+                "failed": [str(error) for error in failed],
+                "lists": lists,
+            }
+        )
     else:
         for entry in renewed:
             typer.echo(f"{entry.name}: valid until {entry.ends:%Y-%m-%d %H:%M} UTC, in {entry.folder}/")
-        if not renewed and not failed:
+        print_lists(pki, lists)
+        if not renewed and not failed and not lists:
             typer.echo("Nothing to renew.")
         for error in failed:
             print_error(error)
     if failed:
         raise typer.Exit(1)
+
+
+def print_lists(pki: Pki, names: Iterable[str]) -> None:
+    """Tell the operator where renewed revocation lists must go."""
+    for name in names:
+        known = pki.authority(name).revocations()
+        assert known is not None  # noqa: S101 - it was just written
+        typer.echo(
+            f"Revocation list of {name}: valid until {known.next_update_utc:%Y-%m-%d %H:%M} UTC. Copy "
+            f"{pki.folder / name}/issued/*/trust.crl, then `kill -HUP` the broker."
+        )
 
 
 @on_folder
@@ -307,11 +352,21 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
       hedgerow pki show
       hedgerow pki show --folder /etc/hedgerow/pki --json
 
-    Certificates that are revoked, expired, or have less than a quarter of their life left are red. Exits with 1 if any has
-    expired.
+    Certificates that are revoked, expired, or have less than a quarter of their life left are red. Revocation lists are named
+    if they have expired or will soon. Exits with 1 if any certificate or list has expired.
     """
-    now, entries = _now(), list(open_folder(folder).show())
+    from hedgerow.pki.inspect import list_troubles
+
+    now, pki = _now(), open_folder(folder)
+    entries = list(pki.show())
+    lists = [
+        trouble
+        for signer in pki.authorities()
+        if (known := signer.revocations()) is not None
+        for trouble in list_troubles(now, signer.revocations_file, [known])
+    ]
     any_expired = any(entry.ends <= now and entry.revoked is None for entry in entries)
+    any_expired |= any(trouble.fatal for trouble in lists)
     if json:
         print_json([{**as_json(entry), "left_s": (entry.ends - now).total_seconds()} for entry in entries])
     else:
@@ -319,6 +374,9 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
             (entry.name, entry.kind, entry.role, f"{entry.ends:%Y-%m-%d %H:%M}", _left(entry, now)) for entry in entries
         ]
         print_table(("WHO", "KIND", "ROLE", "EXPIRES (UTC)", "LEFT"), rows, omit_first=("ROLE", "KIND"))
+    for trouble in lists:
+        typer.echo(alert(trouble.detail), err=True)
+        typer.echo(f"  → {trouble.remedy}", err=True)
     if any_expired:
         raise typer.Exit(1)
 

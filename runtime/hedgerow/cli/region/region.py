@@ -24,11 +24,18 @@ _COUNTS: Final = (">RESULTS", ">LOST", ">MISSING")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
 
 
-def run(config: File) -> None:
+def run(
+    config: File,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Address of metrics and probes, instead of the file's `metrics: {host}`."),
+    ] = None,
+) -> None:
     """Run a region's service until Ctrl-C or SIGTERM; then store pending messages and stop.
 
     Examples:
       hedgerow region run region.yaml
+      hedgerow region run region.yaml --metrics-host 10.42.0.7
 
     It stores what nodes send (results, events, health, status), each durable result exactly once, and acknowledges results
     to the nodes' outboxes. Only one service may write to a store. If the broker or database is unavailable, it retries.
@@ -38,6 +45,8 @@ def run(config: File) -> None:
 
     deprecations: list[str] = []
     settings = load(config, deprecations.append)
+    if metrics_host is not None:
+        settings = settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"host": metrics_host})})
     import_structlog(settings.log.format)
     import structlog
 

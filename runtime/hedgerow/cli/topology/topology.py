@@ -26,7 +26,7 @@ def check(file: File, json: Json = False) -> None:
     intended, such as a sensor that no pipeline subscribes to. Exits with 2 if anything is wrong.
     """
     from hedgerow.configfile import BadConfigFile
-    from hedgerow.topology.check import remarks
+    from hedgerow.topology.check import loose_images, remarks
     from hedgerow.topology.load import load
 
     report: dict[str, Any] = {"file": str(file), "ok": True, "problems": [], "remarks": []}
@@ -34,6 +34,11 @@ def check(file: File, json: Json = False) -> None:
         loaded = load(file)
         report["sites"] = {site: list(place.nodes) for site, place in loaded.topology.sites.items()}
         report["remarks"] = list(remarks(loaded.topology, loaded.nodes))
+        if images := loose_images(loaded.topology):
+            report["remarks"].append(
+                f"{', '.join(images)}: a tag can be given to another image; name a digest, as `make images` and "
+                "`podman image inspect` print it"
+            )
     except BadConfigFile as error:
         report |= {"ok": False, "problems": error.problems}
     if json:

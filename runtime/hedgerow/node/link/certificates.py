@@ -24,7 +24,7 @@ import structlog
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import tls_context
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.pki.inspect import Life
+from hedgerow.pki.inspect import Life, lists_beside
 from hedgerow.pki.names import PkiError
 
 log = structlog.get_logger(__name__)
@@ -83,6 +83,7 @@ class CertificateWatch:
             self._others_pending = False  # not before: the next check tries again what failed
             self._on_event("certificate-renewed", self._facts())
         self._report_trouble(now)
+        await self._report_lists(now)
 
     def reasons(self) -> list[str]:
         """Return reasons for a health report."""
@@ -170,3 +171,13 @@ class CertificateWatch:
             self._on_event("clock-doubtful", detail)
         else:
             self._on_event("certificate-ending", detail)
+
+    async def _report_lists(self, now: datetime) -> None:
+        """Report revocation lists that have expired, or will soon; once a day. The broker most likely has the same ones."""
+        at = time.monotonic()
+        if at - self._reported_at.get(("", "lists"), -REPORT_EVERY_S) < REPORT_EVERY_S:
+            return
+        troubles = await asyncio.to_thread(lists_beside, now, self._options.cert_file, self._options.crl_file)
+        if troubles:
+            self._reported_at["", "lists"] = at
+            self._on_event("revocation-list-ending", {"detail": troubles[0].detail, "remedy": troubles[0].remedy})
