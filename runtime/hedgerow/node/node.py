@@ -21,6 +21,7 @@ import structlog
 from hedgerow import tasks
 from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
+from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.diagnosis import diagnose
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
@@ -79,7 +80,7 @@ class Node:
 
         options = link_options(
             config.broker,
-            f"hedgerow/{self.address}",
+            client_id(self.address, client_token(state_dir)),
             max_payload_bytes=LARGEST_COMMAND,
             keep_session=False,
             will=last_will(self.address, self.session),

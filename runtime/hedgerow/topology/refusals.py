@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
+from hedgerow.bus.client_ids import without_token
 from hedgerow.topics import overlap
 
 What = Literal["connect", "publish", "subscribe"]
@@ -42,7 +43,7 @@ class AccessDenial(NamedTuple):
     Attributes:
         at: Unix seconds.
         user: the common name of the certificate; "" without a valid one.
-        client: the client id; "" if it got no further than TLS.
+        client: the client id, without its token; "" if it got no further than TLS.
         detail: the topic or filter, or why the connection was refused.
     """
 
@@ -92,7 +93,7 @@ class AccessDenials:
             if message.endswith(", not authorised."):
                 return AccessDenial(at, "connect", "", "", "an invalid user or password")
         elif (match := _DENIED.fullmatch(message)) is not None:
-            return AccessDenial(at, "publish", self._users.get(match[1], ""), match[1], match[2])
+            return AccessDenial(at, "publish", self._users.get(match[1], ""), without_token(match[1]), match[2])
         elif (match := _SUBSCRIBE.fullmatch(message)) is not None:
             self._subscribing = match[1]
         elif message.startswith("OpenSSL Error"):
@@ -108,7 +109,7 @@ class AccessDenials:
         bare = wanted.split("/", 2)[2] if wanted.startswith("$share/") and wanted.count("/") > 1 else wanted
         if any(overlap(bare, one) for one in self._may_read.get(user, ())):
             return None
-        return AccessDenial(at, "subscribe", user, self._subscribing, wanted)
+        return AccessDenial(at, "subscribe", user, without_token(self._subscribing), wanted)
 
 
 def is_chatter(line: str) -> bool:
