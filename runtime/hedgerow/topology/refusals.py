@@ -75,9 +75,10 @@ class AccessDenials:
         if found is None:
             return None
         refusal = self._read(int(found[1]), found[2])
-        if refusal is not None:
-            self.counts[refusal.what, refusal.user] += 1
-        return refusal
+        if refusal is None:
+            return None
+        self.counts[refusal.what, refusal.user] += 1
+        return refusal._replace(client=without_token(refusal.client))
 
     def _read(self, at: int, message: str) -> AccessDenial | None:
         if message.startswith("\t"):
@@ -93,7 +94,7 @@ class AccessDenials:
             if message.endswith(", not authorised."):
                 return AccessDenial(at, "connect", "", "", "an invalid user or password")
         elif (match := _DENIED.fullmatch(message)) is not None:
-            return AccessDenial(at, "publish", self._users.get(match[1], ""), without_token(match[1]), match[2])
+            return AccessDenial(at, "publish", self._users.get(match[1], ""), match[1], match[2])
         elif (match := _SUBSCRIBE.fullmatch(message)) is not None:
             self._subscribing = match[1]
         elif message.startswith("OpenSSL Error"):
@@ -109,7 +110,7 @@ class AccessDenials:
         bare = wanted.split("/", 2)[2] if wanted.startswith("$share/") and wanted.count("/") > 1 else wanted
         if any(overlap(bare, one) for one in self._may_read.get(user, ())):
             return None
-        return AccessDenial(at, "subscribe", user, without_token(self._subscribing), wanted)
+        return AccessDenial(at, "subscribe", user, self._subscribing, wanted)
 
 
 def is_chatter(line: str) -> bool:
