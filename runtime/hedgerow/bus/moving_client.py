@@ -95,6 +95,7 @@ class MovingClient(Client):
         self._task: asyncio.Task[None] | None = None
         self.moving = True
         self._own_started = False
+        self._paused = True
         self._taken = self._foreign = 0
         self._heard = 0  # messages of the former session, of any kind
         self._unacked: set[Unacked] = set()  # taken from the former session, not yet acknowledged
@@ -125,9 +126,10 @@ class MovingClient(Client):
         await (self._former.wait_connected(timeout_s) if self.moving else super().wait_connected(timeout_s))
 
     async def subscribe(self, filters: Mapping[str, int]) -> None:
-        """Subscribe in both sessions; see `Client`."""
+        """Subscribe in both sessions; see `Client`. The first call, after `resume`, begins the move."""
         self._filters |= filters
         if self.moving:
+            self._connect()
             await self._former.subscribe(filters)
         await super().subscribe(filters)
 
@@ -152,17 +154,15 @@ class MovingClient(Client):
 
     def resume(self) -> None:
         """Connect: first as the former client, then as this one."""
-        if not self.moving:
+        self._paused = False
+        if self.moving:
+            self._connect()
+        else:
             super().resume()
-            return
-        self._former.resume()
-        if self._own_started:
-            super().resume()
-        if self._task is None:
-            self._task = tasks.start(self._move(), "move to another session")
 
     async def pause(self) -> None:
         """Disconnect but keep both sessions."""
+        self._paused = True
         if self.moving:
             await self._former.pause()
         await super().pause()
@@ -266,9 +266,19 @@ class MovingClient(Client):
         self._markers += 1
         client.publish(self._topic, self._nonce + b"%d" % self._markers, qos=1)
 
+    def _connect(self) -> None:
+        if self._paused or not self._filters:  # without filters, it is not known which messages are wanted
+            return
+        self._former.resume()
+        if self._own_started:
+            super().resume()
+        if self._task is None:
+            self._task = tasks.start(self._move(), "move to another session")
+
     def _start_own(self) -> None:
         self._own_started = True
-        super().resume()
+        if not self._paused:
+            super().resume()
 
     def _from_former(self, messages: list[Message]) -> None:
         self._heard += len(messages)

@@ -34,7 +34,7 @@ from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
-from hedgerow.region.config import RegionConfig
+from hedgerow.region.config import RegionConfig, on_postgres
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ledgers import LedgerKey
@@ -341,11 +341,12 @@ class Collector:
 
 
 def _former_session(config: RegionConfig, state_dir: Path) -> FormerSession:
-    """Return the session that a version before tokens left at the broker; a first start cannot know, and looks for it."""
+    """Return the session that a version before tokens may have left at the broker."""
     name = config.region.name
     # The service may publish and receive there, and no bridge forwards it: no site has this name.
     topic = Address(name, "collector-move", "collector").topic(Channel.DESIRED)
     session = FormerSession(former_client_id(name, "collector"), state_dir / "sessions" / "collector", topic)
-    if not (state_dir / FILE).exists():
+    used = on_postgres(config.store.url) or Path(config.store.url).exists()
+    if used and not (state_dir / FILE).exists():
         ClientOptions(url=config.broker.url, client_id=session.client_id, session_file=session.mark).mark_session()
     return session
