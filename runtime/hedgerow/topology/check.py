@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from hedgerow.config import NodeConfig
@@ -75,6 +76,22 @@ def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[Top
                     (*here, "roles", role), f"{name} has two roles", "Keep the higher one: it includes the lower."
                 )
             seen.add(name)
+
+
+def shared(topology: Topology, keys: tuple[str, ...], base: Path, config: NodeConfig) -> Iterator[TopologyIssue]:
+    """Yield shared subscriptions: Mosquitto's access lists do not say who may join a group."""
+    if topology.shared_subscriptions:
+        return
+    for name, pipeline in config.pipelines.items():
+        for one in pipeline.subscribe:
+            if one.startswith("$share/"):
+                yield TopologyIssue(
+                    keys,
+                    f"{base}: pipelines.{name}.subscribe: {one!r} is a shared subscription; any client of the site could join the "
+                    "group, and the broker would give it frames instead of the node",
+                    "Subscribe to the filter without `$share/GROUP/`, and give each node its own streams; or accept the risk with "
+                    "`shared_subscriptions: true`.",
+                )
 
 
 def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
