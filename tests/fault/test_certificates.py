@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -69,7 +70,7 @@ class SecuredSite:
 
     def connections(self, link: str) -> int:
         """Return how often a link of the node has connected, according to the broker's log."""
-        return sum(" connected from" in line and f" {link} " in f"{line} " for line in self._connections())
+        return sum(re.search(rf" {link}/[0-9a-f]{{32}} ", f"{line} ") is not None for line in self._connections())
 
     def _connections(self) -> list[str]:
         text = self.broker.log.replace(" (p", " ").replace(", c", " ")
@@ -98,7 +99,7 @@ def test_certificates_renewed_under_load_lose_no_frame(site: SecuredSite) -> Non
     """`pki renew` with new keys while the node runs; all its links use the new files."""
     node, name = site.node, f"hedgerow/test/{site.node.site}/node"
     node.start()
-    links = [name, f"{name}/p", f"{name}/p/results", f"{name}/durable", f"{name}/durable/results", f"{name}/outbox"]
+    links = [name, *(f"{name}/{link}" for link in ("p", "p/results", "durable", "durable/results", "outbox"))]
     with load(site.sensors, 100):
         for round_ in (1, 2):
             (entry,) = site.pki.renew([parse("site/node")], new_key=True).renewed

@@ -42,7 +42,7 @@ pipelines:
     content_type: application/json
     stages: [parse]
   secrets:
-    subscribe: [plant/+/safe, $share/group/plant/+/vault]
+    subscribe: [plant/+/safe, plant/+/vault]
     stages: [parse]
 """
 

@@ -393,3 +393,61 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
         async with two_levels.window("hall") as hall:  # other tests use this topic too
             await hall.client.publish(f"{NODE}/status", "", qos=1, retain=True)
     assert "not authorized" not in log.read_text().lower()
+
+
+def bridge_ids(running: Running, name: str) -> set[str]:
+    """Return the client ids of a broker's bridge, here and above, in the configuration it was started with."""
+    text = (running.folder / "state" / name / "broker" / "mosquitto.conf").read_text("utf-8")
+    return {line.split()[1] for line in text.splitlines() if line.startswith(("remote_clientid", "local_clientid"))}
+
+
+def test_a_bridge_keeps_a_token_of_its_own(alone: Running) -> None:
+    """Made at the first start, private, and in no rendered file."""
+    alone.start("hall")
+    state = alone.folder / "state" / "hall" / "broker"
+    token = (state / "client-token").read_text()
+    assert len(bytes.fromhex(token)) == 16
+    ids = bridge_ids(alone, "hall")
+    assert ids == {f"hedgerow-bridge/hall/{token}", f"hedgerow-bridge/up/{token}"}
+    alone.stop("hall")
+    alone.start("hall")
+    assert bridge_ids(alone, "hall") == ids
+    for name in ("client-token", "mosquitto.conf"):
+        assert (state / name).stat().st_mode & 0o077 == 0, name
+    for path in alone.out.rglob("*"):
+        assert path.is_dir() or token not in path.read_text("utf-8"), path
+
+
+async def test_what_waits_in_the_session_of_a_bridge_without_a_token_goes_up_once(alone: Running) -> None:
+    """Messages that wait when the rendered files are replaced."""
+    script, conf = alone.out / "hall" / "broker.sh", alone.out / "hall" / "mosquitto.conf"
+    state = alone.folder / "state" / "hall" / "broker"
+    rendered, started = script.read_text(), conf.read_text()
+    conf.write_text(started.replace("/TOKEN", ""))  # as it was
+    script.write_text(f"exec mosquitto -v -c {conf}\n")
+    alone.start("hall")
+    async with alone.window("hall") as hall:
+        for number in range(50):
+            await hall.client.publish(f"{NODE}/result/doors", f"{number}", qos=1)
+    alone.stop("hall")
+    conf.write_text(started)
+    script.write_text(rendered)
+    assert b"hedgerow-bridge/up" in (state / "mosquitto.db").read_bytes()
+
+    alone.start("hall")
+    assert {"hedgerow-bridge/hall", "hedgerow-bridge/up"} < bridge_ids(alone, "hall")
+    async with alone.window("hall") as hall:
+        for number in range(50, 60):
+            await hall.client.publish(f"{NODE}/result/doors", f"{number}", qos=1)
+        alone.start("north")
+        async with alone.window("north") as north:
+            sent = {(f"{NODE}/result/doors", f"{number}"): 1 for number in range(60)}
+            await north.until(lambda: sent.keys() <= north.seen.keys())
+            await alone.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
+            assert {key: count for key, count in north.seen.items() if key in sent} == sent
+
+    alone.stop("hall")
+    os.utime(state / "former-bridge", (time.time() - 3 * 86_400,) * 2)
+    alone.start("hall")
+    assert len(bridge_ids(alone, "hall")) == 2
+    assert not (state / "former-bridge").exists()

@@ -197,6 +197,7 @@ sites:
         ("nodes: [a, b]", "nodes: [a]\n    up: {doors: 3}", 7, "write true, false, "),
         ("nodes: [a, b]", "nodes: {a: {override: {log: {level: loud}}}}", 6, "must be one of 'debug'"),
         ("nodes: [a, b]", "nodes: {a: {override: {pipelines: {doors: {subscribe: '#'}}}}}", 2, "also matches what this node"),
+        ("nodes: [a, b]", "nodes: {a: {override: {pipelines: {doors: {subscribe: $share/g/x}}}}}", 2, "is a shared subscription"),
         ("nodes: [a, b]", "nodes: {a: {pipelines: none.yaml}}", 6, "cannot be read"),
         ("pipelines: base.yaml", "pipelines: bad.yaml", 2, "bad.yaml:1: nodde: unknown key"),
         ("pipelines: base.yaml", "up: {}", 6, "hall/a has no base file"),
@@ -224,6 +225,14 @@ def test_errors_have_their_line(tmp_path: Path, was: str, wrong: str, line: int,
     assert first.line == line
     assert first.remedy
     assert "hedgerow topology check" in caught.value.remedy
+
+
+def test_shared_subscriptions_need_a_setting_and_give_the_right_to_read_their_filter(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(BASE.replace("plant/+/vault", "$share/g/plant/+/vault"))
+    path = tmp_path / "topology.yaml"
+    path.write_text(GOOD + "shared_subscriptions: true\n")
+    texts = render(load(path))
+    assert "topic read plant/+/vault\n" in texts[PurePosixPath("hall/acl")]
 
 
 def test_a_sensor_without_subscribers_is_a_warning(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class BlobServer:
     """Serves a repository to the sites of a region.
 
     Args:
-        options: how to reach the region's broker.
+        options: how to reach the region's broker, and the client id.
         region: its name.
         folder: the repository.
     Attributes:
@@ -102,7 +102,6 @@ class BlobServer:
         self._folder = folder
         options = replace(
             options,
-            client_id=f"hedgerow/{region}/blobs",
             session_expiry_s=0,
             clean_start=True,
             receive_maximum=256,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from hedgerow.bus.client_ids import without_token
 from hedgerow.bus.packets import reason_name
 from hedgerow.errors import BusError
 
@@ -271,6 +272,7 @@ def refused(where: str, reason: int, text: str, username: str | None = None, cli
         username, client_id: that were sent.
     """
     remedy = _CONNECT_REMEDIES.get(reason, "Check the broker's log.")
+    client_id = without_token(client_id)
     client = f"the client id {client_id!r}" if client_id else "this client"
     if reason in (0x86, 0x87) and username is None:
         remedy = (

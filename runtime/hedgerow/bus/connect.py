@@ -34,7 +34,8 @@ class ClientOptions:
     Attributes:
         url: mqtt://HOST[:PORT], mqtts://HOST[:PORT] (TLS), ws://HOST[:PORT][/PATH], wss://HOST[:PORT][/PATH] (WebSocket, with
             TLS) or unix:///path/to/socket.
-        client_id: names the session; "" lets the broker choose, and then no session outlives the process.
+        client_id: names the session, and whoever knows it can end it (`client_ids.py`); "" lets the broker choose, and then no
+            session outlives the process.
         username, password: if the broker requires them.
         password_file: file with the password on its first line, read for every connection; instead of `password`.
         ca_file: authorities to trust; None: the system's.
@@ -115,6 +116,7 @@ class ClientOptions:
             return
         with suppress(OSError):  # a full or failing disk: the next run will not notice a lost session
             self.session_file.parent.mkdir(parents=True, exist_ok=True)
+            self.session_file.touch(mode=0o600)  # it holds the client id
             self.session_file.write_bytes(self._session_mark)
 
     def unmark_session(self) -> None:

@@ -21,6 +21,7 @@ import structlog
 from hedgerow import tasks
 from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
+from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.diagnosis import diagnose
 from hedgerow.bus.message import Message
 from hedgerow.config import NodeConfig
@@ -79,7 +80,7 @@ class Node:
 
         options = link_options(
             config.broker,
-            f"hedgerow/{self.address}",
+            client_id(self.address, client_token(state_dir)),
             max_payload_bytes=LARGEST_COMMAND,
             keep_session=False,
             will=last_will(self.address, self.session),
@@ -269,10 +270,20 @@ class Node:
     def _desired_topic(self) -> str:
         return self.address.topic(Channel.DESIRED)
 
+    @property
+    def _status_topic(self) -> str:
+        return self.address.topic(Channel.STATUS)
+
+    async def _watch_name(self) -> None:
+        with suppress(BusError):  # not every broker lets a node read its own status
+            await self._link.subscribe({self._status_topic: 1})
+
     def _receive(self, messages: list[Message]) -> None:
         for message in messages:
             if self._fleet is not None and message.topic == self._desired_topic:
                 self._fleet.agent.receive(message)
+            elif message.topic == self._status_topic:
+                self._announcer.check_name(message)
             else:
                 self._keep(tasks.start(self._commands.answer(message), "command"))
             self._link.ack(message)
@@ -280,6 +291,7 @@ class Node:
     def _link_changed(self, connected: bool, reason: str) -> None:
         if connected:  # also after a reconnect: the will has set the status to offline
             self._announcer.status("online")
+            self._keep(tasks.start(self._watch_name(), "watch of the node's name"))
 
     def _link_warns(self, kind: str, detail: dict[str, Any]) -> None:
         self._announcer.warn(kind, detail)

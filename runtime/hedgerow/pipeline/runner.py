@@ -24,6 +24,7 @@ from hedgerow import tasks
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
+from hedgerow.bus.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.outbox import Outbox
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Snapshot
 from hedgerow.pipeline.chain.chain import EventSink
@@ -52,6 +53,7 @@ class PipelineRunner:
         on_event: called with events for operators.
         outbox: stores the results of a durable pipeline; without it they go out on the sink.
         tally: counters to continue, of the runner that this one replaces.
+        former: a session for frames that an earlier version may have left at the broker.
     Attributes:
         lanes_replaced: number of lanes whose thread ended unexpectedly.
     """
@@ -64,13 +66,15 @@ class PipelineRunner:
         on_event: EventSink,
         outbox: Outbox | None = None,
         tally: Tally | None = None,
+        *,
+        former: FormerSession | None = None,
     ) -> None:
         self.built = built
         self.tally = tally or Tally()
         self.state: Literal["running", "paused", "stopping"] = "running"
         self.lanes_replaced = 0
         self._on_event = on_event
-        self._source = Client(source, self._receive, on_event=on_event)
+        self._source = connect_or_move(source, former, self._receive, on_event=on_event)
         self._sink = Client(sink, _ignore)
         self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
         self._intake = Intake(built, self._settler, self.tally)

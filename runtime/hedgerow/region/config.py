@@ -105,6 +105,11 @@ class CollectorSection(Section):
     """The region's name, and limits of its collector."""
 
     name: Name = Field("local", description="Name of the region, as in every node's configuration.")
+    state_dir: Path | None = Field(
+        None,
+        description="Folder for what the service must remember besides its store: the secret part of its client ids. Relative to "
+        "this file. Empty: the folder of an SQLite store, else `.hedgerow` beside this file.",
+    )
     silent_after_s: float = Field(
         35,
         gt=0,
@@ -138,6 +143,12 @@ class RegionConfig(Section):
     models: ModelsSection = Field(ModelsSection(), description="Repository of models for the sites.")
     metrics: MetricsSection = Field(MetricsSection(port=9465), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
+
+    @property
+    def state_folder(self) -> Path:
+        """Folder for what the service must remember besides its store."""
+        beside = Path(".hedgerow") if on_postgres(self.store.url) else Path(self.store.url).parent
+        return self.region.state_dir or beside
 
 
 def _print_warning(message: str) -> None:
@@ -176,9 +187,11 @@ def _anchored(config: RegionConfig, folder: Path) -> RegionConfig:
     store = config.store
     if not on_postgres(store.url):
         store = store.model_copy(update={"url": str(folder / store.url)})
+    region = config.region.model_copy(update={"state_dir": folder / config.state_folder})
     models = config.models
     if models.repository is not None:
         models = models.model_copy(update={"repository": folder / models.repository})
     if models.online_key is not None:
         models = models.model_copy(update={"online_key": folder / models.online_key})
-    return config.model_copy(update={"broker": config.broker.anchored(folder), "store": store, "models": models})
+    broker = config.broker.anchored(folder)
+    return config.model_copy(update={"region": region, "broker": broker, "store": store, "models": models})

@@ -20,7 +20,7 @@ UP: Final = (
 """Channels a site may publish on to the region."""
 DOWN: Final = (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.BLOB)
 """Channels the region may publish on to a site."""
-_OWN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.DEAD)
+_OWN: Final = (Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.DEAD)
 _SEEN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED)
 
 _MAY_READ: Final[Mapping[Role, tuple[Channel, ...]]] = {
@@ -61,7 +61,7 @@ def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> 
         lines += [f"user {site}/{name}"]
         lines += [f"topic read {one}" for one in subscriptions(config)]
         lines += _topics("write", own, _OWN)
-        lines += _topics("readwrite", own, (Channel.REPLY, Channel.BLOB))
+        lines += _topics("readwrite", own, (Channel.STATUS, Channel.REPLY, Channel.BLOB))
         lines += _topics("read", own, (Channel.DESIRED, Channel.COMMAND, Channel.ACK))
         lines += ["# Messages for every node of the site."]
         lines += _topics("read", every, (Channel.DESIRED, Channel.COMMAND))

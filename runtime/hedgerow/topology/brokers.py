@@ -98,17 +98,22 @@ def parent_conf(topology: Topology, parent: RegionSection) -> str:
 
 
 def start_files(topology: Topology, name: str) -> dict[str, str]:
-    """Return the start script of a broker, if it needs one."""
-    if not topology.log_refusals:
-        return {}
-    values = {"where": name, "config": topology.machine.config / name, "state": state_of(topology, name)}
-    return {"broker.sh": template("broker.sh", **values)}
+    """Return the start script of a broker."""
+    text = template(
+        "broker.sh",
+        where=name,
+        purpose=" so that its log shows refused requests" if topology.log_refusals else "",
+        config=topology.machine.config / name,
+        state=state_of(topology, name),
+        user=topology.machine.broker_user,
+        start=template("broker-log.sh") if topology.log_refusals else 'exec mosquitto -c "$state/mosquitto.conf"\n',
+    )
+    return {"broker.sh": text}
 
 
 def command(topology: Topology, name: str) -> list[str]:
     """Return the command that starts a broker."""
-    config = topology.machine.config / name
-    return ["sh", f"{config}/broker.sh"] if topology.log_refusals else ["mosquitto", "-c", f"{config}/mosquitto.conf"]
+    return ["sh", f"{topology.machine.config / name}/broker.sh"]
 
 
 _ALWAYS_UP: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.REPORTED, Channel.REPLY)

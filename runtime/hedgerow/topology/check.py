@@ -128,6 +128,22 @@ def padded(keys: tuple[str, ...], base: Path, config: NodeConfig) -> Iterator[To
             )  # fmt: skip
 
 
+def shared(topology: Topology, keys: tuple[str, ...], base: Path, config: NodeConfig) -> Iterator[TopologyIssue]:
+    """Yield shared subscriptions: Mosquitto's access lists do not say who may join a group."""
+    if topology.shared_subscriptions:
+        return
+    for name, pipeline in config.pipelines.items():
+        for one in pipeline.subscribe:
+            if one.startswith("$share/"):
+                yield TopologyIssue(
+                    keys,
+                    f"{base}: pipelines.{name}.subscribe: {one!r} is a shared subscription; any client of the site could join the "
+                    "group, and the broker would give it frames instead of the node",
+                    "Subscribe to the filter without `$share/GROUP/`, and give each node its own streams; or accept the risk with "
+                    "`shared_subscriptions: true`.",
+                )
+
+
 def mismatches(topology: Topology, nodes: Nodes) -> Iterator[TopologyIssue]:
     """Yield rules for pipelines that no node runs, and fields that are selected twice."""
     for site, place in topology.sites.items():

@@ -131,6 +131,7 @@ class _Reading:
                 check_feedback(config.node.address, name, config.subscriptions)
             except ConfigError as error:
                 yield TopologyIssue(keys, f"{base}: pipelines.{name}.subscribe: {error}", error.remedy)
+        yield from check.shared(self._topology, keys, base, config)
         for pipeline in config.pipelines.values():
             for stage in pipeline.stages:
                 self._include_files((site, node), base.parent, stage.config.values())

@@ -300,6 +300,11 @@ class Topology(Section):
         description="Whether brokers log every refused request; `broker.sh` then filters their verbose log. It costs some 20 µs of a core per "
         "message in or out; false: only refused connections are logged.",
     )
+    shared_subscriptions: bool = Field(
+        False,
+        description="Whether pipelines may subscribe to `$share/GROUP/…`. Mosquitto lets every client of the site join the group, "
+        "whatever its rights: with true, a stolen sensor can take frames from the nodes, and nobody is told.",
+    )
     sites: dict[Name, SiteSection] = Field(min_length=1, description="The sites by name.")
     limits: LimitsSection = Field(LimitsSection(), description="Limits of connections, sessions and messages.")
     machine: MachineSection = Field(MachineSection(), description="Paths, users and limits on the machines.")

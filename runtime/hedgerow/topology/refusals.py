@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
+from hedgerow.bus.client_ids import without_token
 from hedgerow.topics import overlap
 
 What = Literal["connect", "publish", "subscribe", "disconnect", "drop", "expire"]
@@ -47,7 +48,7 @@ class AccessDenial(NamedTuple):
     Attributes:
         at: Unix seconds.
         user: the common name of the certificate; "" without a valid one.
-        client: the client id; "" if it got no further than TLS.
+        client: the client id, without its token; "" if it got no further than TLS.
         detail: the topic or filter, or why the broker refused or ended it.
     """
 
@@ -79,9 +80,10 @@ class AccessDenials:
         if found is None:
             return None
         refusal = self._read(int(found[1]), found[2])
-        if refusal is not None:
-            self.counts[refusal.what, refusal.user] += 1
-        return refusal
+        if refusal is None:
+            return None
+        self.counts[refusal.what, refusal.user] += 1
+        return refusal._replace(client=without_token(refusal.client))
 
     def _read(self, at: int, message: str) -> AccessDenial | None:
         if message.startswith("\t"):

@@ -72,7 +72,19 @@ def test_without_npm_a_demo_skips_the_street(tmp_path: Path, which: str) -> None
     (site / "here.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
 
     (tmp_path / "programs").mkdir()
-    for program in ("awk", "mkfifo", "rm", "sh"):  # used by a rendered broker.sh
+    for program in (
+        "awk",
+        "cat",
+        "chown",
+        "find",
+        "id",
+        "mkfifo",
+        "mv",
+        "od",
+        "rm",
+        "sh",
+        "tr",
+    ):  # used by a rendered broker.sh
         (tmp_path / "programs" / program).symlink_to(shutil.which(program) or program)
 
     done = processes.run(

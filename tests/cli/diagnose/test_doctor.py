@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from hedgerow.backends.onnxruntime import OnnxRuntime
-from hedgerow.cli.diagnose import checks
+from hedgerow.cli.diagnose import checks, takeover
 from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.config import BrokerSection
 from hedgerow.errors import BackendMissing
 from hedgerow.node.link.options import on_loopback
-from hedgerow.testing import Mosquitto
+from hedgerow.testing import Mosquitto, processes
 
 
 @pytest.fixture
@@ -260,3 +260,37 @@ def test_a_broker_with_qos_0_only_fails(findings) -> None:
     assert found["state"] == "failed"
     assert "QoS 0 only" in found["detail"]
     assert "max_qos 0" in found["remedy"]
+
+
+def test_whether_a_client_without_credentials_ends_a_session_is_tried(
+    findings, broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With throwaway ids, on a real broker."""
+    found = findings("--broker", broker.url)["client ids"]
+    assert found["state"] == "ok", "a broker on this machine"
+    assert "ends its session" in found["detail"]
+
+    monkeypatch.setattr(takeover, "on_loopback", lambda _: False)
+    elsewhere = findings("--broker", broker.url)["client ids"]
+    assert elsewhere["state"] == "warning"
+    assert "allow_anonymous false" in elsewhere["remedy"]
+
+    passwords = tmp_path / "passwords"
+    passwords.touch()
+    processes.run(["mosquitto_passwd", "-b", passwords, "node", "secret"], check=True)
+    with Mosquitto(config=["allow_anonymous false", f"password_file {passwords}"]) as strict:
+        monkeypatch.setenv("HEDGEROW_BROKER__USERNAME", "node")
+        monkeypatch.setenv("HEDGEROW_BROKER__PASSWORD", "secret")
+        found = findings("--broker", strict.url)["client ids"]
+        log = strict.log
+    assert (found["state"], found["detail"].partition(",")[0]) == ("ok", "no client gets in without credentials")
+    assert "hedgerow-doctor/" in log
+
+
+def test_a_group_that_others_may_join_is_a_warning(findings, broker, tmp_path: Path) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text(
+        f"broker: {{url: '{broker.url}'}}\npipelines: {{p: {{subscribe: $share/g/plant/+, stages: [parse]}}}}\n"
+    )
+    found = findings("--config", config)["groups"]
+    assert (found["state"], "$share/g/plant/+" in found["detail"]) == ("warning", True)

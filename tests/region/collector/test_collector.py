@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,11 +17,15 @@ from typing import Any
 import pytest
 from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
 
+from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.collector.decode import filters
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel
+
+_JSON_PROPERTIES = encode_properties([(Property.CONTENT_TYPE, "application/json")])
 
 
 def numbers(url: str) -> list[int]:
@@ -405,3 +410,39 @@ def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProce
     while collector.probe("readyz")[0] != 200:
         assert time.monotonic() < deadline, collector.log
         time.sleep(0.05)
+
+
+async def test_what_waits_in_the_session_of_an_earlier_version_is_stored_once(
+    collector: CollectorProcess, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """Before client ids had a token, the collector's could be guessed: results that wait under it are taken once more."""
+    collector.start()
+    collector.kill()
+    token = tmp_path / "client-token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    token.unlink()
+    former = ClientOptions(url=mosquitto.url, client_id=f"hedgerow/{REGION}/collector")
+    async with Client(former, lambda _: None) as client:
+        await client.subscribe(filters(REGION))
+        await client.wait_connected(PATIENCE_S)
+    async with sender(mosquitto.url) as client:
+
+        async def send(first: int, last: int) -> None:
+            for n in range(first, last):
+                topic = Address(REGION, "s1", "n1").topic(Channel.RESULT, "p")
+                await client.publish_and_wait(topic, result("p", n), properties=_JSON_PROPERTIES)
+
+        await send(0, 50)
+        starting = asyncio.create_task(asyncio.to_thread(collector.start))
+        count = 50
+        while not starting.done() or '"session-moved"' not in collector.log:
+            await send(count, count + 1)
+            count += 1
+        await starting
+        await send(count, count + 10)
+        await eventually(lambda: len(numbers(collector.store)) >= count + 10)
+    assert sorted(numbers(collector.store)) == list(range(count + 10))
+    collector.kill()
+    collector.start()
+    assert collector.log.count('"session-moved"') == 1
+    assert token.read_text().strip() not in collector.log

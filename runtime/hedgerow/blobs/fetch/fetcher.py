@@ -75,7 +75,7 @@ class BlobFetcher:
     """Fetches files into the store, one fetch at a time; further calls wait.
 
     Args:
-        options: how to reach the site's broker.
+        options: how to reach the site's broker, and the client id.
         address: this node's.
         store: destination of the chunks.
         max_bytes_per_s: limit on bytes requested from the region by the site's nodes together; None: unlimited.
@@ -106,7 +106,6 @@ class BlobFetcher:
         self._random = random or Random()
         options = replace(
             options,
-            client_id=f"hedgerow/{address}/blobs",
             session_expiry_s=0,
             clean_start=True,
             receive_maximum=MAX_UNSTORED_CHUNKS,

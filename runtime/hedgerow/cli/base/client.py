@@ -31,18 +31,21 @@ class Connection(aiomqtt.Client):
     Attributes:
         reasons: acknowledgements received, by reason code (MQTT 5 §3.4.2.1).
         limits: properties of the broker's CONNACK (MQTT 5 §3.2.2.3); None before it arrived.
+        session_present: whether the broker had a session of this client.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reasons: Counter[int] = Counter()
         self.limits: Properties | None = None
+        self.session_present = False
         self._abandoned = False
         for future in (self._connected, self._disconnected):  # asyncio reports errors that nobody looked at
             future.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         self.limits = properties
+        self.session_present = bool(getattr(flags, "session_present", False))
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     # aiomqtt treats a refusal ("not authorized") as an acknowledgement like any other; a tool must not.

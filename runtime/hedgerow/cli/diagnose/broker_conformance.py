@@ -61,7 +61,7 @@ async def check_conformance(broker: BrokerSection, region: str, packet_bytes: in
         ("retained", probe.retained, "Store retained messages until they are replaced."),
         ("retain flag", probe.retain_as_published, "Support Retain As Published (MQTT 5 §3.8.3.1): bridges use it."),
         ("no local", probe.no_local, "Support No Local (MQTT 5 §3.8.3.1): without it, bridges send everything back."),
-        ("client ids", probe.client_ids, "Accept client ids of 64 characters with `/` in them, as bridges have."),
+        ("client ids", probe.client_ids, "Accept client ids of 128 characters with `/` in them, as bridges have."),
     ]  # fmt: skip
     for name, check, remedy in checks:
         try:
@@ -188,7 +188,7 @@ class _Probe:
         return "no client receives its own messages"
 
     async def client_ids(self) -> str:
-        name = f"hedgerow-bridge/{self._run}".ljust(64, "x")
+        name = f"hedgerow-bridge/{self._run}".ljust(128, "x")
         async with self.connection(identifier=name):
             return f"{len(name)} characters accepted"
 

@@ -22,6 +22,7 @@ from hedgerow.bus.causes import NothingListens
 from hedgerow.cli.base.client import payload_of, publish_properties, user_properties
 from hedgerow.cli.base.connection import broker_section, connected, explain
 from hedgerow.cli.base.console import plural, size
+from hedgerow.cli.diagnose.takeover import try_takeover
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.disk import why_unwritable
 from hedgerow.errors import BackendMissing, HedgerowError
@@ -275,6 +276,20 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
         )
     else:
         yield CheckResult("round trip", "ok", f"{trip_ms:.1f} ms, MQTT 5 properties are preserved")
+    yield from _client_ids(broker, config)
+
+
+def _client_ids(broker: BrokerSection, config: NodeConfig | None) -> Iterator[CheckResult]:
+    """Check what other clients of the broker can do to sessions and to groups."""
+    try:
+        yield CheckResult("client ids", *asyncio.run(try_takeover(broker)))
+    except HedgerowError as error:
+        yield CheckResult("client ids", "warning", f"not checked: {error}", error.remedy)
+    for name, pipeline in config.pipelines.items() if config is not None else ():
+        if shared := [one for one in pipeline.subscribe if one.startswith("$share/")]:
+            detail = f"pipeline {name} takes its frames from a group that other clients may join: {', '.join(shared)}"
+            remedy = "Subscribe without `$share/GROUP/`, or make sure that the broker refuses the group to others: Mosquitto does not."
+            yield CheckResult("groups", "warning", detail, remedy)
 
 
 def _encryption(broker: BrokerSection) -> Iterator[CheckResult]:

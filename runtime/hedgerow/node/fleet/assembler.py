@@ -10,6 +10,7 @@ from pathlib import Path
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.origins.origins import OriginDocuments, open_origins, web_client
 from hedgerow.blobs.store.store import BlobStore
+from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError
 from hedgerow.node.fleet.agent import Agent
@@ -40,7 +41,9 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
     folder = config.node.state_dir / FOLDER
     store, origins = BlobStore(folder / "store", fleet.store_max_bytes), open_origins(fleet.origins)
     fetcher = BlobFetcher(
-        link_options(config.broker, f"hedgerow/{address}/blobs", keep_session=False),
+        link_options(
+            config.broker, client_id(address, client_token(config.node.state_dir), "blobs"), keep_session=False
+        ),
         address,
         store,
         max_bytes_per_s=fleet.fetch_bytes_per_s,

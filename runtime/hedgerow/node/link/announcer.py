@@ -16,6 +16,7 @@ import structlog
 
 from hedgerow import __version__
 from hedgerow.bus.client import Client
+from hedgerow.bus.message import Message
 from hedgerow.bus.packets import Publication
 from hedgerow.bus.properties import Property, Value, encode_properties
 from hedgerow.pipeline.chain.chain import EventSink
@@ -57,6 +58,18 @@ class Announcer:
         """Publish the node's status: `online` (birth) or `offline` (death)."""
         status = _status(self.address, self.session, state, reason, time.time())
         self.publish(Channel.STATUS, status.encode(), qos=1, retain=True)
+
+    def check_name(self, message: Message) -> None:
+        """Warn if a status of this node comes from another one: since their client ids differ, the broker keeps both."""
+        if message.retain:  # of an earlier run
+            return
+        with suppress(ValueError):
+            status = wire.Status.model_validate_json(bytes(message.payload))
+            if status.state == "online" and status.session != self.session:
+                remedy = (
+                    "Give each node its own name (`node: {region, site, name}`). Until then, both process all frames."
+                )
+                self.warn("name-in-use", {"error": f"Another node runs as {self.address}", "remedy": remedy})
 
     def publish(self, channel: Channel, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
         """Publish JSON on one of the node's topics."""

@@ -11,6 +11,7 @@ import structlog
 
 from hedgerow import tasks, topics
 from hedgerow.bus.client import Client
+from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
 from hedgerow.config import NodeConfig
@@ -44,7 +45,10 @@ class NodeOutbox:
         self._path = folder / FILE
         self._address = config.node.address
         self._options = link_options(
-            config.broker, f"hedgerow/{self._address}/outbox", max_payload_bytes=_LARGEST_ACK, keep_session=False
+            config.broker,
+            client_id(self._address, client_token(folder), "outbox"),
+            max_payload_bytes=_LARGEST_ACK,
+            keep_session=False,
         )
         self._on_event = on_event
         self._opening = asyncio.Lock()

@@ -14,6 +14,8 @@ from functools import partial
 import structlog
 
 from hedgerow import tasks
+from hedgerow.bus.client_ids import client_id, client_token, former_client_id
+from hedgerow.bus.moving_client import FormerSession
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
 from hedgerow.models.serving.pool import ModelNotAssigned
@@ -24,6 +26,7 @@ from hedgerow.node.pipelines.builder import PipelineBuilder
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, pipeline_digest
 from hedgerow.pipeline.runner import PipelineRunner
 from hedgerow.telemetry.tally import Tally
+from hedgerow.topics import Channel
 
 log = structlog.get_logger(__name__)
 
@@ -264,23 +267,30 @@ class Pipelines:
                 self._report_failure(name, failures[name])
 
     async def _start(self, built: BuiltPipeline, tally: Tally | None = None, *, paused: bool = False) -> None:
-        client_id = f"hedgerow/{self._announcer.address}/{built.name}"
+        address, state_dir = self._announcer.address, self.config.node.state_dir
+        token = client_token(state_dir)
         source = link_options(
             self.config.broker,
-            client_id,
+            client_id(address, token, built.name),
             receive_maximum=built.config.receive_maximum,
             max_payload_bytes=built.config.max_payload_bytes,
-            session_file=self.config.node.state_dir / "sessions" / built.name,
+            session_file=state_dir / "links" / built.name,
             refuse_lower_qos=built.config.if_qos_lowered == "fail",
         )
-        sink = link_options(self.config.broker, f"{client_id}/results")
+        former = FormerSession(
+            former_client_id(address, built.name),
+            state_dir / "sessions" / built.name,
+            address.topic(Channel.REPLY, f"move-{built.name}"),
+        )
+        sink = link_options(self.config.broker, client_id(address, token, built.name, "results"))
         try:
             outbox = await self._outbox.open() if built.config.publish.durable else None
         except HedgerowError as error:
             built.retire()
             self._failed(built.name, error)
             return
-        runner = PipelineRunner(built, source, sink, self._announcer.event_sink(built.name), outbox, tally)
+        on_event = self._announcer.event_sink(built.name)
+        runner = PipelineRunner(built, source, sink, on_event, outbox, tally, former=former)
         self.runners[built.name] = runner
         try:
             await runner.start(paused=paused)

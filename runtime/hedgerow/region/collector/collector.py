@@ -16,14 +16,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from hedgerow import tasks
-from hedgerow.bus.client import Client
+from hedgerow.bus.client_ids import FILE, client_id, client_token, former_client_id
+from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
+from hedgerow.bus.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link.options import is_plain_text_on_network, link_options
@@ -32,7 +36,7 @@ from hedgerow.region.collector.decode import decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
-from hedgerow.region.config import RegionConfig
+from hedgerow.region.config import RegionConfig, on_postgres
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ledgers import LedgerKey
@@ -79,20 +83,25 @@ class Collector:
         self._pacing: AckPacing[LedgerKey] = AckPacing()
         self._timer: asyncio.TimerHandle | None = None
         self._probes: ProbeServer | None = None
+        state_dir = config.state_folder
+        former = _former_session(config, state_dir)
+        token = client_token(state_dir)
         options = link_options(
             config.broker,
-            f"hedgerow/{self._region}/collector",
+            client_id(self._region, token, "collector"),
             receive_maximum=config.region.receive_maximum,
             max_payload_bytes=config.region.max_payload_bytes,
+            session_file=state_dir / "links" / "collector",
         )
-        self._client = Client(options, self._receive, self._link_changed)
+        self._client = connect_or_move(options, former, self._receive, self._link_changed)
         self._blobs = self._refresher = None
         if config.models.repository is not None:
             # Imports libraries that a region without models does not need.
             from hedgerow.blobs.serve import BlobServer
             from hedgerow.region.collector.metadata_refresher import MetadataRefresher
 
-            self._blobs = BlobServer(options, self._region, config.models.repository)
+            blob_options = replace(options, client_id=client_id(self._region, token, "blobs"), session_file=None)
+            self._blobs = BlobServer(blob_options, self._region, config.models.repository)
             self._refresher = MetadataRefresher(config.models.repository, config.models.online_key)
         self._rollouts = RolloutService(config, self._client, self._loop)
         self._pinger = None
@@ -344,3 +353,15 @@ class Collector:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await tasks.cancel(*waits)
+
+
+def _former_session(config: RegionConfig, state_dir: Path) -> FormerSession:
+    """Return the session that a version before tokens may have left at the broker."""
+    name = config.region.name
+    # The service may publish and receive there, and no bridge forwards it: no site has this name.
+    topic = Address(name, "collector-move", "collector").topic(Channel.DESIRED)
+    session = FormerSession(former_client_id(name, "collector"), state_dir / "sessions" / "collector", topic)
+    used = on_postgres(config.store.url) or Path(config.store.url).exists()
+    if used and not (state_dir / FILE).exists():
+        ClientOptions(url=config.broker.url, client_id=session.client_id, session_file=session.mark).mark_session()
+    return session

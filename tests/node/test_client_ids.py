@@ -1,0 +1,73 @@
+"""A node's client ids: nobody can guess them, and what waits under the former ones is processed once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from trial_site import Site, until
+
+from hedgerow.bus import Client, ClientOptions
+from hedgerow.bus.client_ids import FILE
+from hedgerow.testing import Mosquitto
+
+_CONNECTED = re.compile(r"New client connected from \S+ as (hedgerow/\S*) ")
+
+
+async def test_every_link_has_a_token_that_nothing_published_contains(own_site: Site, mosquitto: Mosquitto) -> None:
+    durable = own_site.pipeline(publish={"durable": True})
+    async with own_site.node({"p": own_site.pipeline(), "d": durable}):
+        token = (own_site.folder / "state" / FILE).read_text().strip()
+        await own_site.frame(1)
+        await own_site.wait_results(1)
+        for command in ("info", "health", "ping"):
+            await own_site.command(command)
+    name = f"hedgerow/{own_site.address}"
+    links = ("", "/p", "/p/results", "/d", "/d/results", "/outbox")
+    assert set(_CONNECTED.findall(mosquitto.log)) == {f"{name}{link}/{token}" for link in links}
+    assert own_site.received
+    for message in own_site.received:
+        assert token not in f"{message.topic}{message.payload!r}{message.user}"
+
+
+async def test_an_upgrade_processes_each_waiting_frame_once(own_site: Site, mosquitto: Mosquitto) -> None:
+    """Frames queued for the id of an earlier version, and frames published during the upgrade."""
+    mark = own_site.folder / "state" / "sessions" / "p"
+    former = ClientOptions(url=mosquitto.url, client_id=f"hedgerow/{own_site.address}/p", session_file=mark)
+    async with Client(former, lambda _: None) as client:
+        await client.subscribe({f"{own_site.name}/in/+": 1})
+        await client.wait_connected(60)
+    await own_site.frames(range(100))
+    published = 100
+    async with own_site.node() as node:
+        while mark.exists():
+            await own_site.frame(published, stream="abc"[published % 3])
+            published += 1
+        await own_site.frames(range(published, published + 20))
+        published += 20
+        await own_site.wait_results(published)
+        assert node.runners["p"].sessions_lost == 0
+    assert sorted(own_site.numbers()) == list(range(published))
+    assert own_site.events("session-left") == own_site.events("session-lost") == []
+
+    await own_site.frames(range(published, published + 5))  # wait in the session of the new id
+    async with own_site.node():
+        await own_site.wait_results(published + 5)
+    assert sorted(own_site.numbers()) == list(range(published + 5))
+
+
+async def test_another_node_of_the_same_name_is_reported(own_site: Site) -> None:
+    """The broker no longer disconnects one of them, as it does with equal client ids."""
+    async with own_site.node():
+        assert own_site.events("name-in-use") == []
+        twin = Site(own_site.port, own_site.folder / "twin")
+        twin.folder.mkdir()
+        twin.name, twin.address = own_site.name, own_site.address
+        async with twin, twin.node():
+            await until(lambda: own_site.events("name-in-use"))
+    (event, *_) = own_site.events("name-in-use")
+    assert str(own_site.address) in event["detail"]["error"]
+    count = len(own_site.events("name-in-use"))
+    async with own_site.node():
+        await asyncio.gather(own_site.command("ping"), own_site.command("health"))
+    assert len(own_site.events("name-in-use")) == count, "an earlier run is not another node"
