@@ -25,9 +25,9 @@ from tests.topology.conftest import TIMEOUT_S, Running, Window, prepare
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 
-UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/ask/part")
+UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/up/region/1", "blob/ask/part")
 DOWN = ("desired", "ack", "command/ping")
-STAYS = ("dead/doors", "result/secrets", "desired", "command/ping", "ack", "blob/want", "blob/part/1/2")
+STAYS = ("dead/doors", "result/secrets", "reply/1", "reply/ping", "reply/uplink/1", "desired", "command/ping", "ack", "blob/want", "blob/part/1/2")
 NODE = "hedgerow/v1/north/hall/a"
 
 
@@ -94,9 +94,9 @@ async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> Non
         await two_levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
             await node.subscribe(f"{NODE}/command/+", qos=1)
-            await anna.subscribe(f"{NODE}/reply/r1", qos=1)
+            await anna.subscribe(f"{NODE}/reply/up/region/r1", qos=1)
             sent = Properties(PacketTypes.PUBLISH)
-            sent.ResponseTopic, sent.CorrelationData, sent.UserProperty = f"{NODE}/reply/r1", b"42", ("k", "v")
+            sent.ResponseTopic, sent.CorrelationData, sent.UserProperty = f"{NODE}/reply/up/region/r1", b"42", ("k", "v")
             await anna.publish(f"{NODE}/command/ping", b"{}", qos=1, properties=sent)
             async for request in node.messages:
                 received = request.properties
