@@ -72,9 +72,9 @@ class ObservedState:
         self._read_health(database, {self.ids[node] for node in nodes if node in self.ids})
 
     def labels(self, node: Address) -> dict[str, str]:
-        """Return a node's labels: those it reports, and its address."""
+        """Return the labels that a node reports."""
         reported = self.nodes[node].reported
-        return {"region": node.region, "site": node.site, "node": node.node, **(reported.labels if reported else {})}
+        return reported.labels if reported else {}
 
     def _update_presence(
         self, row_id: int, region: str, site: str, name: str, online: int | None, last_seen: float | None
