@@ -96,12 +96,13 @@ class CommandServer:
         """Execute a command and reply. Never raises."""
         parsed = parse(message.topic)
         name = parsed.tail if parsed is not None and is_name(parsed.tail) else "unknown"
-        properties = _properties(message)
         topic, correlation = self._default_topic(name), None
         try:
+            properties = _properties(message)
             correlation = _correlation(properties)
             if properties.response_topic is not None:
-                topic = self._checked(properties.response_topic, name)
+                topic = self._checked(properties.response_topic)
+            self._check_egress(topic, name)
             value = await self._execute(name, message)
             reply = Reply(command=name, node=str(self._address), ok=True, value=value)
             self.counts["done"] += 1
@@ -123,7 +124,7 @@ class CommandServer:
         for what, count in self.counts.items():
             yield "hedgerow_commands", "Commands done and refused.", {"what": what}, count
 
-    def _checked(self, topic: str, command: str) -> str:
+    def _checked(self, topic: str) -> str:
         """Return a response topic if the reply may go there. Raises: CommandError: it may not."""
         parsed = parse(topic)
         if parsed is not None:
@@ -139,13 +140,17 @@ class CommandServer:
                 remedy=f"Use a response topic such as {self._default_topic('1')}. For others, set `replies: {{prefixes: […]}}` in "
                 "the node's file.",
             )
+        return topic
+
+    def _check_egress(self, topic: str, command: str) -> None:
+        """Raises: CommandError: the reply would carry a raw frame out of the site."""
+        parsed = parse(topic)
         if parsed is not None and parsed.goes_up and command in _WITH_FRAMES and not self._replies.frames_may_leave:
             raise CommandError(
                 f"The reply to {command} carries a raw frame, which may not leave the site",
                 code="frame-stays",
                 remedy="Send it from the site, or set `replies: {frames_may_leave: true}` in the node's file.",
             )
-        return topic
 
     async def _execute(self, name: str, message: Message) -> Any:
         if message.oversized is not None:
@@ -182,7 +187,7 @@ class CommandServer:
 
     def _check_expiry(self, message: Message, expires_at: float) -> None:
         """Raises: CommandError: the command has expired, or may have been executed before."""
-        properties = _properties(message)
+        properties = message.properties
         digest = xxhash.xxh3_64_intdigest(
             b"\0".join((message.topic.encode(), bytes(message.payload), properties.correlation_data or b""))
         )
@@ -224,11 +229,17 @@ class CommandServer:
 
 
 def _properties(message: Message) -> PublishProperties:
-    """Return a message's properties; none if they are malformed."""
-    try:
-        return message.properties
-    except HedgerowError:
-        return PublishProperties()
+    """Return a command's properties.
+
+    Raises: HedgerowError: they are malformed, so its expiry and where the reply may go are not known.
+    """
+    if message.malformed is not None:
+        raise CommandError(
+            f"The command is malformed: {message.malformed}",
+            code="malformed-command",
+            remedy="Send shorter properties: response topic, correlation data and message expiry are enough.",
+        )
+    return message.properties
 
 
 def _correlation(properties: PublishProperties) -> bytes | None:
