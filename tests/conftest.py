@@ -59,6 +59,11 @@ MakeVersion = Callable[..., ModelVersion]
 
 @pytest.fixture
 def make_version(tmp_path: Path) -> MakeVersion:
+    """Return a function that creates a model version on disk: see `version_maker`."""
+    return version_maker(tmp_path)
+
+
+def version_maker(target: Path) -> MakeVersion:
     """Return a function that creates a model version on disk: `make_version("(float[N,3] x) => …", version="1.1.0")`.
 
     The model may be text or a parsed model. Its golden outputs and baseline are computed by ONNX Runtime from random
@@ -79,7 +84,7 @@ def make_version(tmp_path: Path) -> MakeVersion:
         domains: str = "",
         **serving: Any,
     ) -> ModelVersion:
-        folder = tmp_path / "bundles" / f"{name}-{version}"
+        folder = target / "bundles" / f"{name}-{version}"
         (folder / "variants/onnx").mkdir(parents=True)
         (folder / "golden/onnx").mkdir(parents=True)
         path = folder / "variants/onnx/model.onnx"

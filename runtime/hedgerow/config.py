@@ -32,7 +32,7 @@ from pydantic import (
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import check_labels
-from hedgerow.topics import Address, check_filter, is_name
+from hedgerow.topics import ROOT, Address, check_filter, is_name, overlap, without_group
 
 
 class Section(BaseModel):
@@ -62,6 +62,28 @@ def _valid_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+_ADDRESS_LABELS: Final = ("region", "site", "node")
+
+
+def _no_address(labels: dict[str, str]) -> dict[str, str]:
+    for key in _ADDRESS_LABELS:
+        if key in labels:
+            raise ValueError(
+                f"the label {key!r} is part of the node's address\n  → Set `node: {{{'name' if key == 'node' else key}: …}}`, or "
+                "use another key."
+            )
+    return labels
+
+
+def _valid_prefix(text: str) -> str:
+    prefix = _valid_filter(text).rstrip("/")
+    if not prefix or prefix.startswith("$") or "+" in prefix or "#" in prefix:
+        raise ValueError("must be the first levels of topics, without wildcards, such as `answers`")
+    if overlap(f"{prefix}/#", f"{ROOT}/#"):
+        raise ValueError(f"must not reach into {ROOT}: what a node publishes there, the region takes for its own word")
+    return prefix
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -80,9 +102,10 @@ class NodeSection(Section):
     region: Name = Field("local", description="Region the site belongs to.")
     site: Name = Field("site", description="Site (one LAN, one broker) the node belongs to.")
     name: Name = Field("node", description="Name of the node, unique within its site.")
-    labels: Annotated[dict[str, str], AfterValidator(_valid_labels)] = Field(
+    labels: Annotated[dict[str, str], AfterValidator(_valid_labels), AfterValidator(_no_address)] = Field(
         default_factory=dict,
-        description="Labels by which rollouts select nodes, in addition to the automatic ones (`arch`, `cores`, `site` …).",
+        description="Labels by which rollouts select nodes and signatures choose them, in addition to the automatic ones (`arch`, "
+        "`cores`, `site` …). The region cannot change them.",
         examples=[{"hardware": "nuc", "ring": "early"}],
     )
     state_dir: Path = Field(
@@ -600,6 +623,22 @@ class FleetSection(Section):
         return self.model_copy(update=changes)
 
 
+class RepliesSection(Section):
+    """Where replies to commands may go."""
+
+    prefixes: tuple[Annotated[str, AfterValidator(_valid_prefix)], ...] = Field(
+        (),
+        description="Beginnings of further topics on which the node may reply, such as `answers` for `answers/1`. By default it "
+        "replies only below its own `reply/` and its site's. Risk: whoever may command the node makes it publish there.",
+        examples=[["answers"]],
+    )
+    frames_may_leave: bool = Field(
+        False,
+        description="Whether `snapshot` may reply to a request from above the site. Risk: its reply carries a raw frame, which "
+        "then leaves the site.",
+    )
+
+
 class MetricsSection(Section):
     """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
 
@@ -638,8 +677,21 @@ class NodeConfig(Section):
     pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
     outbox: OutboxSection = Field(OutboxSection(), description="The durable queue of results for the region.")
     fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
+    replies: RepliesSection = Field(RepliesSection(), description="Replies to commands.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
+
+    @model_validator(mode="after")
+    def _no_replies_as_frames(self) -> NodeConfig:
+        for prefix in self.replies.prefixes:
+            for name, filters in self.subscriptions.items():
+                for pattern in filters:
+                    if overlap(f"{prefix}/#", without_group(pattern)):
+                        raise ValueError(
+                            f"replies below {prefix!r} would be frames of pipeline {name}, which subscribes to {pattern!r}\n"
+                            "  → Choose another prefix under `replies: prefixes`."
+                        )
+        return self
 
     @property
     def subscriptions(self) -> Mapping[str, tuple[str, ...]]:

@@ -41,6 +41,9 @@ class Channel(StrEnum):
     DEAD = "dead"
 
 
+UP = "up"
+"""First level of the tails of replies that leave the site: `reply/up/AUTHORITY/REQUEST`."""
+
 _LATE = "/late"
 _PIPELINES = Channel.RESULT, Channel.DEAD
 _WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD})
@@ -86,6 +89,11 @@ class Parsed(NamedTuple):
         """The pipeline of a result or dead letter; without the suffix `/late`."""
         return self.tail.removesuffix(_LATE)
 
+    @property
+    def goes_up(self) -> bool:
+        """Whether it is a reply that bridges carry out of the site."""
+        return self.channel is Channel.REPLY and self.tail.partition("/")[0] == UP
+
 
 def late(topic: str) -> str:
     """Return the topic for late results: durable results that are published again or after an outage.
@@ -93,6 +101,16 @@ def late(topic: str) -> str:
     `result/doors/#` matches all results, `result/doors` only those that are not late.
     """
     return topic + _LATE
+
+
+def upward(authority: str, request: str) -> str:
+    """Return the tail of replies to a request from above the site; bridges carry no others.
+
+    Args:
+        authority: who certifies the requester: `region`, or the name of the region's parent.
+        request: names the request.
+    """
+    return f"{UP}/{authority}/{request}"
 
 
 def parse(topic: str) -> Parsed | None:
@@ -199,7 +217,7 @@ def _feedback(address: Address, pipeline: str, pattern: str, subscriptions: Mapp
         for tail in tails:
             topic = address.topic(channel, tail)
             whole = f"{topic.removesuffix('/NAME')}/+/#" if tail == "NAME" else f"{topic}/#" if tail else topic
-            if not overlap(_without_group(pattern), whole):
+            if not overlap(without_group(pattern), whole):
                 continue
             if channel is not Channel.RESULT or pipeline in _sources(address, tail, subscriptions):
                 return topic
@@ -210,7 +228,7 @@ def _sources(address: Address, pipeline: str, subscriptions: Mapping[str, Iterab
     """Return the pipelines whose results a pipeline depends on, itself included."""
     found, waiting = {pipeline}, [pipeline]
     while waiting:
-        filters = [_without_group(pattern) for pattern in subscriptions[waiting.pop()]]
+        filters = [without_group(pattern) for pattern in subscriptions[waiting.pop()]]
         for name in subscriptions.keys() - found:
             whole = f"{address.topic(Channel.RESULT, name)}/#"
             if any(overlap(pattern, whole) for pattern in filters):
@@ -219,7 +237,7 @@ def _sources(address: Address, pipeline: str, subscriptions: Mapping[str, Iterab
     return found
 
 
-def _without_group(pattern: str) -> str:
+def without_group(pattern: str) -> str:
     """Return the filter inside a shared subscription; `$queue/` and `$exclusive/` are those of EMQX."""
     if pattern.startswith("$share/"):
         return pattern.split("/", 2)[2]

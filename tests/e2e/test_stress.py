@@ -111,7 +111,7 @@ class LoadTest:
 
     def _received(self, messages: list[Message]) -> None:
         for message in messages:
-            if message.topic.endswith("/replies"):
+            if message.topic.endswith("/reply/stress"):
                 reply = self._replies.pop(message.properties.correlation_data or b"")
                 if not reply.done():  # otherwise the request has timed out
                     reply.set_result(orjson.loads(message.payload))
@@ -154,7 +154,10 @@ class LoadTest:
     async def command(self, name: str, **args: Any) -> dict[str, Any]:
         key = uuid.uuid4().bytes
         reply = self._replies[key] = asyncio.get_running_loop().create_future()
-        pairs = [(Property.RESPONSE_TOPIC, f"{self.node.site}/replies"), (Property.CORRELATION_DATA, key)]
+        pairs = [
+            (Property.RESPONSE_TOPIC, f"hedgerow/v1/test/{self.node.site}/node/reply/stress"),
+            (Property.CORRELATION_DATA, key),
+        ]
         await self.client.publish_and_wait(
             f"hedgerow/v1/test/{self.node.site}/node/command/{name}",
             orjson.dumps({"args": args}),
@@ -276,7 +279,9 @@ MODEL = """(float[N,1] x, float[N,1] h) => (float[N,2] y, float[N,1] h2) {
 async def load_test(node: Any, mosquitto: Mosquitto, onnx_file: Any) -> AsyncIterator[LoadTest]:
     test = LoadTest(node, mosquitto, str(onnx_file(MODEL)))
     async with test.client:
-        await test.client.subscribe({f"hedgerow/v1/test/{node.site}/node/result/+": 1, f"{node.site}/replies": 1})
+        await test.client.subscribe(
+            {f"hedgerow/v1/test/{node.site}/node/result/+": 1, f"hedgerow/v1/test/{node.site}/node/reply/+": 1}
+        )
         await test.client.wait_connected(TIMEOUT_S)
         yield test
 

@@ -89,7 +89,7 @@ class Sender:
         if content_type:
             properties.ContentType = content_type
         if "command" in topic:
-            properties.ResponseTopic, properties.CorrelationData = "fuzz/replies", b"1"
+            properties.ResponseTopic, properties.CorrelationData = f"{topic.partition('/command/')[0]}/reply/fuzz", b"1"
         self._client.publish(topic, payload, qos=1, properties=properties)
         self.sent += 1
 

@@ -17,6 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from tests.e2e.conftest import until
 from tests.fault.test_refusals import Certified, attack, refused_connections
 from tests.topology.conftest import TIMEOUT_S, prepare
@@ -104,11 +106,14 @@ async def test_results_reach_the_parent_and_its_commands_reach_the_node(levels: 
             done.set()
 
         await chief.subscribe(f"{NODE}/reply/#", qos=1)
+        request = Properties(PacketTypes.PUBLISH)
+        request.ResponseTopic = f"{NODE}/reply/up/world/1"
         async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
             done = asyncio.Event()
-            tasks.create_task(repeatedly(lambda: chief.publish(f"{NODE}/command/ping", b"{}", qos=1), done))
+            command = f"{NODE}/command/ping"
+            tasks.create_task(repeatedly(lambda: chief.publish(command, b"{}", qos=1, properties=request), done))
             async for message in chief.messages:
-                assert message.topic.value.startswith(f"{NODE}/reply/")
+                assert message.topic.value == request.ResponseTopic
                 break
             done.set()
 
@@ -122,17 +127,17 @@ async def repeatedly(act: Callable[[], Awaitable[object]], done: asyncio.Event) 
 
 async def test_each_channel_is_bridged_only_as_far_as_configured(levels: Applied) -> None:
     """Channels for the region end there, and channels of a site do not leave it."""
-    up = ("status", "event/gap", "result/doors", "reported", "reply/1")
+    up = ("status", "event/gap", "result/doors", "reported", "reply/up/world/1")
     async with levels.window("hall") as hall, levels.window("north") as north, levels.window("world") as world:
         await levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         await levels.wait_for_bridge(hall, world, "hedgerow/v1/north/hall")
-        for channel in (*up, "blob/ask/part", "dead/doors", "result/secrets"):
+        for channel in (*up, "blob/ask/part", "dead/doors", "result/secrets", "reply/1", "reply/up/region/1"):
             await hall.client.publish(f"{NODE}/{channel}", "up", qos=1)
         await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
         await world.wait_for(f"{NODE}/event/end", "up")
 
         assert world.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*up, "event/end")}
-        assert north.topics("up") == world.topics("up") | {f"{NODE}/blob/ask/part": 1}
+        assert north.topics("up") == world.topics("up") | {f"{NODE}/blob/ask/part": 1, f"{NODE}/reply/up/region/1": 1}
         await world.client.publish(f"{NODE}/command/ping", "down", qos=1)
         await hall.wait_for(f"{NODE}/command/ping", "down")
 

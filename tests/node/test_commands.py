@@ -113,7 +113,7 @@ async def send_expiring(
         f"hedgerow/v1/{site.address}/command/{name}",
         json.dumps({"expires_at": NOW - late_s}).encode(),
         qos=1,
-        properties=properties(response_topic=f"{site.name}/replies", correlation=key, **fields),
+        properties=properties(response_topic=site.reply_topic, correlation=key, **fields),
     )
     await until(lambda: len(site._replies(key)) > before)
     return site._replies(key)

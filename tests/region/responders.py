@@ -138,7 +138,7 @@ class Responder:
             Reported.model_validate(
                 {"node": str(self.address), "session": self.session, "at": time.time(), "generation": self._generation,
                  "state": state, "models": self.serving, "quarantined": self._quarantined,
-                 "labels": {**self.labels, **(self.desired.labels if self.desired else {})}} | more
+                 "labels": self.labels} | more
             ),
         )  # fmt: skip
 

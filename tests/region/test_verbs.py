@@ -272,18 +272,21 @@ def test_a_command_reaches_every_node_of_a_region(operator: Operator) -> None:
 
 
 def test_labels_set_in_the_region_reach_the_node(operator: Operator) -> None:
-    set_ = operator.hedgerow("node", "label", "gate-1", "ring=early", "camera=new", "--why", "a test")
+    set_ = operator.hedgerow("node", "label", "gate-1", "tier=early", "camera=new", "--why", "a test")
     eventually(lambda: "camera" in operator.nodes.nodes[NODES[2]].desired.labels)  # type: ignore[union-attr]
     shown = operator.hedgerow("node", "show", "hall-1/gate-1")
     operator.hedgerow("node", "label", "gate-1", "camera-")
     details = operator.hedgerow("node", "show", "gate-1", "--json").json
 
-    assert (set_.code, "ring=early" in set_.out) == (0, True)
+    assert (set_.code, "tier=early" in set_.out) == (0, True)
     assert "early (set by the region)" in shown.out
     assert "node-labelled" in shown.out
     assert "frames, drift 0.10" in shown.out
-    assert details["labels_of_region"] == {"ring": "early"}
-    assert details["labels"]["ring"] == "early"
+    assert details["labels_of_region"] == {"tier": "early"}
+    assert (details["labels"]["tier"], details["labels"]["ring"]) == ("early", "late")
+    refused = operator.hedgerow("node", "label", "gate-1", "ring=early", "--why", "a test")
+    assert refused.code == 1
+    assert "The label ring is 'late' in the node's own file" in refused.err
 
 
 def test_a_pinned_node_keeps_its_version_and_catches_up_when_it_is_unpinned(operator: Operator) -> None:

@@ -184,7 +184,7 @@ class Node:
         reported = wire.Reported(
             node=str(self.address), session=session, at=now, generation=self._generation, state=self._state,
             error=self._error, rolled_back=["faces"] if self._returned else [], models=models,
-            labels=self.labels | (self._desired.labels if self._desired else {}),
+            labels=self.labels,
             configured=self.configured,
         ).encode()  # fmt: skip
         pipeline = PipelineHealth(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import shutil
 import socket
@@ -25,9 +27,20 @@ from tests.topology.conftest import TIMEOUT_S, Running, Window, prepare
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 
-UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/1", "blob/ask/part")
+UP = ("status", "health", "event/gap", "result/doors", "reported", "reply/up/region/1", "blob/ask/part")
 DOWN = ("desired", "ack", "command/ping")
-STAYS = ("dead/doors", "result/secrets", "desired", "command/ping", "ack", "blob/want", "blob/part/1/2")
+STAYS = (
+    "dead/doors",
+    "result/secrets",
+    "reply/1",
+    "reply/ping",
+    "reply/uplink/1",
+    "desired",
+    "command/ping",
+    "ack",
+    "blob/want",
+    "blob/part/1/2",
+)
 NODE = "hedgerow/v1/north/hall/a"
 
 
@@ -94,9 +107,13 @@ async def test_properties_of_mqtt_5_cross_the_bridge(two_levels: Running) -> Non
         await two_levels.wait_for_bridge(hall, north, "hedgerow/v1/north/hall")
         async with two_levels.client("north", "region", "anna") as anna, two_levels.client("hall", "hall", "a") as node:
             await node.subscribe(f"{NODE}/command/+", qos=1)
-            await anna.subscribe(f"{NODE}/reply/r1", qos=1)
+            await anna.subscribe(f"{NODE}/reply/up/region/r1", qos=1)
             sent = Properties(PacketTypes.PUBLISH)
-            sent.ResponseTopic, sent.CorrelationData, sent.UserProperty = f"{NODE}/reply/r1", b"42", ("k", "v")
+            sent.ResponseTopic, sent.CorrelationData, sent.UserProperty = (
+                f"{NODE}/reply/up/region/r1",
+                b"42",
+                ("k", "v"),
+            )
             await anna.publish(f"{NODE}/command/ping", b"{}", qos=1, properties=sent)
             async for request in node.messages:
                 received = request.properties
@@ -354,14 +371,26 @@ async def test_local_programs_may_send_frames_and_read_results(two_levels: Runni
         assert set(window.topics("local")) == {"plant/1/door", "end"}
 
 
-async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(two_levels: Running) -> None:
-    """A real node's traffic is permitted: frames in, results out, commands from the region with replies."""
-    folder = two_levels.folder
-    anna = folder / "pki" / "region" / "issued" / "anna"
-    (folder / "anna.yaml").write_text(
-        f"broker:\n  url: {two_levels.described.topology.region.broker}\n"
-        f"  tls: {{ca_file: {anna}/trust.crt, cert_file: {anna}/tls.crt, key_file: {anna}/tls.key}}\n"
+def operator_file(running: Running, authority: str, name: str, broker: str) -> Path:
+    """Write the configuration with which an operator's tools connect."""
+    own = running.folder / "pki" / authority / "issued" / name
+    file = running.folder / f"{name}.yaml"
+    file.write_text(
+        f"broker:\n  url: {broker}\n"
+        f"  tls: {{ca_file: {own}/trust.crt, cert_file: {own}/tls.crt, key_file: {own}/tls.key}}\n"
     )
+    return file
+
+
+async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(two_levels: Running) -> None:
+    """A real node's traffic is permitted: frames in, results out, commands from the region with replies.
+
+    A snapshot has the frame: the site's operator gets it, and nothing of it reaches the region's broker, not even if the
+    operator requests a reply that goes up.
+    """
+    folder, topology = two_levels.folder, two_levels.described.topology
+    anna = operator_file(two_levels, "region", "anna", topology.region.broker)
+    kim = operator_file(two_levels, "hall", "kim", topology.sites["hall"].broker)
     log = folder / "node.log"
     hedgerow = (sys.executable, "-m", "hedgerow")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEDGEROW_")}
@@ -378,12 +407,30 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
                         await camera.publish("plant/1/door", b"[1, 2, 3]", qos=1)
                         await asyncio.sleep(0.2)
             assert any(topic == f"{NODE}/status" for topic, _ in north.seen)
-            command = await processes.start_async(
-                [*hedgerow, "command", "north/hall/a", "ping", "--timeout", "60", "--config", folder / "anna.yaml"],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
-            )  # fmt: skip
-            output, _ = await command.communicate()
-            assert command.returncode == 0, output.decode()
+
+            async def command(*arguments: object) -> tuple[int | None, str]:
+                process = await processes.start_async(
+                    [*hedgerow, "command", "north/hall/a", *arguments, "--timeout", "60"],
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+                )  # fmt: skip
+                output, _ = await process.communicate()
+                return process.returncode, output.decode()
+
+            code, output = await command("ping", "--config", anna)
+            assert code == 0, output
+            frame = base64.b64encode(b"[1, 2, 3]").decode()
+            code, output = await command("snapshot", "pipeline=doors", "--json", "--config", kim)
+            assert (code, json.loads(output)["value"]["payload_base64"]) == (0, frame)
+            code, output = await command("snapshot", "pipeline=doors", "--config", kim, "--above", "region")
+            assert code == 1
+            assert "replies: {frames_may_leave: true}" in output
+            await hall.client.publish(f"{NODE}/event/end", "snapshots", qos=1)
+            await north.wait_for(f"{NODE}/event/end", "snapshots")
+            assert any(frame in payload for _, payload in hall.seen)
+            assert not [topic for topic, payload in north.seen if frame in payload]
+            replies = [topic for topic, _ in north.seen if "/reply/" in topic]
+            assert len(replies) == 2, "the ping's, and the refusal"
+            assert all(topic.startswith(f"{NODE}/reply/up/region/") for topic in replies)
     except BaseException:
         print(log.read_text())
         raise

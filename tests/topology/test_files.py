@@ -101,7 +101,7 @@ def test_the_bridge_lists_topics_in_both_directions(texts: dict[str, str]) -> No
         "topic hedgerow/v1/retail/shop-12/+/health out 0",
         "topic hedgerow/v1/retail/shop-12/+/event/# out 1",
         "topic hedgerow/v1/retail/shop-12/+/reported out 1",
-        "topic hedgerow/v1/retail/shop-12/+/reply/# out 1",
+        "topic hedgerow/v1/retail/shop-12/+/reply/up/# out 1",
         "topic hedgerow/v1/retail/shop-12/+/result/visitors/# out 1",
         "topic hedgerow/v1/retail/shop-12/+/result/delivery-notes/# out 1",
         "topic hedgerow/v1/retail/shop-12/+/blob/ask/# out 1",

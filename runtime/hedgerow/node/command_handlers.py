@@ -102,7 +102,8 @@ class CommandHandlers:
         """Return a pipeline's last result and the frame it came from."""
         accept_only(args, "pipeline")
         name = choice(args, "pipeline", self._node.runners)
-        snapshot = self._node.runners[name].snapshot
+        runner = self._node.runners[name]
+        snapshot = runner.snapshot
         if snapshot is None:
             raise CommandError(
                 f"Pipeline {name} has published no result yet",
@@ -116,7 +117,9 @@ class CommandHandlers:
             "payload_bytes": len(frame.payload),
             "result_content_type": result.content_type,
         }
-        if len(frame.payload) <= LARGEST_SNAPSHOT:
+        if runner.built.config.publish.fields:  # as in dead letters: the payload has what is kept back
+            value["payload_omitted"] = "kept-back"
+        elif len(frame.payload) <= LARGEST_SNAPSHOT:
             value["payload_base64"] = base64.b64encode(frame.payload).decode()
         if result.content_type in (wire.JSON, wire.MSGPACK):
             value["result"] = wire.decode_payload(result.payload, result.content_type)

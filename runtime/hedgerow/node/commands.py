@@ -3,6 +3,10 @@
 Each command gets exactly one reply, on its response topic, or on `reply/{name}` if it has none. Expired, retained or
 malformed commands are not executed; the reply says why.
 
+The reply is published with the node's rights. So a response topic must be below the node's own `reply/` or its site's, or
+below a prefix that the node's file allows; any other is refused on `reply/{name}`. Tails below `up/` leave the site, and
+raw frames do not, unless the file allows it.
+
 `expires_at` is by the sender's clock, which may differ from this one. If the command also has a message expiry, by which the
 broker has let it through, it is executed up to `CLOCK_TOLERANCE_S` later, but only once.
 """
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +24,9 @@ import xxhash
 from pydantic import ValidationError
 
 from hedgerow.bus.properties import Property, PublishProperties, Value, encode_properties
-from hedgerow.errors import BusError, CommandError, HedgerowError, first_problem
-from hedgerow.topics import Address, Channel, parse
+from hedgerow.config import RepliesSection
+from hedgerow.errors import CommandError, HedgerowError, first_problem
+from hedgerow.topics import Address, Channel, is_name, parse
 from hedgerow.wire.messages import JSON, Command, ErrorBody, Reply
 
 if TYPE_CHECKING:
@@ -35,6 +40,15 @@ LARGEST_COMMAND: Final = 1 << 20
 
 CLOCK_TOLERANCE_S: Final = 60.0
 """How far the sender's clock may be behind this one."""
+
+LONGEST_CORRELATION: Final = 1024
+"""Most bytes of correlation data, which the reply repeats."""
+
+_LONGEST_RESPONSE_TOPIC: Final = 512
+"""Most characters of a response topic."""
+
+_WITH_FRAMES: Final = frozenset({"snapshot"})
+"""Commands whose replies carry a raw frame."""
 
 _MOST_REMEMBERED: Final = 1000
 """Executed commands that are remembered, to recognise a repetition."""
@@ -50,11 +64,22 @@ class CommandServer:
         address: the node's address.
         client: publishes the replies.
         handlers: command handlers by name.
+        replies: where replies may go, besides the reply topics of the node and of its site.
+        warn: called with the kind and detail of each refusal; by default they are only logged.
     Attributes:
         counts: number of commands done and refused.
     """
 
-    def __init__(self, address: Address, client: Client, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        client: Client,
+        handlers: Mapping[str, Handler],
+        replies: RepliesSection = RepliesSection(),  # noqa: B008 - frozen
+        warn: Callable[[str, dict[str, Any]], None] = lambda kind, detail: log.warning(kind, **detail),
+    ) -> None:
+        self._replies = replies
+        self._warn = warn
         self._address = address
         self._client = client
         self._handlers = handlers
@@ -70,15 +95,21 @@ class CommandServer:
     async def answer(self, message: Message) -> None:
         """Execute a command and reply. Never raises."""
         parsed = parse(message.topic)
-        name = parsed.tail if parsed is not None else message.topic
+        name = parsed.tail if parsed is not None and is_name(parsed.tail) else "unknown"
+        topic, correlation = self._default_topic(name), None
         try:
+            properties = _properties(message)
+            correlation = _correlation(properties)
+            if properties.response_topic is not None:
+                topic = self._checked(properties.response_topic)
+            self._check_egress(topic, name)
             value = await self._execute(name, message)
             reply = Reply(command=name, node=str(self._address), ok=True, value=value)
             self.counts["done"] += 1
         except HedgerowError as error:
             reply = Reply(command=name, node=str(self._address), ok=False, error=ErrorBody.of(error))
             self.counts["refused"] += 1
-            log.warning("command-refused", command=name, code=error.code, error=str(error))
+            self._warn("command-refused", {"command": name, "code": error.code, "error": str(error)[:500]})
         except Exception as error:
             log.exception("command-failed", command=name)
             body = ErrorBody(
@@ -86,7 +117,40 @@ class CommandServer:
             )
             reply = Reply(command=name, node=str(self._address), ok=False, error=body)
             self.counts["refused"] += 1
-        self._reply(message, name, reply)
+        self._reply(topic, correlation, reply)
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Yield metrics: name, help, labels, value."""
+        for what, count in self.counts.items():
+            yield "hedgerow_commands", "Commands done and refused.", {"what": what}, count
+
+    def _checked(self, topic: str) -> str:
+        """Return a response topic if the reply may go there. Raises: CommandError: it may not."""
+        parsed = parse(topic)
+        if parsed is not None:
+            addressed = parsed.address in (self._address, self._address.everyone())
+            allowed = parsed.channel is Channel.REPLY and addressed
+        else:
+            allowed = any(topic.startswith(f"{prefix}/") for prefix in self._replies.prefixes)
+        valid = len(topic) <= _LONGEST_RESPONSE_TOPIC and topic.isprintable() and not {"+", "#"} & set(topic)
+        if not (allowed and valid):
+            raise CommandError(
+                f"The reply may not go to {topic[:200]!r}",
+                code="response-topic-refused",
+                remedy=f"Use a response topic such as {self._default_topic('1')}. For others, set `replies: {{prefixes: […]}}` in "
+                "the node's file.",
+            )
+        return topic
+
+    def _check_egress(self, topic: str, command: str) -> None:
+        """Raises: CommandError: the reply would carry a raw frame out of the site."""
+        parsed = parse(topic)
+        if parsed is not None and parsed.goes_up and command in _WITH_FRAMES and not self._replies.frames_may_leave:
+            raise CommandError(
+                f"The reply to {command} carries a raw frame, which may not leave the site",
+                code="frame-stays",
+                remedy="Send it from the site, or set `replies: {frames_may_leave: true}` in the node's file.",
+            )
 
     async def _execute(self, name: str, message: Message) -> Any:
         if message.oversized is not None:
@@ -123,10 +187,7 @@ class CommandServer:
 
     def _check_expiry(self, message: Message, expires_at: float) -> None:
         """Raises: CommandError: the command has expired, or may have been executed before."""
-        try:
-            properties = message.properties
-        except HedgerowError:  # malformed
-            properties = PublishProperties()
+        properties = message.properties
         digest = xxhash.xxh3_64_intdigest(
             b"\0".join((message.topic.encode(), bytes(message.payload), properties.correlation_data or b""))
         )
@@ -147,33 +208,50 @@ class CommandServer:
             _, forgotten = self._executed.popitem(last=False)
             self._forgotten_until = max(self._forgotten_until, forgotten)
 
-    def _reply(self, message: Message, name: str, reply: Reply) -> None:
-        try:
-            properties = message.properties
-        except HedgerowError:  # malformed: reply on the default topic
-            properties = PublishProperties()
-        topic = properties.response_topic or self._default_topic(name)
+    def _reply(self, topic: str, correlation: bytes | None, reply: Reply) -> None:
         pairs: list[tuple[Property, Value]] = [(Property.CONTENT_TYPE, JSON)]
-        if properties.correlation_data is not None:
-            pairs.append((Property.CORRELATION_DATA, properties.correlation_data))
+        if correlation is not None:
+            pairs.append((Property.CORRELATION_DATA, correlation))
         try:
             payload = reply.encode()
         except TypeError as error:
-            log.error("reply-unserialisable", command=name, error=str(error))
+            log.error("reply-unserialisable", command=reply.command, error=str(error))
             body = ErrorBody(
                 code="internal",
                 message=f"The reply cannot be encoded: {error}",
                 remedy="Report this with the node's log.",
             )
-            payload = Reply(command=name, node=str(self._address), ok=False, error=body).encode()
-        encoded = encode_properties(pairs)
-        try:
-            self._client.publish(topic, payload, qos=1, properties=encoded)
-        except BusError:  # the response topic is not valid for publishing
-            self._client.publish(self._default_topic(name), payload, qos=1, properties=encoded)
+            payload = Reply(command=reply.command, node=str(self._address), ok=False, error=body).encode()
+        self._client.publish(topic, payload, qos=1, properties=encode_properties(pairs))
 
     def _default_topic(self, command: str) -> str:
         return self._address.topic(Channel.REPLY, command)
+
+
+def _properties(message: Message) -> PublishProperties:
+    """Return a command's properties.
+
+    Raises: HedgerowError: they are malformed, so its expiry and where the reply may go are not known.
+    """
+    if message.malformed is not None:
+        raise CommandError(
+            f"The command is malformed: {message.malformed}",
+            code="malformed-command",
+            remedy="Send shorter properties: response topic, correlation data and message expiry are enough.",
+        )
+    return message.properties
+
+
+def _correlation(properties: PublishProperties) -> bytes | None:
+    """Return a request's correlation data. Raises: CommandError: it is too long to be repeated."""
+    data = properties.correlation_data
+    if data is not None and len(data) > LONGEST_CORRELATION:
+        raise CommandError(
+            f"The correlation data has {len(data):,} bytes; the limit is {LONGEST_CORRELATION:,}",
+            code="correlation-too-long",
+            remedy="Send a shorter one, such as a UUID.",
+        )
+    return data
 
 
 def choice(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:

@@ -103,10 +103,11 @@ class Node:
         self._health = HealthReporter(
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates, self._journal
         )
-        parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates)
+        handlers = CommandHandlers(self).handlers()
+        self._commands = CommandServer(self.address, self._link, handlers, config.replies, self._announcer.warn)
+        parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates, self._commands)
         gauges = [part.gauges for part in parts if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
-        self._commands = CommandServer(self.address, self._link, CommandHandlers(self).handlers())
 
     @property
     def config(self) -> NodeConfig:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from hedgerow.config import NodeConfig
-from hedgerow.topics import Address, Channel
+from hedgerow.topics import UP as UPWARD
+from hedgerow.topics import Address, Channel, upward
 from hedgerow.topology.check import subscriptions
 from hedgerow.topology.model import Role, Roles, Topology
 
@@ -41,6 +42,17 @@ def pattern(address: Address, channel: Channel) -> str:
         return address.topic(channel)
     except ValueError:
         return address.topic(channel, "#")
+
+
+def rising(address: Address, channel: Channel, parent: str | None = None) -> str:
+    """Return the filter of what a bridge carries up of a channel: of replies, only those to requests from above.
+
+    Args:
+        parent: the broker above the region, where that is the one above.
+    """
+    if channel is not Channel.REPLY:
+        return pattern(address, channel)
+    return address.topic(channel, f"{UPWARD}/#" if parent is None else upward(parent, "#"))
 
 
 def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> str:
@@ -103,18 +115,18 @@ def parent_acl(topology: Topology) -> str:
     assert parent is not None  # noqa: S101 - the caller has checked
     lines = [f"# Publish (write) and subscribe (read) permissions on the broker {parent.name}, above the regions."]
     for region in dict.fromkeys([topology.region.name, *parent.regions]):
-        lines += _bridge(region, f"Region {region}", Address(region, "+", "+"))
+        lines += _bridge(region, f"Region {region}", Address(region, "+", "+"), parent.name)
     lines += _people(parent.roles, parent.name, Address("+", "+", "+"), bridges=True)
     return _text(lines)
 
 
-def _bridge(user: str, who: str, address: Address) -> Iterator[str]:
+def _bridge(user: str, who: str, address: Address, parent: str | None = None) -> Iterator[str]:
     yield from (
         "",
         f"# {who}: its bridge publishes for its own nodes and receives what is addressed to them.",
         f"user {user}",
     )
-    yield from _topics("write", address, [channel for channel in UP if channel not in DOWN])
+    yield from (f"topic write {rising(address, channel, parent)}" for channel in UP if channel not in DOWN)
     yield from _topics("readwrite", address, [channel for channel in UP if channel in DOWN])
     yield from _topics("read", address, [channel for channel in DOWN if channel not in UP])
     yield "# Connection state of the bridge: 1 or 0, retained."

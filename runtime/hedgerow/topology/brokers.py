@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from hedgerow.config import NodeConfig
 from hedgerow.topics import Address, Channel, is_name
 from hedgerow.topology import limits
-from hedgerow.topology.acl import pattern
+from hedgerow.topology.acl import pattern, rising
 from hedgerow.topology.limits import BrokerLimits
 from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
@@ -80,7 +80,7 @@ def region_conf(topology: Topology) -> str:
     everyone = Address(region.name, "+", "+")
     up = [
         "# Everything that came up from the sites; what must stay there never got here.",
-        *(_topic(everyone, channel, "out") for channel in _ALWAYS_UP),
+        *(_up(everyone, channel, parent.name) for channel in _ALWAYS_UP),
         _topic(everyone, Channel.RESULT, "out"),
         "# Models come from the region's own repository and have no line here.",
     ]
@@ -121,9 +121,9 @@ _ALWAYS_UP: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.REPO
 
 def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
     address = Address(topology.region.name, site, "+")
-    yield "# Node state, events, replies to commands:"
+    yield "# Node state, events, and replies to requests from above. Other replies may carry frames, and stay:"
     for channel in _ALWAYS_UP:
-        yield _topic(address, channel, "out")
+        yield _up(address, channel)
     rules = topology.up_of(site)
     yield (
         "# Results, as listed under `up:` in the topology:"
@@ -150,12 +150,16 @@ def _down(topology: Topology, region: str, site: str) -> Iterator[str]:
     for command in topology.commands:
         yield f"topic {address.topic(Channel.COMMAND, command)} in 1"
     if "snapshot" not in topology.commands:
-        yield "# `snapshot` is not among the commands: its reply would carry a raw frame."
+        yield "# `snapshot` is not among the commands: its reply would carry a raw frame, which nodes refuse to send up anyway."
 
 
 def _topic(address: Address, channel: Channel, way: str) -> str:
+    return f"topic {pattern(address, channel)} {way} 1"
+
+
+def _up(address: Address, channel: Channel, parent: str | None = None) -> str:
     # Health is sent every ten seconds and needs no retry.
-    return f"topic {pattern(address, channel)} {way} {0 if channel is Channel.HEALTH else 1}"
+    return f"topic {rising(address, channel, parent)} out {0 if channel is Channel.HEALTH else 1}"
 
 
 def _listener(

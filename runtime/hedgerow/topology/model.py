@@ -293,7 +293,8 @@ class Topology(Section):
     )
     commands: tuple[Name, ...] = Field(
         COMMANDS,
-        description="Commands that sites accept from above. `snapshot` is not among them: its reply carries a raw frame.",
+        description="Commands that sites accept from above. `snapshot` is not among them: its reply carries a raw frame, which "
+        "leaves a site only if the node's file also sets `replies: {frames_may_leave: true}`.",
     )
     log_refusals: bool = Field(
         True,

@@ -118,7 +118,7 @@ class Desired(WireMessage):
         expires_at: Unix seconds after which a node must not start on it; None: never.
         models: name in the node's file → version to serve.
         pipelines: name → changes to the node's file, merged like a topology's `override`; null: the pipeline does not run.
-        labels: labels that the region sets.
+        labels: labels that the region sets, to select nodes for rollouts; no signature counts them.
         swap: how to swap to other versions.
         rollout: name of the rollout that caused it; None: an operator did.
     """
@@ -185,7 +185,7 @@ class Reported(WireMessage):
         rolled_back: models that the node rolled back by itself in this generation.
         configured: models in the node's file: name → the only bundle that it accepts, or "" for any. None: not known, from an
             older version of Hedgerow.
-        labels: all labels of the node: from its file, the machine and the region.
+        labels: the node's own labels: from its file and the machine.
         store_bytes, store_max_bytes: size and quota of the model store.
     """
 

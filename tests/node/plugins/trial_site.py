@@ -96,7 +96,6 @@ class Site:
         self._stack = contextlib.AsyncExitStack()
         self.client = await self._stack.enter_async_context(self.connect())
         await self.client.subscribe(f"hedgerow/v1/test/{self.name}/+/+/#", qos=1)
-        await self.client.subscribe(f"{self.name}/replies", qos=1)
         listening = asyncio.create_task(self._listen())
         self._stack.callback(listening.cancel)
         return self
@@ -158,6 +157,10 @@ class Site:
 
     # Messages to the node
 
+    @property
+    def reply_topic(self) -> str:
+        return f"hedgerow/v1/test/{self.name}/~/reply/tests"
+
     def topic(self, stream: str = "a") -> str:
         return f"{self.name}/in/{stream}"
 
@@ -191,7 +194,7 @@ class Site:
             f"hedgerow/v1/test/{self.name}/{node}/command/{name}",
             json.dumps({"args": args or {}}).encode() if payload is None else payload,
             qos=1,
-            properties=properties(response_topic=f"{self.name}/replies", correlation=key),
+            properties=properties(response_topic=self.reply_topic, correlation=key),
             timeout=PATIENCE_S,
         )
         await until(lambda: self._replies(key), lambda: f"reply to {name}")
@@ -203,7 +206,7 @@ class Site:
         return [
             message.body
             for message in self.received
-            if message.correlation == key and message.topic.endswith("/replies")
+            if message.correlation == key and message.topic == self.reply_topic
         ]
 
     # Nodes

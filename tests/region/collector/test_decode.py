@@ -136,6 +136,41 @@ def test_an_unreadable_durable_result_is_rejected_with_its_number() -> None:
     assert (skipped.reason, skipped.number, skipped.size) == ("too-large", Number("e1", 0, 2), 10**9)
 
 
+@pytest.mark.parametrize(
+    ("topic", "body", "user"),
+    [
+        ("result/p", {"node": "test/s2/n1"}, ()),
+        ("result/p", {"node": "n1"}, ()),
+        ("result/p", {"node": ["test/s1/n1"]}, ()),
+        ("result/p", {}, (("source", "/hedgerow/test/s2/n1/p"),)),
+        ("result/p", {}, (("source", "/hedgerow/test/s1/n11/p"),)),
+        ("event/reloaded", {"node": "test/s1/n2", "at": 1e9}, ()),
+        ("event/reloaded", {"at": 1e9}, (("source", "/hedgerow/test/s1/n2"),)),
+        ("health", {"node": "test/s1/n2", "session": "s", "at": 1e9, "uptime_s": 1, "state": "ok"}, ()),
+        ("status", {"node": "test/s1/n2", "session": "s", "state": "online", "version": "0"}, ()),
+        ("reported", {"node": "test/s2/n1", "session": "s", "at": 1e9, "labels": {"site": "s2"}}, ()),
+    ],
+)
+def test_a_message_that_names_another_node_is_rejected(
+    topic: str, body: dict[str, Any], user: tuple[tuple[str, str], ...]
+) -> None:
+    """Its topic says who sent it: access lists confine topics, and nothing confines a body."""
+    record = decode_message(message(f"{BASE}/{topic}", json.dumps(body).encode(), *user), "test", 5.0)
+
+    assert isinstance(record, RejectedRecord)
+    assert (record.reason, record.address) == ("another-node", Address("test", "s1", "n1"))
+
+
+@pytest.mark.parametrize("labels", [[], 5, {"site": 1}, {"": "x"}])
+def test_a_report_that_is_none_is_rejected(labels: Any) -> None:
+    """Otherwise listing the nodes would fail for all of them."""
+    body = {"node": "test/s1/n1", "session": "s", "at": 1e9, "labels": labels}
+    record = decode_message(message(f"{BASE}/reported", json.dumps(body).encode()), "test", 5.0)
+
+    assert isinstance(record, RejectedRecord)
+    assert record.reason == "unreadable-payload"
+
+
 def test_a_message_of_another_region_is_rejected() -> None:
     record = decode_message(message("hedgerow/v1/other/s1/n1/result/p", b"{}"), "test", 5.0)
 
@@ -148,9 +183,9 @@ _VALID = [
     ("result/p", result("p", 1)),
     ("event/gap", _GAP),
     ("event/reloaded", b'{"at": 1e9}'),
-    ("health", b'{"node":"n","session":"s","at":1e9,"uptime_s":1,"state":"ok","reasons":["a"]}'),
-    ("status", b'{"state":"online","session":"s","node":"n","version":"0"}'),
-    ("reported", b"{}"),
+    ("health", b'{"node":"test/s1/n1","session":"s","at":1e9,"uptime_s":1,"state":"ok","reasons":["a"]}'),
+    ("status", b'{"state":"online","session":"s","node":"test/s1/n1","version":"0"}'),
+    ("reported", b'{"node":"test/s1/n1","session":"s","at":1e9}'),
     ("result/p", msgpack.packb({"at": 1e9, "frame": {"captured_at": 1}})),
 ]
 _NUMBERS = ["e1/0/1", "e1/9/281474976710655", "e1/1/2", "e\x01/1/1", "e1/1/99999999999999999999", "//", "", "e1/1/²"]

@@ -326,6 +326,9 @@ class BlobFetcher:
         if size is None:
             self.counts.duplicate_chunks += 1
             return False
+        if message.qos == 0 and self._parts.qsize() >= MAX_UNSTORED_CHUNKS:  # Receive Maximum bounds those of QoS 1
+            self.counts.duplicate_chunks += 1
+            return False
         if message.oversized is None and len(message.payload) == size:
             self._parts.put_nowait(_FilePart(digest, sender, message))
             return True

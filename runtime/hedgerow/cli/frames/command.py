@@ -16,7 +16,7 @@ from hedgerow.cli.base.console import plural, print_json
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import print_facts
 from hedgerow.errors import CommandError, ConfigError
-from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse
+from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse, upward
 
 if TYPE_CHECKING:
     from hedgerow.cli.base.client import Connection
@@ -41,6 +41,14 @@ def command(
         str | None, typer.Option("--args", metavar="JSON", help="All arguments as one JSON object.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.05, max=3600, help="Seconds to wait for replies.")] = 5.0,
+    above: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where you are, if above the site's broker: `region`, or the name of the region's parent. By default as your "
+            "certificate says.",
+        ),
+    ] = None,
     broker: BrokerUrl = None,
     config: BrokerConfig = None,
     json: Json = False,
@@ -55,6 +63,9 @@ def command(
       hedgerow command 'local/site/~' ping --timeout 2
       hedgerow command 'local/~/~' snapshot --timeout 30 --json
 
+    Only replies to requests from above leave a site, and none with a raw frame (`snapshot`) unless the node's file allows it.
+    Without a certificate of the region, say `--above region`.
+
     A node replies to an unknown command with a list of the commands it has. It refuses a command that arrives after the
     timeout. With `~`, replies are collected until every node that is online according to the broker has replied, or until
     the timeout. Exits with 1 if a node replies with an error, or does not reply although it is online.
@@ -65,7 +76,7 @@ def command(
     if not is_name(name):
         raise ConfigError(f"{name!r} is not a command name", remedy="Write a name such as `ping`.")
     replies = asyncio.run(
-        send_command(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout)
+        send_command(broker_section(broker, config), address, name, _arguments(args or [], args_json), timeout, above)
     )
     many = address.node == EVERY_NODE
     if json:
@@ -134,7 +145,12 @@ def _value(text: str) -> Any:
 
 
 async def send_command(
-    broker: BrokerSection, address: Address, name: str, args: Mapping[str, Any], timeout_s: float
+    broker: BrokerSection,
+    address: Address,
+    name: str,
+    args: Mapping[str, Any],
+    timeout_s: float,
+    above: str | None = None,
 ) -> list[Reply]:
     """Send a command and return the replies, one per node, in order of arrival (MQTT 5 §4.10, request/response).
 
@@ -149,15 +165,20 @@ async def send_command(
         every_node = address.node == EVERY_NODE
         online = await _online(client, address) if every_node else {str(address)}
         sites = [address.site] if address.site != EVERY_NODE else sorted({node.split("/")[1] for node in online})
-        await client.subscribe(_filter(address).topic(Channel.REPLY, request), qos=1)
+        authority = above or _above(broker, address, sites)
+        tail = request if authority is None else upward(authority, request)  # bridges carry no others
+        await client.subscribe(_filter(address).topic(Channel.REPLY, tail), qos=1)
         for site in sites:
-            await _send(client, address._replace(site=site), name, args, request, timeout_s)
+            await _send(client, address._replace(site=site), name, args, request, tail, timeout_s)
         try:
             async with asyncio.timeout(timeout_s if sites else 0):
                 async for message in client.messages:
                     if getattr(message.properties, "CorrelationData", None) != request.encode():
                         continue
                     reply = _reply(payload_of(message))
+                    if not _speaks_for(str(message.topic), reply.node):
+                        typer.echo(f"ignored: a reply on {message.topic} in the name of {reply.node}", err=True)
+                        continue
                     replies.setdefault(reply.node, reply)
                     if online and online <= replies.keys():
                         break
@@ -191,7 +212,13 @@ async def _online(client: Connection, address: Address) -> set[str]:
 
 
 async def _send(
-    client: Connection, address: Address, name: str, args: Mapping[str, Any], request: str, timeout_s: float
+    client: Connection,
+    address: Address,
+    name: str,
+    args: Mapping[str, Any],
+    request: str,
+    tail: str,
+    timeout_s: float,
 ) -> None:
     from hedgerow.cli.base.client import publish_properties
     from hedgerow.wire.messages import JSON, Command
@@ -199,12 +226,36 @@ async def _send(
     command = Command(args=dict(args), expires_at=time.time() + timeout_s)
     properties = publish_properties(
         ContentType=JSON,
-        ResponseTopic=address.topic(Channel.REPLY, request),
+        ResponseTopic=address.topic(Channel.REPLY, tail),
         CorrelationData=request.encode(),
         MessageExpiryInterval=max(1, round(timeout_s)),  # a disconnected node must not receive it later
     )
     topic = address.topic(Channel.COMMAND, name)
     await client.send(topic, command.model_dump_json().encode(), qos=1, properties=properties)
+
+
+def _above(broker: BrokerSection, address: Address, sites: Sequence[str]) -> str | None:
+    """Return the authority above the sites that certifies this client; None if it is a site's, or there is none."""
+    from cryptography import x509
+
+    authority = ""
+    if broker.tls.cert_file is not None:
+        with suppress(OSError, ValueError, IndexError):  # connecting explains what is wrong with it
+            subject = x509.load_pem_x509_certificate(broker.tls.cert_file.read_bytes()).subject
+            common_name = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
+            authority = str(common_name).partition("@")[2]
+    if not authority and address.site == EVERY_NODE:
+        return "region"
+    return authority if authority not in ("", *sites) else None
+
+
+def _speaks_for(topic: str, node: str) -> bool:
+    """Whether who publishes on a reply topic may reply in the name of a node: only nodes of a site publish on its topics."""
+    parsed = parse(topic)
+    if parsed is None:
+        return False
+    own = str(parsed.address)
+    return node.startswith(own.removesuffix(EVERY_NODE)) if parsed.address.node == EVERY_NODE else node == own
 
 
 def _filter(address: Address) -> Address:

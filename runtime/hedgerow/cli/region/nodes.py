@@ -122,9 +122,9 @@ def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
         pin = node["pins"].get(name)
         rows.append((f"desired {name}", short_ref(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
     rows += [(f"quarantine {one['name']} {one['version']}", one["reason"]) for one in node["quarantined"]]
-    own = node["labels_of_region"]
+    of_region = node["labels_of_region"]
     rows += [
-        (f"label {key}", f"{value}{' (set by the region)' if key in own else ''}")
+        (f"label {key}", f"{value}{' (set by the region)' if of_region.get(key) == value else ''}")
         for key, value in node["labels"].items()
     ]
     if node["store_max_bytes"]:
@@ -139,13 +139,14 @@ def label(
     node: Node,
     labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="Labels to set; KEY- removes one.")],
 ) -> None:
-    """Set a node's labels from the region; they override the labels in its file.
+    """Set a node's labels from the region, to select it for rollouts.
 
     Examples:
       hedgerow node label shop-12/gateway ring=early
       hedgerow node label shop-12/gateway ring- --why "no canary any more"
 
-    Rollouts select nodes by labels: a node that now matches a rollout gets its models.
+    Rollouts select nodes by labels: a node that now matches a rollout gets its models. Signatures count only the labels in
+    the node's own file and those of its machine, and a label of the same name there cannot be set to another value.
     """
     changes: dict[str, str | None] = {}
     for text in labels:

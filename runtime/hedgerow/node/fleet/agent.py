@@ -127,7 +127,7 @@ class Agent:
 
     async def run(self) -> None:
         """Apply documents until cancelled."""
-        self._reporter.update(labels=self._labels, force=True)
+        self._reporter.update(labels=self._own_labels, force=True)
         work: list[asyncio.Task[None]] = []
         if self._desired is not None:
             self._wake.set()
@@ -158,7 +158,7 @@ class Agent:
             progress=None,
             error=None,
             rolled_back=[],
-            labels=self._labels,
+            labels=self._own_labels,
         )
         state: JobState = "succeeded"
         failure: HedgerowError | None = None
@@ -193,11 +193,11 @@ class Agent:
         match step:
             case FetchVersion(model, ref):
                 await self._retry_until_reachable(
-                    lambda: self._provider.fetch(ref, self._labels, self._reporter.steps_of(model))
+                    lambda: self._provider.fetch(ref, self._own_labels, self._reporter.steps_of(model))
                 )
             case VerifyAgain(model, ref):
                 self._reporter.step("verify", model)
-                await self._provider.verify_again(ref, self._labels)
+                await self._provider.verify_again(ref, self._own_labels)
             case SwapVersion(model, ref):
                 await self._swap(model, ref, desired)
             case SwapToFile(model):
@@ -256,15 +256,11 @@ class Agent:
             quarantined=self._quarantined(),
             pipelines=frozenset(file.pipelines),
             overlay=self._host.config.overlay,
+            labels=self._own_labels,
         )
 
     def _quarantined(self) -> dict[str, Any]:
         return {each.digest: each for each in self._swaps.quarantined()}
-
-    @property
-    def _labels(self) -> dict[str, str]:
-        """All labels of the node: the machine's, the file's, the region's."""
-        return self._own_labels | (self._desired.labels if self._desired is not None else {})
 
     # In a thread
 

@@ -23,7 +23,7 @@ _INVALID = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 def node_labels(address: Address, cores: int, file: NodeConfig) -> dict[str, str]:
-    """Return all labels but the region's: the machine's, its devices', the file's. Blocks: it queries drivers.
+    """Return the labels that signatures count: the machine's, its devices', the file's. Blocks: it queries drivers.
 
     Args:
         cores: number of cores the node owns.

@@ -2,6 +2,8 @@
 
 Rules:
 - A document is accepted or refused as a whole, before its first step.
+- Labels that the region sets only select nodes for rollouts. Signatures count the node's own, so a document that sets one of
+  those to another value is refused.
 - A version that already serves is left alone, so applying a document again changes nothing.
 - Models change before pipelines, so a changed pipeline finds its new model.
 - A model that the document does not name returns to the file in the node's configuration; one without a file
@@ -74,6 +76,7 @@ class Running:
         quarantined: quarantined versions by digest.
         pipelines: pipelines in the node's file.
         overlay: the current overlay: `pipelines` of an earlier document.
+        labels: the node's own labels: the machine's and those in its file.
     """
 
     models: Mapping[str, str]
@@ -82,6 +85,7 @@ class Running:
     quarantined: Mapping[str, Quarantined] = field(default_factory=dict)
     pipelines: frozenset[str] = frozenset()
     overlay: Overlay = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,8 @@ Step: TypeAlias = FetchVersion | VerifyAgain | SwapVersion | SwapToFile | Change
 def reconcile(desired: Desired, running: Running) -> list[Step]:
     """Return the steps from the running state to the desired one.
 
-    Raises: DesiredError: the document names an unknown model or pipeline, or a version that is in quarantine here. None
-        of it is applied.
+    Raises: DesiredError: the document names an unknown model or pipeline, or a version that is in quarantine here, or it
+        changes a label of the node's own. None of it is applied.
     """
     _check(desired, running)
     steps: list[Step] = []
@@ -150,6 +154,14 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
 
 
 def _check(desired: Desired, running: Running) -> None:
+    for key, value in desired.labels.items():
+        if (own := running.labels.get(key, value)) != value:
+            raise DesiredError(
+                f"The region sets the label {key} to {value!r}, but the node's own is {own!r}",
+                code="label-collision",
+                remedy=f"Remove it: `hedgerow node label {desired.node} {key}-`. Use another key for rollouts, or change the "
+                "node's file.",
+            )
     for model, ref in desired.models.items():
         if model not in running.models:
             near = next(iter(get_close_matches(model, running.models)), None)

@@ -18,7 +18,7 @@ from hedgerow.telemetry import systemd
 
 log = structlog.get_logger(__name__)
 
-_FIXED = ("node", "broker", "outbox", "fleet", "metrics", "log")
+_FIXED = ("node", "broker", "outbox", "fleet", "replies", "metrics", "log")
 """Sections that a reload cannot change."""
 
 

@@ -19,7 +19,7 @@ from hedgerow.errors import FrameError, HedgerowError, text_of
 from hedgerow.frame import Drop, Frame
 from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
 from hedgerow.pipeline.chain.progress import this_thread
-from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed
+from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed, without_text
 from hedgerow.stage import MOST_PARTS, Stage, process_each
 from hedgerow.wire.messages import clean
 
@@ -178,7 +178,7 @@ class ChainStep:
         )
         self._on_failure(self.name, failure)
         if self.circuit.failed(time.monotonic(), trial=trial):
-            self._on_event("circuit-open", {"stage": self.name, "error": text_of(error)})
+            self._on_event("circuit-open", {"stage": self.name, "error": without_text(failure)})
         return failure
 
     def _process(self, frames: Sequence[Frame]) -> Any:

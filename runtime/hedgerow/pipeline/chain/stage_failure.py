@@ -47,7 +47,7 @@ class CircuitOpen(HedgerowError):
 
 def log_failure(pipeline: str, stage: str, failure: HedgerowError) -> None:
     """Log a failure of a stage. Its kind is the stage, the type of the error and its place."""
-    cause = failure.__cause__ if isinstance(failure, StageFailed) and failure.__cause__ is not None else failure
+    cause = _cause(failure)
     fields: dict[str, Any] = {"exception": failure.traceback} if failure.traceback else {}
     log.error(
         "stage-failed",
@@ -58,6 +58,17 @@ def log_failure(pipeline: str, stage: str, failure: HedgerowError) -> None:
         error=text_of(failure),
         **fields,
     )
+
+
+def without_text(failure: HedgerowError) -> str:
+    """Return an error's type and place only: its text may quote the frame, and events leave the site."""
+    cause = _cause(failure)
+    place = _place(cause.__traceback__)
+    return f"{type(cause).__name__}{f' in {place}' if place else ''}; the log and the dead letters have its text"
+
+
+def _cause(failure: HedgerowError) -> BaseException:
+    return failure.__cause__ if isinstance(failure, StageFailed) and failure.__cause__ is not None else failure
 
 
 def _place(trace: TracebackType | None) -> str:

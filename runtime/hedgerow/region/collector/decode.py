@@ -1,5 +1,8 @@
 """Decodes messages into records. Any message becomes a record; nothing raises. Pure.
 
+A node is who its topic says, since the brokers' access lists confine topics; a message whose body names another node is
+rejected.
+
 A durable result that cannot be read is rejected with its number, and so acknowledged: sending it again would not help, and
 the outbox would wait for it forever. A message with an invalid number is rejected without one.
 """
@@ -110,6 +113,9 @@ def _decode(
     max_names: int,
 ) -> StoreRecord:
     channel, tail = parsed.channel, parsed.tail
+    source = user_properties.get("source", "")
+    if source.startswith("/hedgerow/") and not f"{source}/".startswith(f"/hedgerow/{parsed.address}/"):
+        raise UnreadableMessage("another-node", f"its source is {source[:100]}")
     if (channel, tail) == GAP:
         return _gap(message, head, user_properties, number)
     if channel is Channel.RESULT:
@@ -123,6 +129,12 @@ def _decode(
     if channel is Channel.REPORTED:
         return _reported(message, head, max_names)
     raise UnreadableMessage("bad-topic", f"{channel} messages are not collected")
+
+
+def _check_sender(named: Any, head: tuple[Address | None, int, float, bool]) -> None:
+    """Raises: UnreadableMessage: a message's body names another node than its topic."""
+    if named is not None and named != str(head[0]):
+        raise UnreadableMessage("another-node", f"its body names {clean(named, 100)}")
 
 
 def _user_properties(message: Message) -> dict[str, str]:
@@ -169,6 +181,7 @@ def _result(
     body = _body(message, content_type)
     captured_at, properties, sender_id = None, None, user_properties.get("id")
     if body is not None:
+        _check_sender(body.get("node"), head)
         frame = body.get("frame")
         captured_at = _time(frame.get("captured_at")) if isinstance(frame, dict) else None
         captured_at = _time(body.get("at")) if captured_at is None else captured_at
@@ -252,7 +265,10 @@ def _event(
     if not is_name(kind):
         raise UnreadableMessage("bad-topic", "invalid kind of event")
     body = _decoded(message, JSON)
-    at = _time(body.get("at")) if isinstance(body, dict) else None
+    at = None
+    if isinstance(body, dict):
+        _check_sender(body.get("node"), head)
+        at = _time(body.get("at"))
     sender_id = user_properties.get("id")
     return EventRecord(
         *head, kind, None if sender_id is None else clean(sender_id), head[2] if at is None else at, message.payload
@@ -265,6 +281,7 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool], max
         reasons = orjson.dumps([clean(reason, 300) for reason in health.reasons[:20]]).decode()
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"not a health report: {error}") from error
+    _check_sender(health.node, head)
     counts = [len(pipeline.dropped) + len(pipeline.dead) for pipeline in health.pipelines.values()]
     _check_names(max_names, pipelines=health.pipelines, models=health.models, reasons=health.reasons)
     _check_names(max_names * 16, drops=range(sum(counts)))
@@ -311,8 +328,18 @@ def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> 
         session = clean(status.session)
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"not a status message: {error}") from error
+    _check_sender(status.node, head)
     stopped = status.state == "offline" and status.at is not None  # a will has no time
     return StatusRecord(*head, status.state == "online", stopped, session, message.payload)
+
+
+def _reported(message: Message, head: tuple[Address | None, int, float, bool]) -> ReportedRecord:
+    try:
+        reported = Reported.model_validate_json(bytes(message.payload))
+    except ValidationError as error:
+        raise UnreadableMessage("unreadable-payload", f"not a report: {error}") from error
+    _check_sender(reported.node, head)
+    return ReportedRecord(*head, message.payload)
 
 
 def _time(value: Any) -> float | None:

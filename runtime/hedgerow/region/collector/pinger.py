@@ -1,7 +1,7 @@
 """Pings every node through all bridges and back, to find paths that are connected but forward nothing.
 
-A ping is the node's command `ping` with a reply topic below the region. It expires in brokers, so that none pile up behind a
-stuck bridge.
+A ping is the node's command `ping` with a reply topic that bridges carry up. It expires in brokers, so that none pile up
+behind a stuck bridge.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError, FrameError
 from hedgerow.region.config import PingSection
 from hedgerow.region.store.records import PingRecord
-from hedgerow.topics import Address, Channel, parse
+from hedgerow.topics import Address, Channel, parse, upward
 from hedgerow.wire.messages import JSON
 
 COMMAND: Final = "ping"
-REPLY: Final = "region-ping"
+REPLY: Final = upward("region", "region-ping")
 """Tail of the topic on which nodes reply."""
-_OLD_REPLY: Final = "region-canary"
-"""The tail before; a session at the broker may still deliver replies on it."""
+_OLD_REPLIES: Final = ("region-ping", "region-canary")
+"""The tails before; a session at the broker may still deliver replies on them."""
 _TICK_S: Final = 0.25
 
 
@@ -92,7 +92,7 @@ class Pinger:
     def take(self, message: Message) -> bool:
         """Handle a message if it is a reply to a ping, even an old one. Returns: whether it is."""
         parsed = parse(message.topic)
-        if parsed is None or parsed.channel is not Channel.REPLY or parsed.tail not in (REPLY, _OLD_REPLY):
+        if parsed is None or parsed.channel is not Channel.REPLY or parsed.tail not in (REPLY, *_OLD_REPLIES):
             return False
         state = self._states.get(parsed.address)
         correlation = None

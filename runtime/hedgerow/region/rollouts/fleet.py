@@ -17,7 +17,7 @@ from hedgerow.region.rollouts.observed import ObservedState
 from hedgerow.region.rollouts.planning.desired import before, immediate, next_document
 from hedgerow.region.rollouts.planning.gate import Listening, ObservedNode, Presence
 from hedgerow.region.rollouts.planning.health_samples import NodeBaseline, baseline
-from hedgerow.region.rollouts.planning.membership import relevant
+from hedgerow.region.rollouts.planning.membership import effective_labels, relevant
 from hedgerow.region.rollouts.planning.state import (
     CatchUp,
     Finish,
@@ -73,9 +73,13 @@ class Fleet:
         return sorted(active, key=lambda stored: stored.id)
 
     def labels(self, node: Address) -> dict[str, str]:
-        """Return a node's labels: those it reports, and those the region sets."""
+        """Return a node's labels: its address, those it reports, and those the region sets besides."""
+        return effective_labels(node, self.observed.labels(node), self.labels_of_region(node))
+
+    def labels_of_region(self, node: Address) -> dict[str, str]:
+        """Return the labels that the region sets."""
         desired = self.desired.get(node)
-        return {**self.observed.labels(node), **(desired.document.labels if desired is not None else {})}
+        return {} if desired is None else desired.document.labels
 
     def pins(self, node: Address) -> Collection[str]:
         """Return the models that rollouts leave alone on a node."""

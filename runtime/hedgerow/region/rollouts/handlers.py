@@ -14,7 +14,7 @@ from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
-from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, superseded, why_unfit
+from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, own_labels, superseded, why_unfit
 from hedgerow.region.rollouts.planning.planner import roll_back
 from hedgerow.region.rollouts.planning.spec import ModelSection, RolloutPlan
 from hedgerow.region.rollouts.planning.state import (
@@ -267,6 +267,13 @@ def _label(operation: Operation) -> Any:
             f"The label {reserved[0]} is part of a node's address and cannot be set",
             code="reserved-label",
             remedy="Use another key.",
+        )
+    own = own_labels(fleet.observed.labels(node), fleet.labels_of_region(node))
+    if hidden := sorted(key for key, value in changes.items() if value is not None and own.get(key, value) != value):
+        raise CommandError(
+            f"The label {hidden[0]} is {own[hidden[0]]!r} in the node's own file or on its machine",
+            code="label-collision",
+            remedy="Use another key: the region's labels select nodes, and hide none of the node's own.",
         )
     desired = fleet.next_desired(node, now, labels=changes)
     fleet.save_desired({node: desired})

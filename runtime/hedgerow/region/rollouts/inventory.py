@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
+from hedgerow.region.rollouts.planning.membership import effective_labels
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
@@ -105,13 +106,8 @@ def _node(row: Sequence[Any], as_of: float, silent_after_s: float) -> dict[str, 
     signs = signs_from_row(online, stopped, last_seen, state, reasons, last_reply, unanswered)
     liveness, why = judge(signs, as_of, silent_after_s)
     reported, desired = _valid(Reported, payload, _UNREADABLE), _valid(Desired, document, {})
-    labels = {
-        "region": region,
-        "site": site,
-        "node": name,
-        **reported.get("labels", {}),
-        **desired.get("labels", {}),
-    }
+    own, of_region = reported.get("labels", {}), desired.get("labels", {})
+    labels = effective_labels(Address(region, site, name), own, of_region)
     return {
         "node": str(Address(region, site, name)),
         "status": liveness.value,
@@ -120,7 +116,7 @@ def _node(row: Sequence[Any], as_of: float, silent_after_s: float) -> dict[str, 
         "first_heard_at": iso(first_heard_at),
         "heard_s": None if last_seen is None else round(max(0.0, as_of - last_seen), 1),
         "labels": dict(sorted(labels.items())),
-        "labels_of_region": desired.get("labels", {}),
+        "labels_of_region": of_region,
         "models": reported.get("models", {}),
         "state": reported.get("state"),
         "step": reported.get("step", ""),

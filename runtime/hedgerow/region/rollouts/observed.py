@@ -74,9 +74,9 @@ class ObservedState:
         self._read_health(database, {self.ids[node] for node in nodes if node in self.ids})
 
     def labels(self, node: Address) -> dict[str, str]:
-        """Return a node's labels: those it reports, and its address."""
+        """Return the labels that a node reports."""
         reported = self.nodes[node].reported
-        return {"region": node.region, "site": node.site, "node": node.node, **(reported.labels if reported else {})}
+        return reported.labels if reported else {}
 
     def _row(self, update: Callable[..., None], row: Sequence[Any]) -> None:
         """Read a row; one that cannot be read concerns only its own node."""

@@ -1,4 +1,8 @@
-"""Membership of nodes in rollouts: conflicts, later joins, and superseded tasks. Pure."""
+"""Membership of nodes in rollouts: labels, conflicts, later joins, and superseded tasks. Pure.
+
+Who a node is, and so at which site, comes from its topic, which the brokers' access lists confine; a label that it reports
+cannot say otherwise. Nor can a label of the region's hide one of the node's own.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,22 @@ SUPERSEDED: Final = "superseded"
 """Code of a task that a later rollout has replaced."""
 PINNED: Final = "pinned"
 """Code of a task on a node where an operator has pinned the model."""
+
+
+def own_labels(reported: Labels, of_region: Labels) -> dict[str, str]:
+    """Return the labels of the node's own among those it reports: older nodes report the region's too."""
+    return {key: value for key, value in reported.items() if of_region.get(key) != value}
+
+
+def effective_labels(node: Address, reported: Labels, of_region: Labels) -> dict[str, str]:
+    """Return the labels by which rollouts select a node.
+
+    Args:
+        node: its address.
+        reported: labels that it reports.
+        of_region: labels that the region sets.
+    """
+    return {**of_region, **reported, "region": node.region, "site": node.site, "node": node.node}
 
 
 def relevant(newest_first: Iterable[Rollout]) -> list[Rollout]:
