@@ -190,7 +190,7 @@ def _feedback(address: Address, pipeline: str, pattern: str, subscriptions: Mapp
         for tail in tails:
             topic = address.topic(channel, tail)
             whole = f"{topic.removesuffix('/NAME')}/+/#" if tail == "NAME" else f"{topic}/#" if tail else topic
-            if not overlap(_without_group(pattern), whole):
+            if not overlap(without_group(pattern), whole):
                 continue
             if channel is not Channel.RESULT or pipeline in _sources(address, tail, subscriptions):
                 return topic
@@ -201,7 +201,7 @@ def _sources(address: Address, pipeline: str, subscriptions: Mapping[str, Iterab
     """Return the pipelines whose results a pipeline depends on, itself included."""
     found, waiting = {pipeline}, [pipeline]
     while waiting:
-        filters = [_without_group(pattern) for pattern in subscriptions[waiting.pop()]]
+        filters = [without_group(pattern) for pattern in subscriptions[waiting.pop()]]
         for name in subscriptions.keys() - found:
             whole = f"{address.topic(Channel.RESULT, name)}/#"
             if any(overlap(pattern, whole) for pattern in filters):
@@ -210,7 +210,7 @@ def _sources(address: Address, pipeline: str, subscriptions: Mapping[str, Iterab
     return found
 
 
-def _without_group(pattern: str) -> str:
+def without_group(pattern: str) -> str:
     """Return the filter inside a shared subscription; `$queue/` and `$exclusive/` are those of EMQX."""
     if pattern.startswith("$share/"):
         return pattern.split("/", 2)[2]
