@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from hedgerow import tasks, topics
+from hedgerow.bus import set_aside
 from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
@@ -44,7 +45,11 @@ class NodeOutbox:
         self._path = folder / FILE
         self._address = config.node.address
         self._options = link_options(
-            config.broker, f"hedgerow/{self._address}/outbox", max_payload_bytes=_LARGEST_ACK, keep_session=False
+            config.broker,
+            f"hedgerow/{self._address}/outbox",
+            max_payload_bytes=_LARGEST_ACK,
+            keep_session=False,
+            set_aside_folder=folder / set_aside.FOLDER,
         )
         self._on_event = on_event
         self._opening = asyncio.Lock()

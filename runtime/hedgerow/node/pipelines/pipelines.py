@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 
 from hedgerow import tasks
+from hedgerow.bus import set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal
 from hedgerow.models.serving.pool import ModelNotAssigned
@@ -265,15 +266,16 @@ class Pipelines:
 
     async def _start(self, built: BuiltPipeline, tally: Tally | None = None, *, paused: bool = False) -> None:
         client_id = f"hedgerow/{self._announcer.address}/{built.name}"
+        state_dir = self.config.node.state_dir
         source = link_options(
             self.config.broker,
             client_id,
             receive_maximum=built.config.receive_maximum,
             max_payload_bytes=built.config.max_payload_bytes,
-            session_file=self.config.node.state_dir / "sessions" / built.name,
+            session_file=state_dir / "sessions" / built.name,
             refuse_lower_qos=built.config.if_qos_lowered == "fail",
         )
-        sink = link_options(self.config.broker, f"{client_id}/results")
+        sink = link_options(self.config.broker, f"{client_id}/results", set_aside_folder=state_dir / set_aside.FOLDER)
         try:
             outbox = await self._outbox.open() if built.config.publish.durable else None
         except HedgerowError as error:
