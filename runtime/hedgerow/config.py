@@ -292,6 +292,12 @@ class StreamSection(Section):
     field: str | None = Field(
         None, min_length=1, description="For `field`: the name of a top-level field of the payload."
     )
+    across_topics: bool = Field(
+        False,
+        description="A stream that a payload names (the `stream` of an envelope, or `field`) may have frames of several topics. By "
+        "default it belongs to the topic that it came on, and is named TOPIC#NAME unless the pipeline has a single topic. Risk: "
+        "whoever may publish on one of the pipeline's topics can write into the streams of all others.",
+    )
     max_streams: int = Field(
         10_000,
         ge=1,

@@ -261,3 +261,72 @@ def test_identifiers_in_flight_are_never_reused(data: st.DataObject) -> None:
             assert outbound.acked(packet_id) is not None
             in_flight.remove(packet_id)
     assert len(in_flight) <= 40
+
+
+def end(outbound: Outbound) -> Outgoing | None:
+    """End a link as the peer does. Returns: the message that is set aside."""
+    guilty = outbound.take_guilty()
+    outbound.link_lost()
+    return guilty
+
+
+def test_after_two_ended_links_what_was_in_flight_is_sent_alone_and_only_the_guilty_one_is_set_aside() -> None:
+    outbound, outcomes = Outbound(_finish), list[Any]()
+    messages = [outgoing(number, outcomes) for number in range(4)]
+    for each in messages[:3]:
+        outbound.add(each)
+    for _ in range(2):
+        connect(outbound)
+        assert [topic for topic, _, _ in send_all(outbound)] == ["t/0", "t/1", "t/2"]
+        assert end(outbound) is None
+    outbound.add(messages[3])
+
+    connect(outbound)
+    assert (outbound.in_doubt, send_all(outbound)) == (True, []), "nothing is sent on a link that has not answered"
+    outbound.answered = True
+    for number in (0, 1):
+        ((topic, packet_id, _),) = send_all(outbound)
+        assert topic == f"t/{number}"
+        if number == 0:
+            assert outbound.acked(packet_id) is messages[0]
+    assert end(outbound) is None, "a link may end for another reason"
+    connect(outbound)
+    outbound.answered = True
+    assert [topic for topic, _, _ in send_all(outbound)] == ["t/1"]
+    assert end(outbound) is messages[1]
+
+    connect(outbound)
+    outbound.answered = True
+    ((topic, packet_id, _),) = send_all(outbound)
+    assert topic == "t/2"
+    outbound.acked(packet_id)
+    assert [topic for topic, _, _ in send_all(outbound)] == ["t/3"]
+    assert (outbound.in_flight, outbound.payload_bytes) == (1, 1)
+    assert not outcomes, "the caller finishes what is set aside"
+
+
+def test_links_that_end_before_they_answer_blame_no_message() -> None:
+    """A broker that drops every link at once, or gives it to another node of the same name, is not over a message."""
+    outbound = Outbound(_finish)
+    outbound.add(outgoing(0))
+    for _ in range(10):
+        connect(outbound)
+        send_all(outbound)
+        assert end(outbound) is None
+    assert outbound.unacknowledged == 1
+
+
+def test_qos_0_waits_while_a_message_is_in_doubt_so_that_it_is_really_alone() -> None:
+    outbound = Outbound(_finish)
+    outbound.add(outgoing(0))
+    for _ in range(2):
+        connect(outbound)
+        send_all(outbound)
+        end(outbound)
+    connect(outbound)
+    outbound.answered = True
+    outbound.add(Outgoing(encode_publish_head("q", 1), b"x", None))
+    ((topic, packet_id, _),) = send_all(outbound)
+    assert topic == "t/0"
+    outbound.acked(packet_id)
+    assert [topic for topic, _, _ in send_all(outbound)] == ["q"]

@@ -23,10 +23,11 @@ from hedgerow.bus.properties import (
     encode_properties,
     encode_varint,
 )
+from hedgerow.text import not_in_mqtt
 
 PahoProperties: Any = Properties  # its methods lack annotations
 
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+texts = st.text(max_size=40).filter(lambda text: not_in_mqtt(text) is None)
 publish_pairs = st.lists(
     st.one_of(
         st.tuples(st.just(Property.USER), st.tuples(texts, texts)),
@@ -87,9 +88,13 @@ def test_we_decode_properties_from_paho(users: list[Any], content_type: str, cor
 def test_random_properties_are_decoded_or_malformed(raw: bytes) -> None:
     try:
         pairs = decode_properties(raw)
+        encoded = encode_properties(pairs)
     except MalformedPacket:
         return
-    assert decode_properties(encode_properties(pairs)) == pairs
+    except ValueError as error:
+        assert "not an MQTT string" in str(error)  # noqa: PT017 - received, but never sent
+        return
+    assert decode_properties(encoded) == pairs
 
 
 @given(st.binary(max_size=80) | publish_pairs.map(encode_properties))
@@ -146,7 +151,7 @@ def test_a_truncated_or_overlong_variable_byte_integer_is_malformed(raw: bytes) 
     ("pairs", "why"),
     [
         ([(Property.EXPIRY, 2**32)], "does not fit"),
-        ([(Property.CONTENT_TYPE, "a\0b")], "NUL"),
+        ([(Property.CONTENT_TYPE, "a\0b")], r"U\+0000"),
         ([(Property.CONTENT_TYPE, "x" * 65_536)], "at most 65535"),
         ([(Property.CONTENT_TYPE, b"bytes")], "is not a valid value"),
     ],

@@ -176,7 +176,9 @@ def test_a_message_with_oversized_properties_is_marked_malformed(cut: int) -> No
     [
         (b"caf\xe9", "caf\\xe9", "not UTF-8"),
         (b"a/+/b", "a/+/b", "wildcard"),
-        (b"a\0b", "a\\x00b", "NUL"),
+        (b"a\0b", "a\\x00b", "U+0000"),
+        (b"a\x1b[2Jb", "a\\x1b[2Jb", "U+001B"),
+        ("a\u202eb".encode(), "a\\u202eb", "U+202E"),
         (b"", "", "empty"),
     ],
 )

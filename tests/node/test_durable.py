@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import unchecked
 from trial_site import Received, Site, tally_counts, until
 
 from hedgerow import configfile
-from hedgerow.bus.outbox import Ledger, Number, read_gap
+from hedgerow.bus.outbox import Ledger, Number, Record, read_gap
+from hedgerow.bus.properties import Property
 from hedgerow.errors import ConfigError
 from hedgerow.node.node import Node
 from hedgerow.testing import Mosquitto
@@ -280,3 +283,40 @@ def test_contradictory_publish_settings_are_refused(tmp_path: Path, publish: dic
     with pytest.raises(ConfigError, match="publish") as refusal:
         configfile.parse(site.yaml({"p": site.pipeline(publish=publish)}), Path("node.yaml"))
     assert remedy in refusal.value.explain()
+
+
+@pytest.mark.parametrize("earlier_run", [True, False])
+async def test_a_stored_result_that_ends_the_link_is_set_aside_and_the_others_reach_the_region(
+    site: Site, earlier_run: bool
+) -> None:
+    """As an older version stored them: a control character in a sender's id, which Mosquitto closes the link for."""
+    bad = unchecked.properties([(Property.USER, ("id", "\x1b[2J"))])
+    topic = f"hedgerow/v1/test/{site.name}/node/result/p"
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(site.node({"p": site.pipeline(publish=DURABLE)}))
+        outbox = await node._outbox.open()
+        await site.frame(0)
+        outbox.append([Record("p", topic, b"{}", bad)], [], lambda _: None)
+        await site.frame(1)
+        if earlier_run:
+            await stack.aclose()
+            node = await stack.enter_async_context(site.node({"p": site.pipeline(publish=DURABLE)}))
+        region = Region(site)
+        event = await site.wait_event("publish-set-aside")
+        await until(region.collect)
+        await region.acknowledge_until_empty(node)
+        await site.frame(2)
+        await until(
+            lambda: {0, 1, 2} <= {each.body["result"]["n"] for each in site.received if "/result/p" in each.topic}
+        )
+        await region.acknowledge_until_empty(node)
+        health = node.health()
+
+    assert event["detail"]["remedy"]
+    assert health.outbox is not None
+    assert health.outbox.lost == {"set-aside": 1}
+    assert health.state == "degraded"
+    assert any("set aside in" in reason for reason in health.reasons)
+    assert {str(read_gap(each.payload)[1].reasons) for each in site.published("event", "gap")} == {"{'set-aside': 1}"}
+    (kept,) = (site.folder / "state" / "set-aside").iterdir()
+    assert kept.name in event["detail"]["kept_as"]

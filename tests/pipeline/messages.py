@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from tests import unchecked
+
 from hedgerow.bus.message import Message
-from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.bus.properties import Property
 from hedgerow.config import PipelineConfig
 
 
@@ -20,4 +22,4 @@ def message(
     pairs: list[tuple[Property, Any]] = [(Property.USER, pair) for pair in user.items()]
     if content_type:
         pairs.append((Property.CONTENT_TYPE, content_type))
-    return Message(topic, payload, qos << 1, 5 if qos else 0, time.monotonic(), encode_properties(pairs))
+    return Message(topic, payload, qos << 1, 5 if qos else 0, time.monotonic(), unchecked.properties(pairs))

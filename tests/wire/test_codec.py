@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as npst
 from numpy.lib import format as npy
 
 from hedgerow import Frame, FrameError
+from hedgerow.text import refusal
 from hedgerow.wire import codec, document
 
 LIMIT = 1 << 20
@@ -222,7 +223,7 @@ def test_any_text_is_parsed_as_a_time_or_refused(text: str) -> None:
 
 @given(
     payload=st.binary(),
-    id=st.none() | st.text(min_size=1),
+    id=st.none() | st.text(min_size=1).filter(lambda text: refusal(text) is None),
     stream=st.none() | st.text(min_size=1),
     captured_at=st.none() | st.floats(-1e10, 1e10),
     sequence=st.none() | st.integers(0, 2**63),
@@ -238,7 +239,7 @@ def test_an_envelope_round_trips(
 
     assert (frame.payload, frame.content_type) == (payload, "image/jpeg")
     assert frame.id == (id or "outer")
-    assert frame.stream == (stream or "topic")
+    assert frame.stream == "topic", "the stream key has read it"
     assert frame.captured_at == (5.0 if captured_at is None else captured_at)
     assert frame.sequence == (7 if sequence is None else sequence)
 
@@ -261,7 +262,6 @@ def test_the_parameters_of_an_envelopes_content_type_become_meta() -> None:
         {"payload": b"", "colour": "red"},
         {"payload": b"", 5: "red"},
         {"payload": b"", "id": "i" * 1025},
-        {"payload": b"", "traceparent": "0" * 1025},
     ],
 )
 def test_an_invalid_envelope_is_refused(body: Any) -> None:

@@ -28,6 +28,9 @@ _CONNECT_REMEDIES: Final = {
 _TRANSIENT: Final = frozenset({0x88, 0x89, 0x8B, 0x8D, 0x9F})
 """Reason codes (MQTT 5 §2.4) after which a later attempt may succeed."""
 
+_NOT_OVER_A_MESSAGE: Final = _TRANSIENT | {0x8A, 0x8C, 0x8E, 0x93, 0x96, 0x97, 0x98, 0x9C, 0x9D, 0xA0}
+"""Reason codes of a DISCONNECT that have to do with the client, its rate or the broker, not with one message."""
+
 _NEW_CERTIFICATE: Final = "If that is a mistake, issue a new one: `hedgerow pki issue`."
 
 _ALERTS: Final = {
@@ -81,7 +84,10 @@ class ConnectionFailure(BusError):
     Attributes:
         transient: whether a later attempt may succeed although nothing is changed.
         unclear: whether `diagnose` may find a better explanation.
+        over_a_message: whether the peer may have ended the link over a message that it received.
     """
+
+    over_a_message = False
 
     def __init__(self, message: str, *, remedy: str, transient: bool = False, unclear: bool = False) -> None:
         super().__init__(message, remedy=remedy)
@@ -294,7 +300,16 @@ def refused(where: str, reason: int, text: str, username: str | None = None, cli
 def disconnected(where: str, reason: int, text: str) -> ConnectionFailure:
     """Return the error for the reason code of a DISCONNECT."""
     remedy = _CONNECT_REMEDIES.get(reason, "Check the broker's log.")
-    return _ended(f"{where} closed the connection", reason, text, remedy)
+    error = _ended(f"{where} closed the connection", reason, text, remedy)
+    error.over_a_message = reason not in _NOT_OVER_A_MESSAGE
+    return error
+
+
+def ended_by_peer(error: Exception | None) -> bool:
+    """Whether a link that ended with this error was closed by the broker, maybe over a message that it received."""
+    if isinstance(error, ConnectionFailure):
+        return error.over_a_message
+    return isinstance(error, ConnectionError) and not isinstance(error, ConnectionAbortedError)
 
 
 def _ended(message: str, reason: int, text: str, remedy: str) -> ConnectionFailure:

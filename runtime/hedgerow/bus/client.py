@@ -39,7 +39,8 @@ class Client:
         options: where and how to connect.
         on_messages: called with the messages of one read, in order, at least one.
         on_state: called when the link comes up or goes down, with the reason.
-        on_event: called with what may have cost messages, kind and detail: `session-lost`, `qos-lowered`; None: logged.
+        on_event: called with what may have cost messages, kind and detail: `session-lost`, `qos-lowered`, `publish-set-aside`;
+            None: logged.
     """
 
     def __init__(
@@ -88,6 +89,11 @@ class Client:
     def refused_publishes(self) -> int:
         """QoS 1 publishes that the broker refused; for QoS 0 it does not report refusals."""
         return self._session.refused
+
+    @property
+    def set_aside(self) -> int:
+        """QoS 1 publishes that are not sent any more, because the broker ended the link over each of them."""
+        return self._session.set_aside
 
     @property
     def outstanding(self) -> int:

@@ -49,6 +49,7 @@ class ClientOptions:
         max_payload_bytes: a larger payload is skipped and its message marked `oversized`.
         will: published by the broker if the client disconnects unexpectedly.
         session_file: remembers across runs that the broker has this session, to notice if it forgot it; None: not.
+        set_aside_folder: keeps messages over which the broker ends the link; None: they are only told.
         refuse_lower_qos: whether a subscription that is granted with a lower QoS than requested counts as refused.
         connect_timeout_s: limit for name resolution, TLS and CONNACK together.
         min_backoff_s, max_backoff_s: shortest and longest pause between attempts; it doubles, with jitter.
@@ -71,6 +72,7 @@ class ClientOptions:
     max_payload_bytes: int = 32 * 2**20
     will: Publication | None = None
     session_file: Path | None = None
+    set_aside_folder: Path | None = None
     refuse_lower_qos: bool = False
     connect_timeout_s: float = 10.0
     min_backoff_s: float = 0.2

@@ -5,6 +5,9 @@ Rules:
 - No more are in flight than the broker's Receive Maximum; the rest queues in order.
 - After a lost link, everything in flight is resent first, in its order: with DUP and the same packet identifier if the
   broker still has the session (MQTT-4.4.0-1), as new if not. Delivery is at least once; nothing is lost.
+- A broker may end the link over one message, each time it is resent, and nothing behind it would ever get through. So what was
+  in flight when the peer ended two links is *in doubt*: it is sent alone, in its order, on a link that has just answered. If
+  that link ends too, twice, the message is set aside.
 
 Pure: no clock, no link.
 """
@@ -17,9 +20,13 @@ from typing import Final
 
 from hedgerow.bus.causes import packet_too_large
 from hedgerow.bus.packets import DUP
+from hedgerow.bus.properties import decode_varint
 
 MAX_PUBLISH_ID: Final = 65_000
 """Higher packet identifiers are reserved for subscriptions."""
+
+_ENDS_UNTIL_DOUBT: Final = 2
+_ENDS_ALONE: Final = 2
 
 Done = Callable[[Exception | None], None]
 """Called once: with None when the broker has the message, else with the error."""
@@ -28,18 +35,31 @@ Done = Callable[[Exception | None], None]
 class Outgoing:
     """An unfinished publish: QoS 0 not written, or QoS 1 not acknowledged."""
 
-    __slots__ = ("done", "head", "payload")
+    __slots__ = ("done", "ends", "head", "payload")
 
     def __init__(self, head: bytes, payload: bytes | memoryview, done: Done | None) -> None:
         self.head = head  # the packet before its payload, with packet identifier 0
         self.payload = payload
         self.done = done
+        self.ends = 0  # links that the peer ended with this in flight
 
     @property
     def topic(self) -> str:
         """Its topic, read from the packet."""
         at = _after_fixed_header(self.head)
         return self.head[at + 2 : at + 2 + (self.head[at] << 8 | self.head[at + 1])].decode("utf-8", "replace")
+
+    @property
+    def raw_properties(self) -> bytes:
+        """Its properties as encoded, without their length prefix."""
+        at = _after_fixed_header(self.head)
+        at += 2 + (self.head[at] << 8 | self.head[at + 1]) + (2 if self.head[0] & 0x06 else 0)
+        return self.head[decode_varint(self.head, at)[1] :]
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the peer may have ended links over it."""
+        return self.ends >= _ENDS_UNTIL_DOUBT
 
 
 class Outbound:
@@ -50,6 +70,7 @@ class Outbound:
     Attributes:
         payload_bytes: total payload size.
         max_packet_bytes: the broker's Maximum Packet Size; 0 before the first connection.
+        answered: whether the broker has answered a ping on this link. Set it; what is in doubt waits for it.
     """
 
     def __init__(self, reject: Callable[[Outgoing, Exception], None]) -> None:
@@ -61,6 +82,8 @@ class Outbound:
         self._in_flight: dict[int, Outgoing] = {}
         self._window = 0
         self.max_packet_bytes = 0
+        self.answered = False
+        self._alone: Outgoing | None = None  # in flight, in doubt
         self._dup = False
         self._next_id = 0
 
@@ -77,6 +100,11 @@ class Outbound:
         """QoS 1 publishes sent and not acknowledged."""
         return len(self._to_resend) + len(self._in_flight)
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the next message is to be sent alone, after the broker has answered a ping."""
+        return bool(self._to_resend) and self._to_resend[0][1].in_doubt
+
     def add(self, publish: Outgoing) -> None:
         """Queue a publish."""
         (self._queued if publish.head[0] & 0x06 else self._qos0).append(publish)
@@ -87,10 +115,26 @@ class Outbound:
         self._window = min(receive_maximum, MAX_PUBLISH_ID)
         self.max_packet_bytes = max_packet_bytes
         self._dup = session_present
+        self.answered = False
+
+    def take_guilty(self) -> Outgoing | None:
+        """Call it when the peer has ended the link, before `link_lost`: what was in flight may be the reason.
+
+        Returns: the message that certainly is, removed from the queue; usually None.
+        """
+        for publish in self._in_flight.values():
+            publish.ends += 1
+        guilty = self._alone
+        if guilty is None or guilty.ends < _ENDS_UNTIL_DOUBT + _ENDS_ALONE:
+            return None
+        self._in_flight.clear()
+        self.payload_bytes -= len(guilty.payload)
+        return guilty
 
     def link_lost(self) -> list[Outgoing]:
         """Stop sending. Returns: the QoS 0 publishes, which fail."""
         self._window = 0
+        self._alone = None
         # Everything sent on this link precedes what it had not yet resent.
         self._to_resend = deque([*self._in_flight.items(), *self._to_resend])
         self._in_flight.clear()
@@ -104,6 +148,10 @@ class Outbound:
 
         Returns: head and payload of the packet, and the publish if it is finished once written (QoS 0).
         """
+        if self._alone is not None:
+            return None
+        if self.in_doubt:
+            return self._take_alone()
         while self._qos0 and self._window:
             publish = self._qos0.popleft()
             if self._fits(publish):
@@ -122,11 +170,22 @@ class Outbound:
                 return _with_id(publish.head, packet_id, dup), publish.payload, None
         return None
 
+    def _take_alone(self) -> tuple[bytes, bytes | memoryview, Outgoing | None] | None:
+        """Return the next message, which is in doubt, if nothing else is in flight and the link works."""
+        if self._in_flight or not self._window or not self.answered:
+            return None
+        packet_id, publish = self._to_resend.popleft()
+        if not self._fits(publish):
+            return self.take()
+        self._alone = self._in_flight[packet_id] = publish
+        return _with_id(publish.head, packet_id, self._dup), publish.payload, None
+
     def acked(self, packet_id: int) -> Outgoing | None:
         """Remove and return the publish that a PUBACK answers; None if the identifier is unknown."""
         publish = self._in_flight.pop(packet_id, None)
         if publish is not None:
             self.payload_bytes -= len(publish.payload)
+            self._alone = None
         return publish
 
     def clear(self) -> list[Outgoing]:
@@ -141,6 +200,7 @@ class Outbound:
         self._in_flight.clear()
         self._to_resend.clear()
         self._queued.clear()
+        self._alone = None
         self.payload_bytes = 0
         return publishes
 

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any, Final, TypeAlias
 
 from hedgerow.errors import BusError
+from hedgerow.text import not_in_mqtt
 
 
 class MalformedPacket(BusError):
@@ -273,10 +274,10 @@ def encode_binary(data: bytes) -> bytes:
 def encode_text(text: str) -> bytes:
     """Encode a UTF-8 string with a two-byte length prefix (MQTT 5 §1.5.4).
 
-    Raises: ValueError: it contains NUL or a surrogate, or is longer than 65,535 bytes.
+    Raises: ValueError: it contains a character over which brokers close the link, or is longer than 65,535 bytes.
     """
-    if "\0" in text:
-        raise ValueError(f"{text[:80]!r} contains NUL, which MQTT forbids")
+    if (why := not_in_mqtt(text)) is not None:
+        raise ValueError(f"{text[:80]!a} is not an MQTT string: {why}")
     return encode_binary(text.encode())
 
 

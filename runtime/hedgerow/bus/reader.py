@@ -17,6 +17,7 @@ from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.message import Message
 from hedgerow.bus.packets import PUBLISH
 from hedgerow.bus.properties import MalformedPacket, decode_varint
+from hedgerow.text import refusal, visible
 
 BUFFER_BYTES: Final = 128 * 1024
 """Size of the reused buffer; the longest topic fits twice."""
@@ -230,9 +231,11 @@ def _decode_topic(topic: bytes) -> tuple[str, str | None]:
     try:
         text = topic.decode()
     except UnicodeDecodeError:
-        return topic.decode(errors="backslashreplace"), "its topic is not UTF-8"
+        return visible(topic.decode(errors="backslashreplace")), "its topic is not UTF-8"
     if not text:
         return text, "its topic is empty"
-    if "\0" in text or "+" in text or "#" in text:
-        return text.replace("\0", "\\x00"), "its topic contains a wildcard or NUL"
+    if "+" in text or "#" in text:
+        return visible(text), "its topic contains a wildcard"
+    if (why := refusal(text)) is not None:
+        return visible(text), f"its topic is not accepted: {why}"
     return text, None

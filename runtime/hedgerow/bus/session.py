@@ -23,6 +23,7 @@ from hedgerow.bus.backoff import Backoff
 from hedgerow.bus.causes import (
     ConnectionFailure,
     disconnected,
+    ended_by_peer,
     malformed,
     no_qos,
     publish_refused,
@@ -40,6 +41,7 @@ from hedgerow.bus.packets import (
     CONNACK,
     DISCONNECT,
     MAX_PACKET_BYTES,
+    PINGREQ_PACKET,
     PINGRESP,
     PUBACK,
     SUBACK,
@@ -54,8 +56,10 @@ from hedgerow.bus.packets import (
     reason_name,
 )
 from hedgerow.bus.properties import MalformedPacket, Property
+from hedgerow.bus.set_aside import MessageSetAside, keep
 from hedgerow.bus.subscriptions import Refused, Subscriptions
 from hedgerow.errors import BusError, HedgerowError
+from hedgerow.text import visible
 
 log: Final = structlog.get_logger(__name__)
 
@@ -83,6 +87,7 @@ class MqttSession:
         handler_errors: times `on_messages` raised.
         refused: QoS 1 publishes that the broker refused.
         password: that the last attempt to connect used.
+        set_aside: QoS 1 publishes that ended the link each time, and are not sent any more.
         lost: times the broker had forgotten the session, and with it the QoS 1 messages that waited there.
     """
 
@@ -110,6 +115,7 @@ class MqttSession:
         self.bytes_sent = 0
         self.handler_errors = 0
         self.refused = 0
+        self.set_aside = 0
         self.lost = 0
         self.password: str | None = None
         self._link_lost_at = 0.0
@@ -277,7 +283,11 @@ class MqttSession:
         elif kind == DISCONNECT:
             reason, text = decode_disconnect(body)
             link.abort(disconnected(self.options.url, reason, text))
-        elif kind != PINGRESP:
+        elif kind == PINGRESP:
+            self.outbound.answered = True
+            if self.outbound.in_doubt:
+                link.flush_soon()
+        else:
             raise MalformedPacket(f"Unexpected packet of type {kind >> 4} from a broker")
 
     def link_write(self, link: Link) -> bool:
@@ -324,6 +334,8 @@ class MqttSession:
         self.connected.clear()
         self.acknowledgements.link_lost()
         self.subscriptions.link_lost()
+        if ended_by_peer(link.error) and self._task is not None and link is not self._renewing:
+            self._blame(self._cause(link))
         for publish in self.outbound.link_lost():
             self.finish(
                 publish,
@@ -331,6 +343,18 @@ class MqttSession:
                     "The link was lost before the message was written", remedy="Wait until connected, or use QoS 1."
                 ),
             )
+
+    def _blame(self, cause: HedgerowError) -> None:
+        """Set aside the message over which the broker ended the link, once that is certain."""
+        guilty = self.outbound.take_guilty()
+        if guilty is None:
+            return
+        self.set_aside += 1
+        kept = keep(self.options.set_aside_folder, guilty, cause)
+        error = MessageSetAside(cause, kept)
+        detail = {"topic": visible(guilty.topic), "error": str(error), "remedy": error.remedy}
+        self._report("publish-set-aside", {**detail, "kept_as": None if kept is None else str(kept)})
+        self.finish(guilty, error)
 
     def _accept(self, link: Link, connack: Connack) -> None:
         # Not in the task: messages of the session may follow in the same read.
@@ -365,6 +389,8 @@ class MqttSession:
         self._resubscriptions = [reply for _, reply in requests]
         for packet, _ in requests:
             link.send(packet)
+        if self.outbound.in_doubt:
+            link.send(PINGREQ_PACKET)
         link.keep_alive(properties.get(Property.SERVER_KEEPALIVE, self.options.keepalive_s))
         link.flush_soon()
         self._was_accepted, self._examined = True, None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from hedgerow.bus import set_aside
 from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.built_pipeline import REPLACED
 from hedgerow.topics import Channel
@@ -138,6 +139,7 @@ class HealthReporter:
         outbox = self._outbox.health()
         if outbox is not None:
             self._examine_outbox(outbox, findings)
+        findings.degraded(*self._set_aside())
         models = _report_models(self._pipelines.runners.values(), findings)
         return Health(
             node=str(self._announcer.address),
@@ -224,6 +226,12 @@ class HealthReporter:
         for reason, count in ended.items():
             if reason != REPLACED:
                 yield f"pipeline {name}: {count} workers ended ({reason}); their stages' state was reset"
+
+    def _set_aside(self) -> Iterator[str]:
+        """Yield a reason while messages are set aside, until an operator has looked at them and deleted the files."""
+        folder = self._pipelines.config.node.state_dir / set_aside.FOLDER
+        if kept := set_aside.count(folder):
+            yield f"{kept} messages are set aside in {folder}: the broker ended the link over each; see why, then delete them"
 
     def _examine_outbox(self, outbox: OutboxHealth, findings: _Findings) -> None:
         """Find out whether the outbox cannot store results, or gave any up in this period."""

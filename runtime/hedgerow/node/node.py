@@ -20,6 +20,7 @@ import structlog
 
 from hedgerow import tasks
 from hedgerow.backends.cores import cores
+from hedgerow.bus import set_aside
 from hedgerow.bus.client import Client
 from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.diagnosis import diagnose
@@ -83,6 +84,7 @@ class Node:
             client_id(self.address, client_token(state_dir)),
             max_payload_bytes=LARGEST_COMMAND,
             keep_session=False,
+            set_aside_folder=state_dir / set_aside.FOLDER,
             will=last_will(self.address, self.session),
         )
         self._link = Client(options, self._receive, self._link_changed, self._link_warns)

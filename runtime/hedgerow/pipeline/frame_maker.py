@@ -16,7 +16,7 @@ from hedgerow.pipeline.delivery import Delivery
 from hedgerow.telemetry.clock import Clock
 from hedgerow.wire.codec import (
     ENVELOPE,
-    LONGEST_NAME,
+    accepted,
     frame_id,
     mime,
     open_envelope,
@@ -72,29 +72,18 @@ class FrameMaker:
         if properties is NO_PROPERTIES and frame.content_type != ENVELOPE:
             return frame
         if properties.content_type:
-            if len(properties.content_type) > LONGEST_NAME:
-                raise FrameError(
-                    f"The content type has {len(properties.content_type)} characters; the limit is {LONGEST_NAME}",
-                    code="unknown-content-type",
-                )
-            frame.content_type = mime(properties.content_type)
+            frame.content_type = mime(accepted("content type", properties.content_type, if_long="unknown-content-type"))
             if frame.meta or ";" in properties.content_type:
                 frame.meta = stated_meta(properties.content_type)
         for name, value in properties.user_properties:
             if name == "id" and value:
-                if len(value) > LONGEST_NAME:
-                    raise FrameError(
-                        f"The frame id has {len(value)} characters; the limit is {LONGEST_NAME}", code="bad-id"
-                    )
-                frame.id = value
+                frame.id = accepted("frame id", value, if_long="bad-id")
             elif name == "time":
                 frame.captured_at = timestamp(value)
             elif name == "traceparent":
                 frame.traceparent = value
         if frame.content_type == ENVELOPE:
-            stream = frame.stream
             frame = open_envelope(frame)
-            frame.stream = stream  # set by `StreamKey`; order and state depend on it
         if frame.traceparent is not None and (trace := trace_context(frame.traceparent)) != frame.traceparent:
             if trace is None:
                 self.on_event("traceparent-ignored", {"topic": frame.topic, "traceparent": frame.traceparent[:60]})

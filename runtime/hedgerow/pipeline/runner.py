@@ -75,7 +75,7 @@ class PipelineRunner:
         self.lanes_replaced = 0
         self._on_event = on_event
         self._source = connect_or_move(source, former, self._receive, on_event=on_event)
-        self._sink = Client(sink, _ignore)
+        self._sink = Client(sink, _ignore, on_event=on_event)
         self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
         self._intake = Intake(built, self._settler, self.tally)
         self._dispatcher = Dispatcher(built, self._intake, self._settler, self.tally, on_event)

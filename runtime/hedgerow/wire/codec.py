@@ -21,17 +21,18 @@ from numpy.lib import format as npy
 
 from hedgerow.errors import FrameError
 from hedgerow.frame import Array, Buffer, Frame
+from hedgerow.text import refusal
 from hedgerow.wire.document import decode_msgpack
 
 ENVELOPE: Final = "application/vnd.hedgerow.frame+msgpack"
 """Content type of a frame with its own id, stream and time: a MessagePack map, see `pack_envelope`."""
 
 NPY: Final = "application/x-npy"
-LONGEST_NAME: Final = 1024
-"""Longest id, stream or trace of a sender, in characters; results repeat them."""
-
 COMPACT_DATE: Final = re.compile(r"(19|20)\d\d[01]\d[0-3]\d([0-2]\d[0-5]\d[0-5]\d)?")
 """A date that is also a number: as Unix seconds or milliseconds it would be another time."""
+
+LONGEST_NAME: Final = 1024
+"""Longest id, stream or content type of a sender, in bytes; results repeat them."""
 
 _META_PARAMETERS: Final = ("rate", "channels")
 _DTYPES: Final = frozenset("biufc")
@@ -47,6 +48,27 @@ def frame_id(topic: str, packet_id: int, payload: Buffer) -> str:
     digest = xxhash.xxh3_128(payload)
     digest.update(f"\0{topic}\0{packet_id}".encode())
     return digest.hexdigest()
+
+
+def accepted(what: str, text: str, *, if_long: str) -> str:
+    """Return a text that a sender picked: it may become an MQTT string, a name, and a line of a log or terminal.
+
+    All ids, streams and content types of senders come in through here.
+
+    Args:
+        what: what it is to be, for the message.
+        if_long: code of the error if it is too long.
+    Raises: FrameError: it is too long, or has a character that brokers or terminals act upon (`bad-text`).
+    """
+    if len(text) > LONGEST_NAME // 4 and (size := len(text.encode(errors="replace"))) > LONGEST_NAME:
+        raise FrameError(f"The {what} has {size} bytes; the limit is {LONGEST_NAME}", code=if_long)
+    if (why := refusal(text)) is not None:
+        raise FrameError(
+            f"The {what} {text[:40]!a} is not accepted: {why}",
+            code="bad-text",
+            remedy="Let the sender use printable characters only: no control characters, line breaks or bidirectional overrides.",
+        )
+    return text
 
 
 def mime(content_type: str) -> str:
@@ -138,9 +160,9 @@ def pack_envelope(
 
 
 def open_envelope(frame: Frame) -> Frame:
-    """Unpack a frame from its envelope.
+    """Unpack a frame from its envelope; its stream stays as it is, since `StreamKey` has read it.
 
-    Raises: FrameError: it is not an envelope, or a field has the wrong type or is too long.
+    Raises: FrameError: it is not an envelope, or a field has the wrong type or is not accepted.
     """
     body = decode_msgpack(frame.payload)
     if not isinstance(body, dict) or not isinstance(body.get("payload"), bytes):
@@ -166,18 +188,10 @@ def open_envelope(frame: Frame) -> Frame:
             raise FrameError(
                 f"The envelope's {key} is a {type(body[key]).__name__}", code="bad-envelope", remedy=_ENVELOPE_REMEDY
             )
-    for key in ("id", "traceparent"):
-        if len(body.get(key, "")) > LONGEST_NAME:
-            raise FrameError(
-                f"The envelope's {key} has {len(body[key])} characters, more than {LONGEST_NAME}",
-                code="bad-envelope",
-                remedy=_ENVELOPE_REMEDY,
-            )
-    stated = body.get("content_type", "")
+    stated = accepted("envelope's content type", body.get("content_type", ""), if_long="bad-envelope")
     opened = frame.with_payload(body["payload"], mime(stated))
     opened.meta = stated_meta(stated)
-    opened.id = body.get("id") or frame.id
-    opened.stream = body.get("stream") or frame.stream
+    opened.id = accepted("envelope's id", body.get("id") or frame.id, if_long="bad-envelope")
     opened.captured_at = timestamp(str(body.get("captured_at", frame.captured_at)))
     opened.sequence = body.get("sequence", frame.sequence)
     opened.traceparent = body.get("traceparent", frame.traceparent)

@@ -20,6 +20,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, text_of
+from hedgerow.text import visible, visible_lines
 from hedgerow.wire.json_limits import clashing_key, not_finite
 from hedgerow.wire.ranges import Count, Quantity, Seconds, UnixTime
 
@@ -356,14 +357,14 @@ def without_payload(letter: bytes) -> bytes:
 
 
 def clean(text: object, longest: int = 200) -> str:
-    """Make a text encodable and limit its length: a message of unknown origin must not prevent its own report."""
-    return text_of(text)[:longest].replace("\0", "\\0")
+    """Return a text of unknown origin, limited in length, that can be published and printed; it keeps its line feeds."""
+    return visible_lines(text_of(text)[:longest])
 
 
 def reason_of(error: HedgerowError) -> str:
     """Return an error's code as counters and dead letters have it; a plugin's error may have anything there."""
     code = getattr(error, "code", None) or type(error).code
-    return clean(code, _LONGEST_REASON)
+    return visible(text_of(code)[:_LONGEST_REASON])
 
 
 def rfc3339(at: float) -> str:

@@ -21,6 +21,8 @@ from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
 from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
+from hedgerow.bus.set_aside import MessageSetAside
+from hedgerow.errors import BusError
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.topics import late
@@ -42,7 +44,9 @@ class Events(list[tuple[str, dict[str, Any]]]):
 
 
 class RecordingOutbox(Outbox):
-    """An outbox that records its publishes."""
+    """An outbox that records its publishes, which the site's broker accepts."""
+
+    accepted = True
 
     def __init__(self, path: Path, **more: Any) -> None:
         self.sent: list[tuple[str, bytes, Callable[[Exception | None], None]]] = []
@@ -55,6 +59,8 @@ class RecordingOutbox(Outbox):
         assert qos == 1
         assert b"number" in properties
         self.sent.append((topic, bytes(payload), done))
+        if self.accepted:
+            asyncio.get_running_loop().call_soon(done, None)
 
     async def store(self, *records: Record, origins: tuple[int, ...] = ()) -> None:
         """Append records and wait until they are stored."""
@@ -262,6 +268,7 @@ async def test_a_full_outbox_refuses_new_records_if_configured(path: Path) -> No
 
 async def test_a_record_the_broker_refuses_three_times_is_given_up(path: Path, eventually: Eventually) -> None:
     async with RecordingOutbox(path) as outbox:
+        outbox.accepted = False
         outbox.link_changed(up=True)
         await outbox.store(record("too large"))
         for attempt in range(1, 4):
@@ -506,3 +513,23 @@ def test_confirmed_records_survive_kill_9(path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_confirmed_records_survive_a_hundred_kill_9(path: Path) -> None:
     kill_at_random(path, rounds=100, seed=2)
+
+
+async def test_a_record_that_the_client_still_has_is_not_given_to_it_again(path: Path, eventually: Eventually) -> None:
+    """The client sends it again itself. A copy more for each link would block those behind it, if it ends the links."""
+
+    async with RecordingOutbox(path) as outbox:
+        outbox.accepted = False
+        outbox.link_changed(up=True)
+        await outbox.store(record("a"))
+        await eventually(lambda: len(outbox.sent) == 1)
+        for _ in range(3):
+            outbox.link_changed(up=False)
+            outbox.link_changed(up=True)
+        await outbox.store(record("b"))
+        await eventually(lambda: len(outbox.sent) == 2)
+        assert outbox.payloads == [b"a", b"b"]
+
+        outbox.sent[0][2](MessageSetAside(BusError("closed", remedy="-"), None))
+        await eventually(lambda: [topic for topic, _, _ in outbox.sent if topic == "gaps"])
+        assert outbox.status.lost == {"set-aside": 1}

@@ -18,11 +18,13 @@ from hedgerow.pipeline.intake import stream_key
 from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
 
+ONE_TOPIC = "plant/line3/door"
+
 
 def test_an_envelope_is_recognised_whatever_the_case_and_parameters_of_its_type() -> None:
     packed = pack_envelope(b"x", content_type="text/csv", stream="cam-2")
 
-    assert StreamKey(config())(message(packed, content_type=f"{ENVELOPE.upper()}; v=1")) == "cam-2"
+    assert StreamKey(config(subscribe=ONE_TOPIC))(message(packed, content_type=f"{ENVELOPE.upper()}; v=1")) == "cam-2"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,49 @@ def test_an_envelope_is_recognised_whatever_the_case_and_parameters_of_its_type(
     ],
 )
 def test_streams_are_identified_as_configured(stream: dict[str, Any], received: Message, key: str) -> None:
-    assert StreamKey(config(stream=stream))(received) == key
+    assert StreamKey(config(stream=stream, subscribe=ONE_TOPIC))(received) == key
+
+
+@pytest.mark.parametrize(
+    "subscribe", ["plant/+/door", "#", ["plant/line3/door", "plant/line4/door"], "$share/g/plant/#"]
+)
+@pytest.mark.parametrize("by", [{"by": "field", "field": "stream"}, {}], ids=["field", "envelope"])
+def test_a_stream_that_a_payload_names_belongs_to_its_topic(by: dict[str, Any], subscribe: Any) -> None:
+    """Otherwise any sensor could write into the stream of another: the broker only decides who publishes where."""
+    key = StreamKey(config(stream=by, subscribe=subscribe))
+
+    def named(name: str, topic: str = ONE_TOPIC) -> str:
+        return key(message(msgpack.packb({"stream": name, "payload": b""}), topic=topic, content_type=ENVELOPE))
+
+    assert named("plant/line4/door") == "plant/line3/door#plant/line4/door"
+    assert named(ONE_TOPIC) == ONE_TOPIC
+    assert named("m1", "plant") != named("m1")
+    assert named("line3/door", "plant") != named(ONE_TOPIC), "a topic above cannot reach it either"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"subscribe": "plant/line3/door"}, {"subscribe": "$share/g/plant/x"}, {"stream": {"across_topics": True}}],
+)
+def test_a_gateway_that_speaks_for_many_names_their_streams(fields: dict[str, Any]) -> None:
+    """On a topic that is the pipeline's only one, and on several if the configuration says so."""
+    packed = pack_envelope(b"x", content_type="text/csv", stream="cam-2")
+
+    assert StreamKey(config(**fields))(message(packed, content_type=ENVELOPE)) == "cam-2"
+
+
+@pytest.mark.parametrize(
+    "bad", ["\x1b]0;x\x07", "a\nb", "\x7f", "\x9b2J", "\ufffe", "\U0010ffff", "\u2028", "\u2066"], ids=ascii
+)
+@pytest.mark.parametrize("across_topics", [True, False])
+def test_a_stream_name_that_brokers_or_terminals_act_upon_is_refused(bad: str, across_topics: bool) -> None:
+    by_field = StreamKey(config(stream={"by": "field", "field": "machine", "across_topics": across_topics}))
+
+    with pytest.raises(FrameError) as caught:
+        by_field(message(json.dumps({"machine": bad}).encode()))
+
+    assert caught.value.code == "bad-text"
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -92,14 +136,17 @@ GARBAGE = "[" + "}{,nonsense" * 1000 + "]"
 )
 def test_a_large_payload_is_not_decoded_for_its_stream(payload: bytes) -> None:
     """The event loop reads the key; the lane decodes the payload, and refuses it if it is invalid."""
-    assert StreamKey(config(stream=BY_FIELD))(message(payload, content_type="application/json")) == "m1"
+    assert (
+        StreamKey(config(stream=BY_FIELD, subscribe=ONE_TOPIC))(message(payload, content_type="application/json"))
+        == "m1"
+    )
 
 
 def test_a_large_messagepack_payload_is_not_decoded_for_its_stream() -> None:
     head = b"\x84\xa2at\xcb" + bytes(8) + b"\xa4list\x92\x01\x02\xa7machine\xa2m1\xa7samples"
     received = message(head + b"\xc1" * 10_000, content_type="application/msgpack")
 
-    assert StreamKey(config(stream=BY_FIELD))(received) == "m1"
+    assert StreamKey(config(stream=BY_FIELD, subscribe=ONE_TOPIC))(received) == "m1"
 
 
 @pytest.mark.parametrize("stream", ["cam-2", None])
@@ -112,7 +159,7 @@ def test_a_large_envelope_is_not_decoded_for_its_stream(
     body = {**body, "stream": stream} if behind else {"stream": stream, **body}
     packed = msgpack.packb({key: value for key, value in body.items() if value is not None})
 
-    assert StreamKey(config())(message(packed, content_type=ENVELOPE)) == (stream or "plant/line3/door")
+    assert StreamKey(config(subscribe=ONE_TOPIC))(message(packed, content_type=ENVELOPE)) == (stream or ONE_TOPIC)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +173,7 @@ def test_a_large_envelope_is_not_decoded_for_its_stream(
     ],
 )
 def test_the_key_of_a_large_payload_is_found_wherever_it_is(payload: dict[str, Any], key: str) -> None:
-    by_field = StreamKey(config(stream=BY_FIELD))
+    by_field = StreamKey(config(stream=BY_FIELD, subscribe=ONE_TOPIC))
 
     assert by_field(message(json.dumps(payload).encode(), content_type="application/json")) == key
     assert by_field(message(msgpack.packb(payload), content_type="application/msgpack")) == key
@@ -136,7 +183,7 @@ def test_two_keys_in_a_large_payload_are_refused() -> None:
     payload = b'{"machine":"m1","samples":[' + b"1," * 5000 + b'1],"machine":"m2"}'
 
     with pytest.raises(FrameError) as caught:
-        StreamKey(config(stream=BY_FIELD))(message(payload, content_type="application/json"))
+        StreamKey(config(stream=BY_FIELD, subscribe=ONE_TOPIC))(message(payload, content_type="application/json"))
 
     assert caught.value.code == "duplicate-field"
 
@@ -161,7 +208,7 @@ def test_the_ends_of_a_payload_never_name_another_stream(
     """However small the part that is read first, the key is the one that decoding everything gives."""
     document = [body] if listed else body
     payload = json.dumps(document, separators=None if spaced else (",", ":"), ensure_ascii=False).encode()
-    by_field = StreamKey(config(stream=BY_FIELD))
+    by_field = StreamKey(config(stream=BY_FIELD, subscribe=ONE_TOPIC))
     value = None if listed else body.get("machine")
     expected = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
     for content, kind in ((payload, "application/json"), (msgpack.packb(document), "application/msgpack")):

@@ -47,6 +47,7 @@ from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, REMEMBERED_ORIGINS, O
 from hedgerow.bus.outbox.window import SendWindow
 from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, OutboxWriter, Sweep
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.bus.set_aside import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.telemetry.throttle import EVERY_S
 
@@ -149,6 +150,7 @@ class Outbox:
         self._losses_due = 0.0  # monotonic seconds
         self._refusals: dict[int, int] = {}
         self._appending = 0
+        self._at_client: set[tuple[str, int]] = set()  # records that the client still has: it sends them again itself
         self._to_resend: set[int] = set()
         self._stuck_reported = False
         self._failure: OutboxError | None = None
@@ -316,6 +318,10 @@ class Outbox:
             if self._too_large(entry):
                 self._give_up(entry.key, "too-large")
                 continue
+            if entry.topic:
+                if (epoch, entry.key) in self._at_client:
+                    continue
+                self._at_client.add((epoch, entry.key))
             number = Number(epoch, priority_of(entry.key), sequence_of(entry.key))
             topic, payload, properties = entry.topic, entry.payload, entry.properties
             if not topic:
@@ -343,8 +349,13 @@ class Outbox:
 
     def _published(self, epoch: str, key: int, error: Exception | None) -> None:
         """Handle the site broker's reply; its acceptance says nothing about the region."""
+        self._at_client.discard((epoch, key))
         if error is None:
             self._refusals.pop(key, None)
+            return
+        if isinstance(error, MessageSetAside) and not self._closing and epoch == self.epoch:
+            self._refusals.pop(key, None)
+            self._give_up(key, "set-aside")
             return
         if self._closing or not self._link_up or epoch != self.epoch:
             return

@@ -20,13 +20,14 @@ def link_options(
     keep_session: bool = True,
     will: Publication | None = None,
     session_file: Path | None = None,
+    set_aside_folder: Path | None = None,
     refuse_lower_qos: bool = False,
 ) -> ClientOptions:
     """Return the options of a link to the site's broker.
 
     Args:
         keep_session: whether the broker queues messages while the link is down.
-        session_file, refuse_lower_qos: see `ClientOptions`.
+        session_file, set_aside_folder, refuse_lower_qos: see `ClientOptions`.
     Raises: ConfigError: the password file cannot be read.
     """
     options = ClientOptions(
@@ -47,6 +48,7 @@ def link_options(
         max_payload_bytes=max_payload_bytes,
         will=will,
         session_file=session_file,
+        set_aside_folder=set_aside_folder,
         refuse_lower_qos=refuse_lower_qos,
     )
     options.read_password()  # better an error at the start than at each attempt

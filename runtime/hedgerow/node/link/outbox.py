@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from hedgerow import tasks, topics
+from hedgerow.bus import set_aside
 from hedgerow.bus.client import Client
 from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
@@ -49,6 +50,7 @@ class NodeOutbox:
             client_id(self._address, client_token(folder), "outbox"),
             max_payload_bytes=_LARGEST_ACK,
             keep_session=False,
+            set_aside_folder=folder / set_aside.FOLDER,
         )
         self._on_event = on_event
         self._opening = asyncio.Lock()

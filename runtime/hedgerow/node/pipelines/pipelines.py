@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 
 from hedgerow import tasks
+from hedgerow.bus import set_aside
 from hedgerow.bus.client_ids import client_id, client_token, former_client_id
 from hedgerow.bus.moving_client import FormerSession
 from hedgerow.config import NodeConfig
@@ -282,7 +283,11 @@ class Pipelines:
             state_dir / "sessions" / built.name,
             address.topic(Channel.REPLY, f"move-{built.name}"),
         )
-        sink = link_options(self.config.broker, client_id(address, token, built.name, "results"))
+        sink = link_options(
+            self.config.broker,
+            client_id(address, token, built.name, "results"),
+            set_aside_folder=state_dir / set_aside.FOLDER,
+        )
         try:
             outbox = await self._outbox.open() if built.config.publish.durable else None
         except HedgerowError as error:

@@ -21,7 +21,7 @@ from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
 from hedgerow.pipeline.chain.progress import this_thread
 from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed, without_text
 from hedgerow.stage import MOST_PARTS, Stage, process_each
-from hedgerow.wire.messages import clean
+from hedgerow.text import visible
 
 ABSORBED: Final = "absorbed"
 """Drop reason of a frame for which a stage returned nothing, e.g. samples of a window that is not full yet."""
@@ -275,7 +275,7 @@ def _checked(outcome: Any, stream: str) -> Drop | Frame | tuple[Frame, ...]:
     if outcome is None:
         return ()
     if issubclass(kind, Drop):
-        return Drop(clean(text_of(outcome.reason), _LONGEST_REASON) or "dropped")
+        return Drop(visible(text_of(outcome.reason)[:_LONGEST_REASON]) or "dropped")
     parts: tuple[Any, ...]
     if kind is list:  # before those that ask an abstract class, which takes longer than all the rest
         parts = tuple(outcome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -13,7 +13,8 @@ from hedgerow.bus.message import Message
 from hedgerow.config import PipelineConfig
 from hedgerow.errors import FrameError
 from hedgerow.frame import Buffer
-from hedgerow.wire.codec import ENVELOPE, LONGEST_NAME, mime
+from hedgerow.topics import without_group
+from hedgerow.wire.codec import ENVELOPE, accepted, mime
 from hedgerow.wire.document import decode_json, decode_msgpack
 
 _WINDOW: Final = 4096
@@ -26,23 +27,30 @@ _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
 class StreamKey:
-    """Assigns messages to streams as the pipeline's `stream:` section configures."""
+    """Assigns messages to streams as the pipeline's `stream:` section configures.
+
+    A broker decides who may publish on a topic; nobody decides what a payload names. So a stream that a payload names belongs
+    to the topic it came on: it is `TOPIC#NAME`, which no other topic can be, nor lead to (`#` is in no topic's name). Only if
+    the pipeline has a single topic, or `across_topics` allows it, it is `NAME`.
+    """
 
     def __init__(self, config: PipelineConfig) -> None:
         self._by = config.stream.by
         self._level = config.stream.level or 0
         self._field = config.stream.field or ""
         self._content_type = mime(config.content_type or "")
+        self._across_topics = config.stream.across_topics or single_topic(config.subscribe)
 
     def __call__(self, message: Message) -> str:
         """Return the stream of a message.
 
-        Raises: FrameError: the topic lacks the level, the payload lacks the field, or the name is too long.
+        Raises: FrameError: the topic lacks the level, the payload lacks the field, or the name is not accepted.
         """
         if self._by == "topic":
             stated = message.properties.content_type
             if (mime(stated) if stated else self._content_type) == ENVELOPE:
-                return _short(_msgpack_field(message.payload, "stream") or message.topic)
+                key = _msgpack_field(message.payload, "stream")
+                return self._named(key, message.topic) if key else message.topic
             return message.topic
         if self._by == "level":
             levels = message.topic.split("/")
@@ -54,15 +62,17 @@ class StreamKey:
         key = find(message.payload, self._field)
         if key is None:
             raise FrameError(f"The payload has no field {self._field!r} to identify its stream", code="no-stream-key")
-        return _short(key)
+        return self._named(key, message.topic)
+
+    def _named(self, key: str, topic: str) -> str:
+        accepted("stream name", key, if_long="long-stream-name")
+        return key if self._across_topics or key == topic else f"{topic}#{key}"
 
 
-def _short(key: str) -> str:
-    if len(key) > LONGEST_NAME:
-        raise FrameError(
-            f"The stream name has {len(key)} characters; the limit is {LONGEST_NAME}", code="long-stream-name"
-        )
-    return key
+def single_topic(filters: Sequence[str]) -> bool:
+    """Whether filters match no more than one topic."""
+    topics = {without_group(each) for each in filters}
+    return len(topics) == 1 and not any("+" in each or "#" in each for each in topics)
 
 
 def _json_field(payload: Buffer, name: str) -> str | None:

@@ -1,0 +1,103 @@
+"""A message over which a real broker ends the link is set aside, and everything behind it flows on."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from tests import unchecked
+
+from hedgerow.bus import Client, ClientOptions, Message, set_aside
+from hedgerow.bus.outgoing import Outgoing
+from hedgerow.bus.packets import encode_publish_head
+from hedgerow.bus.properties import Property
+from hedgerow.bus.set_aside import MessageSetAside
+from hedgerow.errors import BusError
+from hedgerow.testing import Mosquitto
+
+BAD = {
+    "escape in an id": [(Property.USER, ("id", "\x1b[2J"))],
+    "control in a content type": [(Property.CONTENT_TYPE, "a/\x85")],
+    "non-character in a name": [(Property.USER, ("\ufdd0", "x"))],
+    "surrogate": [(Property.USER, ("id", "\ud800"))],
+}
+
+
+@pytest.mark.parametrize("pairs", BAD.values(), ids=BAD)
+async def test_a_message_that_ends_the_link_is_set_aside_and_those_around_it_arrive(
+    broker: Mosquitto, topic_prefix: str, tmp_path: Path, pairs: list[Any]
+) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    received: list[bytes] = []
+    arrived = asyncio.Event()
+
+    def receive(messages: list[Message]) -> None:
+        received.extend(bytes(each.payload) for each in messages)
+        if len(set(received)) == 6:
+            arrived.set()
+
+    outcomes: dict[int, Exception | None] = {}
+    options = ClientOptions(
+        url=broker.url, client_id=f"{topic_prefix}-out", min_backoff_s=0.01, set_aside_folder=tmp_path / "aside"
+    )
+    reader = ClientOptions(url=broker.url, client_id=f"{topic_prefix}-in")
+    async with (
+        Client(reader, receive) as into,
+        Client(options, lambda _: None, on_event=lambda kind, detail: events.append((kind, detail))) as out,
+    ):
+        await into.subscribe({f"{topic_prefix}/#": 1})
+        await into.wait_connected(30)
+        await out.wait_connected(30)
+        for number in range(7):
+            raw = unchecked.properties(pairs) if number == 3 else b""
+            out.publish(
+                f"{topic_prefix}/{number}", b"%d" % number, qos=1, properties=raw,
+                done=lambda error, number=number: outcomes.__setitem__(number, error),  # type: ignore[misc]
+            )  # fmt: skip
+        await out.flush(30)
+        async with asyncio.timeout(30):
+            await arrived.wait()
+        assert (out.set_aside, out.outstanding, out.outstanding_bytes) == (1, 0, 0)
+
+    first = list(dict.fromkeys(received))
+    assert first == [b"0", b"1", b"2", b"4", b"5", b"6"], "in order"
+    assert isinstance(outcomes.pop(3), MessageSetAside)
+    assert outcomes == dict.fromkeys((0, 1, 2, 4, 5, 6))
+    ((kind, detail),) = [event for event in events if event[0] == "publish-set-aside"]
+    assert detail["remedy"]
+    assert str(detail).isprintable()
+    (file,) = (tmp_path / "aside").iterdir()
+    assert (kind, detail["kept_as"], file.stat().st_mode & 0o777) == ("publish-set-aside", str(file), 0o600)
+    kept = orjson.loads(file.read_bytes())
+    assert base64.b64decode(kept["properties_base64"]) == unchecked.properties(pairs)
+    assert (kept["topic"], base64.b64decode(kept["payload_base64"])) == (f"{topic_prefix}/3", b"3")
+
+
+async def test_a_broker_that_dies_again_and_again_costs_no_message(mosquitto: Mosquitto, topic_prefix: str) -> None:
+    """Each time with messages in flight."""
+    options = ClientOptions(url=mosquitto.url, client_id=topic_prefix, min_backoff_s=0.01, max_backoff_s=0.05)
+    done: list[Exception | None] = []
+    async with Client(options, lambda _: None) as out:
+        await out.wait_connected(30)
+        for _ in range(4):
+            mosquitto.kill()
+            for number in range(5):
+                out.publish(f"{topic_prefix}/{number}", b"x" * 1000, qos=1, done=done.append)
+            mosquitto.start()
+            await out.wait_connected(30)
+        await out.flush(30)
+    assert (done, out.set_aside) == ([None] * 20, 0)
+
+
+def test_the_folder_of_messages_set_aside_is_bounded(tmp_path: Path) -> None:
+    publish = Outgoing(encode_publish_head("t", 1, qos=1), b"x", None)
+    kept = [set_aside.keep(tmp_path, publish, BusError("closed", remedy="-")) for _ in range(105)]
+
+    assert kept.count(None) == 5
+    assert set_aside.count(tmp_path) == 100
+    assert set_aside.keep(tmp_path / "0" / "1", publish, BusError("closed", remedy="-")) is not None
+    assert set_aside.keep(None, publish, BusError("closed", remedy="-")) is None
