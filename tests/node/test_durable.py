@@ -235,7 +235,8 @@ async def test_reloads_that_switch_durability_on_and_off_lose_no_frame(site: Sit
         for turn in range(4):
             await site.frames(range(20 * turn, 20 * turn + 20))
             publish: dict[str, Any] = {} if turn % 2 else DURABLE
-            await node.reload(site.yaml({"p": site.pipeline(publish=publish)}))
+            site.write({"p": site.pipeline(publish=publish)})
+            await node.reload()
         await site.wait_results(80)
         assert sorted(site.numbers()) == list(range(80))
         assert node.runners["p"].tally.out == 80

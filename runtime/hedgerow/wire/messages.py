@@ -19,7 +19,7 @@ import msgpack
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, text_of
+from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, published, text_of
 from hedgerow.wire.json_limits import clashing_key, not_finite
 
 if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
@@ -157,8 +157,9 @@ class ErrorBody(WireMessage):
 
     @classmethod
     def of(cls, error: HedgerowError) -> ErrorBody:
-        """Convert an error."""
-        return cls(code=error.code, message=str(error), remedy=error.remedy)
+        """Convert an error to what may be published of it."""
+        message, remedy = published(error)
+        return cls(code=error.code, message=message, remedy=remedy)
 
 
 class Reply(WireMessage):

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import orjson
+from pydantic import Field
 
 from hedgerow import Drop, Frame, FrameError, PerStream, Stage, StageConfig, StageContext
+from hedgerow.stage import THRESHOLD
 
 
 class Panic(BaseException):
@@ -24,6 +26,7 @@ class Panic(BaseException):
 class TrialConfig(StageConfig):
     tag: str = ""
     sleep_s: float = 0.0
+    level: float = Field(0.5, ge=0, le=1, json_schema_extra=THRESHOLD)
 
 
 class Trial(Stage[TrialConfig]):

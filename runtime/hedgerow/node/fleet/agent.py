@@ -42,6 +42,7 @@ from hedgerow.node.fleet.reconcile import (
 )
 from hedgerow.node.fleet.reporter import Reporter
 from hedgerow.node.fleet.state import AgentState, KeptModel
+from hedgerow.node.pipelines.adjustments import AdjustmentRefused
 from hedgerow.node.pipelines.overlay import OverlayError
 from hedgerow.node.swap.outcome import SwapOutcome
 from hedgerow.node.swap.swaps import Swaps
@@ -165,7 +166,9 @@ class Agent:
         try:
             installed = await _in_thread(partial(self._save_desired, desired))
             async with asyncio.timeout(desired.swap.timeout_s):
-                for step in reconcile(desired, self._running(installed)):
+                steps = reconcile(desired, self._running(installed))
+                self._host.config.check_overlay(desired.pipelines)
+                for step in steps:
                     await self._take_step(step, desired)
         except TimeoutError:
             state = "timed-out"
@@ -175,7 +178,7 @@ class Agent:
                 code="timed-out",
                 remedy="Check the link to the region, or increase `timeout_s`.",
             )
-        except (DesiredError, OverlayError) as error:
+        except (DesiredError, OverlayError, AdjustmentRefused) as error:
             state, failure = "rejected", error
         except HedgerowError as error:
             state, failure = "failed", error
@@ -183,9 +186,9 @@ class Agent:
             log.exception("desired-failed", generation=desired.generation)
             state, failure = "failed", internal(error)
         if failure is not None:
-            detail = {"generation": desired.generation, "code": failure.code, "error": str(failure)}
-            log.warning("desired-not-carried-out", **detail, remedy=failure.remedy)
-            self._host.announcer.event("desired-not-carried-out", detail)
+            detail: dict[str, Any] = {"generation": desired.generation, "code": failure.code}
+            log.warning("desired-not-carried-out", **detail, error=str(failure), remedy=failure.remedy)
+            self._host.announcer.event("desired-not-carried-out", {**detail, "error": failure})
         body = None if failure is None else ErrorBody.of(failure)
         self._reporter.update(state=state, step="", progress=None, error=body, force=True)
 
@@ -283,8 +286,8 @@ class Agent:
                     self._swaps.restore(model, self._provider.intact(model, ref, variant))
                     break
                 except HedgerowError as error:
-                    failures.append({"model": model, "version": str(ref), "error": str(error)})
-                    log.warning("model-not-restored", **failures[-1])
+                    failures.append({"model": model, "version": str(ref), "error": error})
+                    log.warning("model-not-restored", model=model, version=str(ref), error=str(error))
         self._protect()
         return failures
 

@@ -119,9 +119,9 @@ class Verifier:
 
     def _report_refusal(self, ref: ModelRef, error: TrustError) -> None:
         self._refused[error.code] += 1
-        detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "error": str(error)}
-        log.warning("model-not-trusted", **detail, remedy=error.remedy)
-        self._on_event("model-not-trusted", {**detail, "remedy": error.remedy})
+        detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "remedy": error.remedy}
+        log.warning("model-not-trusted", **detail, error=str(error))
+        self._on_event("model-not-trusted", {**detail, "error": error})
 
     def _update_freshness(self, fresh: Freshness) -> None:
         was_behind = self._fresh is not None and self._fresh.clock_behind_s is not None

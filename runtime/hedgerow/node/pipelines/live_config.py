@@ -1,17 +1,26 @@
-"""The node's live configuration: its file plus the region's overlay."""
+"""The node's live configuration: its file, signed pipelines, and what the region and operators have changed.
+
+    file ─▶ + signed pipelines ─▶ + changes by the desired document ─▶ + changes by `adjust` ─▶ effective
+
+Whatever cannot be applied to a changed file is dropped and reported: nothing from outside keeps the node from its own file.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import copy
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from hedgerow import configfile
 from hedgerow.config import NodeConfig
+from hedgerow.configfile import merge
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.node.link.announcer import Announcer
+from hedgerow.node.pipelines.adjustments import Changes, adjusted, nested, require_may_stop
 from hedgerow.node.pipelines.overlay import Overlay, overlaid
 from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.telemetry import systemd
@@ -23,7 +32,7 @@ _FIXED = ("node", "broker", "outbox", "fleet", "metrics", "log")
 
 
 class LiveConfig:
-    """Changes the configuration while the node runs, by reloading the file or by setting an overlay.
+    """Changes the configuration while the node runs: by reloading the file, by desired documents and by `adjust`.
 
     Args:
         file: the file's content.
@@ -32,7 +41,7 @@ class LiveConfig:
         announcer: publishes changes and refusals.
         renew_links: reconnects with a password file's new password; raises if the broker refuses that.
     Attributes:
-        file: the file's content, without the overlay.
+        file: the file's content, without changes.
         overlay: the region's changes to pipelines.
     """
 
@@ -46,6 +55,7 @@ class LiveConfig:
     ) -> None:
         self.file = file
         self.overlay: Overlay = {}
+        self._adjustments: dict[str, dict[str, Any]] = {}
         self._path = path
         self._pipelines = pipelines
         self._announcer = announcer
@@ -54,33 +64,58 @@ class LiveConfig:
         _warn_about_renamed_keys(file)
 
     def effective(self) -> NodeConfig:
-        """Return the file with the overlay applied. Raises: OverlayError: the overlay does not fit the file."""
-        return overlaid(self.file, self.overlay)
+        """Return the file with all changes applied. Raises: HedgerowError: they do not fit the file."""
+        return _changed(self.file, self.overlay, self._adjustments)
+
+    def check_overlay(self, overlay: Overlay) -> None:
+        """Raises: HedgerowError: the region may not make these changes, or they are invalid."""
+        _with_overlay(self.file, overlay)
 
     def restore_overlay(self, overlay: Overlay) -> None:
         """Restore an earlier run's overlay, before the pipelines start; discard it if it no longer fits the file."""
         try:
-            overlaid(self.file, overlay)
+            self.check_overlay(overlay)
         except HedgerowError as error:  # the file has changed since
-            log.warning("overlay-refused", error=str(error), remedy=error.remedy)
-            self._announcer.event("overlay-refused", {"error": str(error)})
+            self._drop_overlay(error)
         else:
             self.overlay = overlay
 
     async def set_overlay(self, overlay: Overlay) -> None:
-        """Apply another overlay. Raises: HedgerowError: it is invalid; nothing has changed."""
+        """Apply another overlay. Raises: HedgerowError: it is invalid, or not allowed; nothing has changed."""
         async with self._changing:
-            await self._pipelines.reload(overlaid(self.file, overlay), lambda: setattr(self, "overlay", overlay))
+            effective = _changed(self.file, overlay, self._adjustments)
+            await self._apply(effective, self.file, lambda: setattr(self, "overlay", overlay))
 
-    async def reload(self, text: str | None = None) -> dict[str, list[str]]:
-        """Apply a new configuration; if any part of it is invalid, nothing changes.
+    async def adjust(self, pipeline: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Change settings of a pipeline until the node restarts or reloads its file; no changes: take them back.
 
-        Args:
-            text: the configuration; None rereads the node's file.
+        Raises: HedgerowError: one is not allowed, or out of limits; nothing has changed.
+        """
+        async with self._changing:
+            adjusted(self.file, {pipeline: changes})
+            wanted = dict(self._adjustments)
+            if changes:
+                wanted[pipeline] = copy.deepcopy(wanted.get(pipeline, {}))
+                merge(wanted[pipeline], nested(changes))
+            else:
+                wanted.pop(pipeline, None)
+            effective = _changed(self.file, self.overlay, wanted)
+            outcome = await self._apply(effective, self.file, lambda: setattr(self, "_adjustments", wanted))
+        log.info("adjusted", pipeline=pipeline, changes=dict(changes), **outcome)
+        self._announcer.event("adjusted", {"changes": dict(changes)}, pipeline)
+        return outcome
+
+    def require_may_stop(self, names: Iterable[str]) -> None:
+        """Raises: AdjustmentRefused: one of these pipelines has to keep running, says the node's file."""
+        require_may_stop(self.file, list(names))
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the node's file again; if any part of it is invalid, nothing changes. Adjustments end with it.
+
         Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
         Raises: HedgerowError: it is invalid.
         """
-        file = await asyncio.to_thread(self._read, text)
+        file = await asyncio.to_thread(self._read)
         for section in _FIXED:
             if getattr(file, section).model_dump() != getattr(self.file, section).model_dump():
                 raise CommandError(
@@ -90,8 +125,12 @@ class LiveConfig:
                 )
         async with self._changing:
             await self._renew_links()
-            effective = overlaid(file, self.overlay)
-            outcome = await self._pipelines.reload(effective, lambda: setattr(self, "file", file))
+            overlay = self._fitting(file)
+
+            def commit() -> None:
+                self.file, self.overlay, self._adjustments = file, overlay, {}
+
+            outcome = await self._apply(_with_overlay(file, overlay), file, commit)
         _warn_about_renamed_keys(file)
         log.info("reloaded", **outcome)
         self._announcer.event("reloaded", dict(outcome))
@@ -104,20 +143,46 @@ class LiveConfig:
             await self.reload()
         except HedgerowError as error:
             log.error("reload-refused", code=error.code, error=str(error), remedy=error.remedy)
-            self._announcer.event("reload-refused", {"code": error.code, "error": str(error)})
+            self._announcer.event("reload-refused", {"code": error.code, "error": error})
         finally:
             systemd.ready()
 
-    def _read(self, text: str | None) -> NodeConfig:
-        if text is not None:
-            return configfile.parse(text, self._path or Path("command"))
+    def _read(self) -> NodeConfig:
         if self._path is None:
             raise CommandError(
                 "The node was not started from a file",
                 code="no-config-file",
-                remedy="Send the configuration in the argument `config`.",
+                remedy="Start it from a file: `hedgerow node run node.yaml`.",
             )
         return configfile.load(self._path)
+
+    def _fitting(self, file: NodeConfig) -> Overlay:
+        """Return the overlay if it fits another file, else none."""
+        try:
+            _with_overlay(file, self.overlay)
+        except HedgerowError as error:
+            self._drop_overlay(error)
+            return {}
+        return self.overlay
+
+    def _drop_overlay(self, error: HedgerowError) -> None:
+        log.warning("overlay-refused", error=str(error), remedy=error.remedy)
+        self._announcer.event("overlay-refused", {"error": error})
+
+    async def _apply(
+        self, effective: NodeConfig, file: NodeConfig, committed: Callable[[], None]
+    ) -> dict[str, list[str]]:
+        """Change the pipelines; those of the file that only stop keep what waits for them at the broker."""
+        return await self._pipelines.reload(effective, committed, stopped=file.pipelines.keys())
+
+
+def _changed(file: NodeConfig, overlay: Overlay, adjustments: Changes) -> NodeConfig:
+    config = _with_overlay(file, overlay)
+    return adjusted(config, {name: each for name, each in adjustments.items() if name in config.pipelines})
+
+
+def _with_overlay(file: NodeConfig, overlay: Overlay) -> NodeConfig:
+    return overlaid(file, overlay) if file.remote.unsigned_pipelines else adjusted(file, overlay)
 
 
 def _warn_about_renamed_keys(file: NodeConfig) -> None:
