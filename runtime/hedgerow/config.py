@@ -461,6 +461,11 @@ class PipelineConfig(Section):
     stages: tuple[Annotated[StageEntry, _ShortForm], ...] = Field(
         min_length=1, description="The stages, in order: `name` or `name: {key: value}`. See `hedgerow plugin list`."
     )
+    folder: Path | None = Field(
+        None,
+        description="Folder of the files that its stages read; they can then read no others, and write none. By default paths "
+        "are relative to this file, and may lead anywhere.",
+    )
     publish: PublishSection = Field(PublishSection(), description="How results are published.")
     dead_letters: DeadLettersSection = Field(DeadLettersSection(), description="What dead letters contain.")
     clock_tolerance_s: float = Field(

@@ -271,6 +271,10 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
         "node": config.node.model_copy(update={"state_dir": folder / config.node.state_dir}),
         "broker": config.broker.anchored(folder),
         "fleet": config.fleet.anchored(folder),
+        "pipelines": {
+            name: each if each.folder is None else each.model_copy(update={"folder": folder / each.folder})
+            for name, each in config.pipelines.items()
+        },
     }
     return config.model_copy(update=changes)
 

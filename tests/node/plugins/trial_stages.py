@@ -108,6 +108,16 @@ class SetupGate(Stage[GateConfig]):
         self.config.path.unlink()
 
 
+class ReadsFile(Stage[GateConfig]):
+    """The result is what a file has, as read in `setup`."""
+
+    def setup(self, context: StageContext) -> None:
+        self.text = context.path(self.config.path).read_text()
+
+    def process(self, frame: Frame) -> Frame:
+        return frame.with_result({"n": 0, "text": self.text})
+
+
 class DiesInSetup(Stage[StageConfig]):
     """Crashes its process while it is set up."""
 

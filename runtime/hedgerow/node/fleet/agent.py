@@ -31,6 +31,7 @@ from hedgerow.node.fleet.reconcile import (
     Admission,
     ChangePipelines,
     DesiredError,
+    FetchPipelines,
     FetchVersion,
     Running,
     Step,
@@ -43,6 +44,7 @@ from hedgerow.node.fleet.reconcile import (
 from hedgerow.node.fleet.reporter import Reporter
 from hedgerow.node.fleet.state import AgentState, KeptModel
 from hedgerow.node.pipelines.adjustments import AdjustmentRefused
+from hedgerow.node.pipelines.live_config import SignedPipelines
 from hedgerow.node.pipelines.overlay import OverlayError
 from hedgerow.node.swap.outcome import SwapOutcome
 from hedgerow.node.swap.swaps import Swaps
@@ -84,6 +86,7 @@ class Agent:
         self._own_labels: dict[str, str] = {}
         self._desired: Desired | None = state.desired()
         self._kept = state.models()
+        self._fetched: SignedPipelines | None = None
         self._wake = asyncio.Event()
 
     # Called by the node
@@ -92,8 +95,10 @@ class Agent:
         """Restore kept versions and the overlay. Call it before pipelines are built."""
         for failure in await _in_thread(self._restore):
             self._host.announcer.event("model-not-restored", failure)
-        if self._desired is not None:
-            self._host.config.restore_overlay(self._desired.pipelines)
+        if (desired := self._desired) is not None:
+            ref = desired.signed_pipelines
+            signed = None if ref is None else await _in_thread(partial(self._provider.pipelines, ref))
+            self._host.config.restore_overlay(desired.pipelines, signed)
 
     def receive(self, message: Message) -> None:
         """Accept a document, or refuse it."""
@@ -165,6 +170,7 @@ class Agent:
         failure: HedgerowError | None = None
         try:
             installed = await _in_thread(partial(self._save_desired, desired))
+            self._fetched = None
             async with asyncio.timeout(desired.swap.timeout_s):
                 steps = reconcile(desired, self._running(installed))
                 self._host.config.check_overlay(desired.pipelines)
@@ -205,9 +211,16 @@ class Agent:
                 await self._swap(model, ref, desired)
             case SwapToFile(model):
                 await self._swap_to_file(model, desired)
-            case ChangePipelines(overlay):
+            case FetchPipelines(ref):
+                await self._retry_until_reachable(partial(self._fetch_pipelines, ref))
+            case ChangePipelines(overlay, signed):
                 self._reporter.step("pipelines", "")
-                await self._host.config.set_overlay(overlay)
+                fetched = self._fetched if self._fetched is not None else self._host.config.signed
+                await self._host.config.set_overlay(overlay, None if signed is None else fetched)
+
+    async def _fetch_pipelines(self, ref: ModelRef) -> None:
+        self._reporter.step("verify", "pipelines")
+        self._fetched = await self._provider.fetch_pipelines(ref, self._own_labels)
 
     async def _retry_until_reachable(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Retry until the region and the broker are reachable."""
@@ -259,6 +272,8 @@ class Agent:
             quarantined=self._quarantined(),
             pipelines=frozenset(file.pipelines),
             overlay=self._host.config.overlay,
+            signed=None if (signed := self._host.config.signed) is None else signed.ref,
+            accepts_signed=file.remote.signed_pipelines,
         )
 
     def _quarantined(self) -> dict[str, Any]:

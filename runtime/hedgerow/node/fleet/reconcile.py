@@ -3,7 +3,7 @@
 Rules:
 - A document is accepted or refused as a whole, before its first step.
 - A version that already serves is left alone, so applying a document again changes nothing.
-- Models change before pipelines, so a changed pipeline finds its new model.
+- Models change before pipelines, so a changed pipeline finds its new model; signed pipelines are verified before either.
 - A model that the document does not name returns to the file in the node's configuration; one without a file
   (`bundle:NAME`) keeps its serving version.
 """
@@ -74,6 +74,8 @@ class Running:
         quarantined: quarantined versions by digest.
         pipelines: pipelines in the node's file.
         overlay: the current overlay: `pipelines` of an earlier document.
+        signed: the signed pipelines that run; None: none.
+        accepts_signed: whether the node's file allows signed pipelines.
     """
 
     models: Mapping[str, str]
@@ -82,6 +84,8 @@ class Running:
     quarantined: Mapping[str, Quarantined] = field(default_factory=dict)
     pipelines: frozenset[str] = frozenset()
     overlay: Overlay = field(default_factory=dict)
+    signed: ModelRef | None = None
+    accepts_signed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +120,21 @@ class SwapToFile:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchPipelines:
+    """Verify signed pipelines and store them."""
+
+    ref: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
 class ChangePipelines:
-    """Put another overlay into force."""
+    """Put another overlay into force, and other signed pipelines."""
 
     pipelines: Overlay
+    signed: ModelRef | None = None
 
 
-Step: TypeAlias = FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines
+Step: TypeAlias = FetchPipelines | FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines
 
 
 def reconcile(desired: Desired, running: Running) -> list[Step]:
@@ -133,6 +145,9 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
     """
     _check(desired, running)
     steps: list[Step] = []
+    signed = desired.signed_pipelines
+    if signed is not None and signed != running.signed:
+        steps.append(FetchPipelines(signed))
     for model, ref in sorted(desired.models.items()):
         serving = running.serving.get(model)
         if serving is not None and serving.digest == ref.digest:
@@ -144,8 +159,8 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
         for model in sorted(running.serving.keys() - desired.models.keys())
         if model in running.models and not running.models[model].startswith(BUNDLE)
     ]
-    if dict(desired.pipelines) != dict(running.overlay):
-        steps.append(ChangePipelines(desired.pipelines))
+    if dict(desired.pipelines) != dict(running.overlay) or signed != running.signed:
+        steps.append(ChangePipelines(desired.pipelines, signed))
     return steps
 
 
@@ -175,6 +190,12 @@ def _check(desired: Desired, running: Running) -> None:
                 code="another-bundle",
                 remedy=f"Send a version of {path.removeprefix(BUNDLE)}, or change `path:` in the node's file.",
             )
+    if desired.signed_pipelines is not None and not running.accepts_signed:
+        raise DesiredError(
+            f"The node's file does not allow signed pipelines such as {desired.signed_pipelines}",
+            code="signed-pipelines-off",
+            remedy="Set `remote: {signed_pipelines: true}` in the node's file, and `reload`; it says what that allows.",
+        )
     for pipeline, changes in desired.pipelines.items():
         if pipeline not in running.pipelines and (changes is None or "subscribe" not in changes):
             raise DesiredError(

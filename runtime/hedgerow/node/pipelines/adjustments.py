@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, get_args
 from pydantic import ValidationError
 
 from hedgerow import plugins
-from hedgerow.config import Adjustable, Limit, NodeConfig, PipelineConfig, RangeSection, StageEntry
+from hedgerow.config import Adjustable, NodeConfig, PipelineConfig, RangeSection, StageEntry
 from hedgerow.errors import HedgerowError
 from hedgerow.stage import is_threshold
 
@@ -148,7 +148,7 @@ def _settings(change: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _check_limit(file: NodeConfig, name: str, path: str, value: Any) -> None:
     where, pipeline = f"pipelines.{name}.{path}", file.pipelines[name]
-    limit: Limit | None = dict[str, Limit](file.remote.limits).get(path)
+    limit = next((each for key, each in file.remote.limits.items() if key == path), None)
     if limit == "fixed":
         raise _fixed(where, f"remote: limits: {path}")
     if path in _DROPPING and pipeline.publish.durable:

@@ -1,6 +1,6 @@
 """The node's live configuration: its file, signed pipelines, and what the region and operators have changed.
 
-    file ─▶ + signed pipelines ─▶ + changes by the desired document ─▶ + changes by `adjust` ─▶ effective
+    file ─▶ + changes by the desired document ─▶ + changes by `adjust` ─▶ + signed pipelines ─▶ effective
 
 Whatever cannot be applied to a changed file is dropped and reported: nothing from outside keeps the node from its own file.
 """
@@ -10,25 +10,52 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from hedgerow import configfile
-from hedgerow.config import NodeConfig
+from hedgerow.config import NodeConfig, PipelineConfig
 from hedgerow.configfile import merge
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.node.link.announcer import Announcer
-from hedgerow.node.pipelines.adjustments import Changes, adjusted, nested, require_may_stop
+from hedgerow.node.pipelines.adjustments import AdjustmentRefused, Changes, adjusted, nested, require_may_stop
 from hedgerow.node.pipelines.overlay import Overlay, overlaid
 from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.telemetry import systemd
+from hedgerow.wire.fleet import ModelRef
+
+_ALLOW_SIGNED: Final = "Set `remote: {signed_pipelines: true}` in it; the setting says what that allows."
 
 log = structlog.get_logger(__name__)
 
 _FIXED = ("node", "broker", "outbox", "fleet", "metrics", "log")
 """Sections that a reload cannot change."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedPipelines:
+    """Verified pipelines of an owner.
+
+    Attributes:
+        ref: their version.
+        pipelines: complete configurations by name.
+        folder: the files that their stages may read.
+    """
+
+    ref: ModelRef
+    pipelines: Mapping[str, Mapping[str, Any]]
+    folder: Path
+
+    def added_to(self, file: NodeConfig) -> NodeConfig:
+        """Return a configuration with these pipelines, in place of those with the same names."""
+        added = {
+            name: PipelineConfig.model_validate({**each, "folder": self.folder})
+            for name, each in self.pipelines.items()
+        }
+        return file.model_copy(update={"pipelines": {**file.pipelines, **added}})
 
 
 class LiveConfig:
@@ -43,6 +70,7 @@ class LiveConfig:
     Attributes:
         file: the file's content, without changes.
         overlay: the region's changes to pipelines.
+        signed: the signed pipelines that run.
     """
 
     def __init__(
@@ -55,6 +83,7 @@ class LiveConfig:
     ) -> None:
         self.file = file
         self.overlay: Overlay = {}
+        self.signed: SignedPipelines | None = None
         self._adjustments: dict[str, dict[str, Any]] = {}
         self._path = path
         self._pipelines = pipelines
@@ -65,26 +94,28 @@ class LiveConfig:
 
     def effective(self) -> NodeConfig:
         """Return the file with all changes applied. Raises: HedgerowError: they do not fit the file."""
-        return _changed(self.file, self.overlay, self._adjustments)
+        return _changed(self.file, self.signed, self.overlay, self._adjustments)
 
     def check_overlay(self, overlay: Overlay) -> None:
         """Raises: HedgerowError: the region may not make these changes, or they are invalid."""
         _with_overlay(self.file, overlay)
 
-    def restore_overlay(self, overlay: Overlay) -> None:
-        """Restore an earlier run's overlay, before the pipelines start; discard it if it no longer fits the file."""
-        try:
-            self.check_overlay(overlay)
-        except HedgerowError as error:  # the file has changed since
-            self._drop_overlay(error)
-        else:
-            self.overlay = overlay
+    def restore_overlay(self, overlay: Overlay, signed: SignedPipelines | None = None) -> None:
+        """Restore an earlier run's changes, before the pipelines start; discard what no longer fits the file."""
+        self.signed, self.overlay = self._fitting(self.file, signed, overlay)
 
-    async def set_overlay(self, overlay: Overlay) -> None:
-        """Apply another overlay. Raises: HedgerowError: it is invalid, or not allowed; nothing has changed."""
+    async def set_overlay(self, overlay: Overlay, signed: SignedPipelines | None = None) -> None:
+        """Apply another overlay, and other signed pipelines.
+
+        Raises: HedgerowError: it is invalid, or not allowed; nothing has changed.
+        """
+
+        def commit() -> None:
+            self.overlay, self.signed = overlay, signed
+
         async with self._changing:
-            effective = _changed(self.file, overlay, self._adjustments)
-            await self._apply(effective, self.file, lambda: setattr(self, "overlay", overlay))
+            effective = _changed(self.file, signed, overlay, self._adjustments)
+            await self._apply(effective, self.file, commit)
 
     async def adjust(self, pipeline: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
         """Change settings of a pipeline until the node restarts or reloads its file; no changes: take them back.
@@ -92,6 +123,8 @@ class LiveConfig:
         Raises: HedgerowError: one is not allowed, or out of limits; nothing has changed.
         """
         async with self._changing:
+            if self.signed is not None and pipeline in self.signed.pipelines:
+                raise _is_signed(pipeline)
             adjusted(self.file, {pipeline: changes})
             wanted = dict(self._adjustments)
             if changes:
@@ -99,7 +132,7 @@ class LiveConfig:
                 merge(wanted[pipeline], nested(changes))
             else:
                 wanted.pop(pipeline, None)
-            effective = _changed(self.file, self.overlay, wanted)
+            effective = _changed(self.file, self.signed, self.overlay, wanted)
             outcome = await self._apply(effective, self.file, lambda: setattr(self, "_adjustments", wanted))
         log.info("adjusted", pipeline=pipeline, changes=dict(changes), **outcome)
         self._announcer.event("adjusted", {"changes": dict(changes)}, pipeline)
@@ -125,12 +158,12 @@ class LiveConfig:
                 )
         async with self._changing:
             await self._renew_links()
-            overlay = self._fitting(file)
+            signed, overlay = self._fitting(file, self.signed, self.overlay)
 
             def commit() -> None:
-                self.file, self.overlay, self._adjustments = file, overlay, {}
+                self.file, self.signed, self.overlay, self._adjustments = file, signed, overlay, {}
 
-            outcome = await self._apply(_with_overlay(file, overlay), file, commit)
+            outcome = await self._apply(_changed(file, signed, overlay, {}), file, commit)
         _warn_about_renamed_keys(file)
         log.info("reloaded", **outcome)
         self._announcer.event("reloaded", dict(outcome))
@@ -156,14 +189,19 @@ class LiveConfig:
             )
         return configfile.load(self._path)
 
-    def _fitting(self, file: NodeConfig) -> Overlay:
-        """Return the overlay if it fits another file, else none."""
+    def _fitting(
+        self, file: NodeConfig, signed: SignedPipelines | None, overlay: Overlay
+    ) -> tuple[SignedPipelines | None, Overlay]:
+        """Return what the file allows of signed pipelines and overlay; report what it does not."""
+        if signed is not None and not file.remote.signed_pipelines:
+            self._drop_overlay(CommandError("The file does not allow signed pipelines", remedy=_ALLOW_SIGNED))
+            signed = None
         try:
-            _with_overlay(file, self.overlay)
+            _with_overlay(file, overlay)
         except HedgerowError as error:
             self._drop_overlay(error)
-            return {}
-        return self.overlay
+            overlay = {}
+        return signed, overlay
 
     def _drop_overlay(self, error: HedgerowError) -> None:
         log.warning("overlay-refused", error=str(error), remedy=error.remedy)
@@ -176,9 +214,20 @@ class LiveConfig:
         return await self._pipelines.reload(effective, committed, stopped=file.pipelines.keys())
 
 
-def _changed(file: NodeConfig, overlay: Overlay, adjustments: Changes) -> NodeConfig:
-    config = _with_overlay(file, overlay)
-    return adjusted(config, {name: each for name, each in adjustments.items() if name in config.pipelines})
+def _changed(file: NodeConfig, signed: SignedPipelines | None, overlay: Overlay, adjustments: Changes) -> NodeConfig:
+    config, others = _with_overlay(file, overlay), {} if signed is None else signed.pipelines
+    for name in overlay.keys() & others.keys():
+        raise _is_signed(name)
+    mine = {name: each for name, each in adjustments.items() if name in config.pipelines and name not in others}
+    config = adjusted(config, mine)
+    return config if signed is None else signed.added_to(config)
+
+
+def _is_signed(pipeline: str) -> AdjustmentRefused:
+    return AdjustmentRefused(
+        f"Pipeline {pipeline} is signed, and runs as it was signed",
+        remedy="Its owner changes it: `hedgerow trust publish-pipelines` with another version.",
+    )
 
 
 def _with_overlay(file: NodeConfig, overlay: Overlay) -> NodeConfig:
