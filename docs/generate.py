@@ -151,6 +151,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
         "origins": config.OriginSection,
+        "remote": config.RemoteSection,
         "log": config.LogSection,
         "topology": topology.Topology,
         "topology-region": topology.RegionSection,

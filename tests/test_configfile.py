@@ -141,7 +141,7 @@ def test_yes_and_on_are_strings() -> None:
         ),
         pytest.param(
             "zzz: 1\n",
-            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines.",
+            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines, remote.",
             id="unknown",
         ),
         pytest.param(
@@ -229,7 +229,7 @@ def test_validation_errors_are_explained_in_plain_words(text: str, message: str)
 
 
 def test_the_time_limit_of_a_stage_survives_being_written_and_read_again() -> None:
-    """An overlay is merged into what the file says, and a worker gets the configuration as a document."""
+    """A change is merged into what the file says, and a worker gets the configuration as a document."""
     pipeline = PipelineConfig.model_validate(
         {"subscribe": "a", "stages": [{"name": "parse", "timeout_s": 5}, {"parse": {"timeout_s": 7}}]}
     )

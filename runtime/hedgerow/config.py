@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -490,6 +490,11 @@ class PipelineConfig(Section):
     stages: tuple[Annotated[StageEntry, _ShortForm], ...] = Field(
         min_length=1, description="The stages, in order: `name` or `name: {key: value}`. See `hedgerow plugin list`."
     )
+    folder: Path | None = Field(
+        None,
+        description="Folder of the files that its stages read; they can then read no others, and write none. By default paths "
+        "are relative to this file, and may lead anywhere.",
+    )
     publish: PublishSection = Field(PublishSection(), description="How results are published.")
     dead_letters: DeadLettersSection = Field(DeadLettersSection(), description="What dead letters contain.")
     clock_tolerance_s: float = Field(
@@ -645,6 +650,73 @@ class RepliesSection(Section):
     )
 
 
+class RangeSection(Section):
+    """Least and most that a setting may be changed to from outside."""
+
+    min: float | None = Field(None, allow_inf_nan=False, description="Least value; by default the node's own bound.")
+    max: float | None = Field(None, allow_inf_nan=False, description="Most; by default the node's own bound.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RangeSection:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("`min` is more than `max`")
+        return self
+
+
+Limit = RangeSection | Literal["fixed"]
+CommandName = Literal["ping", "health", "info", "pause", "resume", "adjust", "reload", "snapshot", "release", "stop"]
+"""Commands of a node. None of them can bring a configuration along."""
+Adjustable = Literal[
+    "batch",
+    "lanes",
+    "queue.policy",
+    "queue.max_age_s",
+    "queue.deadline_s",
+    "queue.max_rate_per_stream",
+    "queue.max_frames_per_stream",
+    "queue.max_frames",
+    "queue.max_bytes",
+]
+"""Settings of a pipeline that may be changed from outside without a signature, beside its stages' thresholds."""
+
+
+class RemoteSection(Section):
+    """What the node does for others: which commands, and which changes of its pipelines. Only this file can extend it."""
+
+    commands: tuple[CommandName, ...] = Field(
+        get_args(CommandName),
+        description="Commands that the node carries out. Whoever may publish to its command topics can give them; leave out "
+        "what nobody needs from outside.",
+    )
+    keep_running: tuple[Name, ...] = Field(
+        (),
+        description="Pipelines that nobody outside may pause or stop; then nobody may stop the node by command either.",
+    )
+    limits: dict[Adjustable, Limit] = Field(
+        default_factory=dict,
+        description="Narrower limits for settings that may be changed from outside: `{min: …, max: …}`, or `fixed`: not at all.",
+        examples=[{"batch": {"max": 16}, "lanes": "fixed"}],
+    )
+    thresholds: dict[Name, dict[str, Limit]] = Field(
+        default_factory=dict,
+        description="Narrower limits for thresholds of stages, by pipeline: `STAGE.SETTING`, or `*` for all others. By default "
+        "those that the stage itself accepts.",
+        examples=[{"doors": {"yolo.min_score": {"min": 0.3, "max": 0.8}, "*": "fixed"}}],
+    )
+    signed_pipelines: bool = Field(
+        False,
+        description="Whether a desired document may name pipelines that an owner's key has signed for this node. They may "
+        "subscribe to any topic that the node may read, run any installed stage and publish any result; needs "
+        "`fleet: root_file`.",
+    )
+    unsigned_pipelines: bool = Field(
+        False,
+        description="Whether unsigned desired documents may change everything in `pipelines:`, as they once could. Risk: "
+        "whoever can set desired state, such as a compromised region or broker, can then read and write any file that the "
+        "node's user may, and send frames anywhere that the node may publish.",
+    )
+
+
 class MetricsSection(Section):
     """Prometheus metrics and health probes over HTTP: /metrics, /healthz, /readyz."""
 
@@ -684,6 +756,7 @@ class NodeConfig(Section):
     outbox: OutboxSection = Field(OutboxSection(), description="The durable queue of results for the region.")
     fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
     replies: RepliesSection = Field(RepliesSection(), description="Replies to commands.")
+    remote: RemoteSection = Field(RemoteSection(), description="What the node does for others.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
 

@@ -52,6 +52,10 @@ class Problem:
         return f"{self.field}: {self.message}" if self.field else self.message
 
 
+_MOST_PUBLISHED: Final = 10
+_LONGEST_FIELD: Final = 100
+
+
 class BadConfigFile(ConfigError):
     """A configuration file cannot be used.
 
@@ -65,7 +69,17 @@ class BadConfigFile(ConfigError):
         self.path = path
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
         lines = [f"{path}:{problem.line or 1}: {problem}\n    → {problem.remedy}" for problem in self.problems]
-        super().__init__("\n".join(lines), remedy=f"Fix the file, then run `hedgerow {check} check {path}`.")
+        where = [
+            f"line {problem.line}, {problem.field[:_LONGEST_FIELD] or 'the file'}"
+            if problem.line
+            else "the environment"
+            for problem in self.problems[:_MOST_PUBLISHED]
+        ]
+        super().__init__(
+            "\n".join(lines),
+            remedy=f"Fix the file, then run `hedgerow {check} check {path}`.",
+            outside=f"The configuration file {path.name} cannot be used: {'; '.join(where)}",
+        )
 
 
 def load(path: Path) -> NodeConfig:
@@ -258,6 +272,10 @@ def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
         "node": config.node.model_copy(update={"state_dir": folder / config.node.state_dir}),
         "broker": config.broker.anchored(folder),
         "fleet": config.fleet.anchored(folder),
+        "pipelines": {
+            name: each if each.folder is None else each.model_copy(update={"folder": folder / each.folder})
+            for name, each in config.pipelines.items()
+        },
     }
     return config.model_copy(update=changes)
 

@@ -7,6 +7,8 @@ Rules:
 - Every class has a `code`: short, stable, kebab-case. Counters, dead letters and replies contain it.
 - Every error has a `remedy`: what to do next, as a sentence.
 - Exceptions of vendors and of the operating system are translated where they occur, not here.
+- An error leaves the node only through `published`: in replies, events, reports. Where its text quotes what is in files, folders
+  or the environment, `outside` says what is published instead; the node's own log has the full text.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 LONGEST_TEXT: Final = 10_000
 """Most characters of an error that are reported."""
 
+LONGEST_PUBLISHED: Final = 2_000
+"""Most characters of an error's message, and of its remedy, that are published."""
+
+_SHORTEST_SECRET: Final = 4
+_WITHHELD: Final = "The node's own log has the details, which are not published."
+
 
 class HedgerowError(Exception):
     """Base of all errors that Hedgerow raises on purpose.
@@ -29,14 +37,19 @@ class HedgerowError(Exception):
         code: short, stable name of the kind of error.
         remedy: what to do next, as a sentence.
         traceback: the calls that led to it, if it stands for a bug in a stage.
+        outside: what to publish in place of the message and remedy, because they quote what is on this machine; None:
+            themselves.
     """
 
     code = "error"
     traceback = ""
+    outside: str | None = None
 
-    def __init__(self, message: str, *, remedy: str) -> None:
+    def __init__(self, message: str, *, remedy: str, outside: str | None = None) -> None:
         super().__init__(message)
         self.remedy = remedy
+        if outside is not None:
+            self.outside = outside
 
     def explain(self) -> str:
         """Return the message and the remedy, on two lines."""
@@ -61,7 +74,9 @@ def is_interrupt(error: BaseException | None) -> bool:
 
 def internal(error: Exception) -> HedgerowError:
     """Return an error for a bug in Hedgerow or in a library."""
-    fault = HedgerowError(f"{type(error).__name__}: {error}", remedy="Report this with the node's log.")
+    fault = HedgerowError(
+        f"{type(error).__name__}: {error}", remedy="Report this with the node's log.", outside=type(error).__name__
+    )
     fault.code = "internal"
     return fault
 
@@ -178,15 +193,36 @@ class CommandError(HedgerowError):
 
     code = "bad-command"
 
-    def __init__(self, message: str, *, remedy: str, code: str | None = None) -> None:
-        super().__init__(message, remedy=remedy)
+    def __init__(self, message: str, *, remedy: str, code: str | None = None, outside: str | None = None) -> None:
+        super().__init__(message, remedy=remedy, outside=outside)
         if code is not None:
             self.code = code
 
 
+_MOST_SECRETS: Final = 64
+_secrets: dict[str, None] = {}  # the newest last
+
+
+def keep_secret(text: str) -> None:
+    """Remember a password or token that this process uses, so that no published error has it."""
+    if len(text) >= _SHORTEST_SECRET:
+        _secrets.pop(text, None)
+        _secrets[text] = None
+        if len(_secrets) > _MOST_SECRETS:
+            del _secrets[next(iter(_secrets))]
+
+
 def without_secrets(text: str) -> str:
-    """Return a text in which the user and password of every URL are replaced by `***`."""
+    """Return a text in which the user and password of every URL, and what `keep_secret` was told, are replaced by `***`."""
+    for secret in sorted(_secrets.copy(), key=len, reverse=True):
+        text = text.replace(secret, "***")
     return re.sub(r"//[^/\s]*@", "//***@", text)
+
+
+def published(error: HedgerowError) -> tuple[str, str]:
+    """Return an error's message and remedy as they may leave the node, without secrets and with limited lengths."""
+    message, remedy = (str(error), error.remedy) if error.outside is None else (error.outside, _WITHHELD)
+    return without_secrets(message)[:LONGEST_PUBLISHED], without_secrets(remedy)[:LONGEST_PUBLISHED]
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

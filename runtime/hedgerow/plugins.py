@@ -39,6 +39,7 @@ class BadStageConfig(ConfigError):
         super().__init__(
             f"Stage {name}: {'; '.join(f'{_dotted(keys)}: {message}' for keys, message in problems)}",
             remedy=f"`hedgerow plugin show {name}` lists its settings.",
+            outside=f"Stage {name} has settings that are not valid: {', '.join(_dotted(keys)[:100] for keys, _ in problems[:10])}",
         )
 
 
@@ -159,7 +160,11 @@ def as_plugin_error(what: str, *, remedy: str, keep: type[HedgerowError] | tuple
     except BaseException as error:
         if is_interrupt(error):
             raise
-        raise PluginError(f"{what}: {type(error).__name__}: {text_of(error)}", remedy=remedy) from error
+        raise PluginError(
+            f"{what}: {type(error).__name__}: {text_of(error)}",
+            remedy=remedy,
+            outside=f"{what}: {type(error).__name__}",  # its text may quote any file
+        ) from error
 
 
 def _problem(stage_type: type[Stage[Any]], item: ErrorDetails) -> str:

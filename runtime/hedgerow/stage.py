@@ -37,6 +37,17 @@ class StageConfig(BaseModel):
 
 C = TypeVar("C", bound=StageConfig)
 
+THRESHOLD: Final[dict[str, Any]] = {"threshold": True}
+"""Marks a number of a stage's configuration that operators may change on a running node, within its limits:
+`min_score: float = Field(0.5, ge=0, le=1, json_schema_extra=THRESHOLD)`."""
+
+
+def is_threshold(config_type: type[StageConfig], setting: str) -> bool:
+    """Return whether a setting is declared as a threshold."""
+    field = config_type.model_fields.get(setting)
+    extra = None if field is None else field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("threshold") is True
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:

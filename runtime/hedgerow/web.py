@@ -24,7 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 import orjson
 import urllib3
 
-from hedgerow.errors import BusError, ConfigError
+from hedgerow.errors import BusError, ConfigError, keep_secret
 
 Response = urllib3.response.BaseHTTPResponse
 
@@ -213,13 +213,16 @@ class WebClient:
             if text.startswith("{"):
                 hosts = orjson.loads(text).get("auths", {})
                 found = hosts.get(self._host) or hosts.get(f"https://{self._host}") or {}
+                keep_secret(str(found.get("auth", "")))
                 return f"Basic {found['auth']}" if "auth" in found else ""
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(
                 f"{self._credentials_file} cannot be used: {error}",
                 remedy="Put USER:PASSWORD there, a token, or Docker's config.json with `auths`.",
+                outside="The credentials file of a model origin cannot be used",
             ) from error
         line = text.partition("\n")[0]
+        keep_secret(line)
         return f"Basic {base64.b64encode(line.encode()).decode()}" if ":" in line else f"Bearer {line}" if line else ""
 
     def _get_token(self, challenge: str) -> bool:

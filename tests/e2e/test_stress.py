@@ -221,7 +221,8 @@ class LoadTest:
 
     async def reload(self, workers: int) -> None:
         self.generation += 1
-        reply = await self.command("reload", config=self.config(workers))
+        self.node.file.write_text(self.config(workers))
+        reply = await self.command("reload")
         assert reply["ok"], reply
         assert reply["value"]["changed"] == ["steady", "paused", "qos0"]
 

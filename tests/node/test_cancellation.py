@@ -222,8 +222,8 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(site: Site, opened: set[Any], pipelines: dict[str, Any]) -> AsyncIterator[Running]:
-    async with site.node(pipelines) as node:
+async def running(site: Site, opened: set[Any], pipelines: dict[str, Any], **sections: Any) -> AsyncIterator[Running]:
+    async with site.node(pipelines, **sections) as node:
         yield Running(site, node, opened)
     await until(lambda: not opened, lambda: f"{len(opened)} pipelines are open")
     assert lanes(NAMES) == 0
@@ -281,14 +281,17 @@ async def test_a_reload(configs: Any, moment: Moment, site: Site, open_pipelines
         async def attempt(cancelling: Cancelling) -> None:
             await node.busy()
 
-            await cancelling.run(node.node.reload(site.yaml(new)))
+            site.write(new)
+            await cancelling.run(node.node.reload())
 
             assert node.node.config.pipelines in (parsed(site, old), parsed(site, new))
             assert node.node.config.pipelines == node.node._live_config.file.pipelines
             await node.check()
-            await node.node.reload(site.yaml(new))
+            site.write(new)
+            await node.node.reload()
             await node.check()
-            await node.node.reload(site.yaml(old))
+            site.write(old)
+            await node.node.reload()
 
         assert await cancel_at_every_place(attempt, moment)
 
@@ -301,7 +304,8 @@ async def test_a_reload_that_is_refused(moment: Moment, site: Site, open_pipelin
 
         async def attempt(cancelling: Cancelling) -> None:
             with contextlib.suppress(HedgerowError):
-                await cancelling.run(node.node.reload(site.yaml(new)))
+                site.write(new)
+                await cancelling.run(node.node.reload())
 
             assert node.node.config.pipelines.keys() == old.keys()
             await node.check()
@@ -314,7 +318,7 @@ async def test_an_overlay(moment: Moment, site: Site, open_pipelines: set[Any]) 
     """The overlay that the node has is the one that its pipelines run with: a later reload of the file keeps it."""
     old = {"p": pipeline(site, "p", "old")}
     overlays: tuple[Any, ...] = ({}, {"p": {"stages": [{"trial": {"tag": "laid over"}}], "receive_maximum": 7}})
-    async with running(site, open_pipelines, old) as node:
+    async with running(site, open_pipelines, old, remote={"unsigned_pipelines": True}) as node:
         live = node.node._live_config
 
         async def attempt(cancelling: Cancelling) -> None:
@@ -349,7 +353,8 @@ async def test_a_pipeline(operation: str, moment: Moment, site: Site, open_pipel
             await cancelling.run(runner.stop(10) if operation == "stop" else getattr(runner, operation)())
 
             if operation == "stop":
-                await node.node.reload(site.yaml(pipelines))
+                site.write(pipelines)
+                await node.node.reload()
             await node.node.runners["p"].resume()
             await node.check()
 

@@ -94,7 +94,11 @@ async def test_a_pipeline_without_frames_makes_the_node_unready_after_flow_timeo
         ("ping", bytes(2 << 20), "command-too-large"),
         ("pause", b'{"args": {"pipeline": "q"}}', "unknown-pipeline"),
         ("snapshot", b"", "no-snapshot"),
-        ("reload", b'{"args": {"config": 5}}', "bad-argument"),
+        ("reload", b'{"args": {"config": 5}}', "config-not-accepted"),
+        ("reload", b'{"args": {"config": "pipelines: {}"}}', "config-not-accepted"),
+        ("reload", b'{"args": {"path": "/etc/passwd"}}', "unknown-argument"),
+        ("pause", b'{"args": {"pipeline": ["p"]}}', "bad-argument"),
+        ("adjust", b'{"args": {"pipeline": "p", "stages": ["parse"]}}', "not-adjustable"),
     ],
 )
 async def test_an_invalid_command_is_refused_with_a_remedy(site: Site, name: str, payload: bytes, code: str) -> None:
@@ -234,7 +238,7 @@ async def test_a_reload_under_load_loses_no_frame_and_keeps_their_order(site: Si
 
     async with site.node(config("old")):
         async with streaming(site) as sent:
-            reply = await site.command("reload", {"config": site.yaml(config("new", **change))})
+            reply = await site.reload(config("new", **change))
             assert reply["value"] == {"added": [], "changed": ["p"], "removed": [], "kept": []}
         await until(lambda: set(site.numbers()) >= set(sent), lambda: set(sent) - set(site.numbers()))
 
@@ -257,7 +261,7 @@ async def test_reloads_of_batch_queue_and_rate_under_load_lose_no_frame(site: Si
     async with site.node({"p": site.pipeline()}) as node:
         async with streaming(site) as sent:
             for fields in [*settings, *settings]:
-                reply = await site.command("reload", {"config": site.yaml({"p": site.pipeline(**fields)})})
+                reply = await site.reload({"p": site.pipeline(**fields)})
                 assert reply["ok"], reply
         await until(lambda: set(site.numbers()) >= set(sent), lambda: set(sent) - set(site.numbers()))
         assert dict(node.runners["p"].tally.dropped) == {}
@@ -272,7 +276,7 @@ async def test_a_reload_limits_the_rate_and_drops_above_it_are_counted(site: Sit
     async with site.node({"p": site.pipeline(queue={"max_frames_per_stream": 100})}) as node:
         await site.frames(range(10), qos=qos)
         await site.wait_results(10)
-        assert (await site.command("reload", {"config": site.yaml({"p": limited})}))["ok"]
+        assert (await site.reload({"p": limited}))["ok"]
         await site.frames(range(10, 20), qos=qos)
         tally = node.runners["p"].tally
         await until(lambda: tally.settled == 20)
@@ -286,7 +290,7 @@ async def test_a_reload_changes_the_number_of_lanes(site: Site) -> None:
     """From the event loop to threads and back."""
     async with site.node({"p": site.pipeline(lanes=0)}) as node:
         for turn, lanes in enumerate((3, 0, 1, 0)):
-            assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=lanes)})}))["ok"]
+            assert (await site.reload({"p": site.pipeline(lanes=lanes)}))["ok"]
             assert node.runners["p"]._dispatcher.lanes == lanes
             await site.frame(turn)
             await site.wait_results(turn + 1)
@@ -295,7 +299,7 @@ async def test_a_reload_changes_the_number_of_lanes(site: Site) -> None:
 async def test_a_paused_pipeline_is_still_paused_after_a_reload(site: Site) -> None:
     async with site.node() as node:
         await site.command("pause")
-        reply = await site.command("reload", {"config": site.yaml({"p": site.pipeline(receive_maximum=9)})})
+        reply = await site.reload({"p": site.pipeline(receive_maximum=9)})
         assert reply["ok"]
         assert node.runners["p"].state == "paused"
         await site.frame(1)
@@ -317,7 +321,8 @@ async def test_an_invalid_configuration_is_refused_and_the_node_keeps_the_old_on
             (site.yaml({"p": site.pipeline()}, node={"name": "other"}), "restart-needed"),
             (site.yaml({"p": site.pipeline()}, metrics={"port": 1}), "restart-needed"),
         ):
-            assert error(await site.command("reload", {"config": text})) == code
+            (site.folder / "node.yaml").write_text(text)
+            assert error(await site.command("reload")) == code
             assert node.config is before
         await site.frame(1)
         await site.wait_results(1)
@@ -328,9 +333,7 @@ async def test_renaming_a_key_needs_no_restart(site: Site) -> None:
     origins = ["https://models.example/a"]
     with capture_logs() as logs:
         async with site.node(fleet={"sources": origins}):
-            reply = await site.command(
-                "reload", {"config": site.yaml({"p": site.pipeline()}, fleet={"origins": origins})}
-            )
+            reply = await site.reload({"p": site.pipeline()}, fleet={"origins": origins})
 
     assert reply["ok"]
     assert [entry for entry in logs if entry["event"] == "config-key-renamed"] == [
@@ -345,10 +348,7 @@ async def test_renaming_a_key_needs_no_restart(site: Site) -> None:
 
 async def test_a_reload_adds_removes_and_moves_pipelines(site: Site) -> None:
     async with site.node({"p": site.pipeline(), "gone": site.pipeline({"trial": {"tag": "g"}})}):
-        reply = await site.command(
-            "reload",
-            {"config": site.yaml({"p": site.pipeline(subscribe=f"{site.name}/elsewhere"), "new": site.pipeline()})},
-        )
+        reply = await site.reload({"p": site.pipeline(subscribe=f"{site.name}/elsewhere"), "new": site.pipeline()})
         assert reply["value"] == {"added": ["new"], "changed": ["p"], "removed": ["gone"], "kept": []}
         await site.frame(1)
         await site.wait_results(1, "new")
@@ -385,7 +385,7 @@ async def test_a_pause_while_the_runner_is_being_replaced_is_refused(site: Site)
         old = node.runners["p"]
         await until(lambda: old.tally.held)
         other = site.pipeline({"gate": {"path": str(site.folder / "open")}}, receive_maximum=9)
-        reloading = asyncio.create_task(site.command("reload", {"config": site.yaml({"p": other})}))
+        reloading = asyncio.create_task(site.reload({"p": other}))
         await until(lambda: old.state == "stopping")
         assert error(await site.command("pause", {"pipeline": "p"})) == "busy"
         (site.folder / "open").touch()
@@ -395,7 +395,7 @@ async def test_a_pause_while_the_runner_is_being_replaced_is_refused(site: Site)
 
 async def test_a_reload_reduces_the_number_of_lanes(site: Site) -> None:
     async with site.node({"p": site.pipeline(lanes=4)}) as node:
-        assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(lanes=1)})}))["ok"]
+        assert (await site.reload({"p": site.pipeline(lanes=1)}))["ok"]
         assert node.runners["p"]._dispatcher.lanes == 1
         await site.frame(1)
         await site.wait_results(1)
@@ -414,8 +414,9 @@ async def test_a_reload_still_building_when_the_node_stops_starts_nothing(
             return pipeline
 
         monkeypatch.setattr(node._pipelines._builder, "build", build)
+        site.write({"p": site.pipeline(lanes=1), "q": site.pipeline()})
         with pytest.raises(CommandError, match="stopping"):
-            await node.reload(site.yaml({"p": site.pipeline(lanes=1), "q": site.pipeline()}))
+            await node.reload()
         assert list(node.runners) == ["p"]
 
 
@@ -432,7 +433,7 @@ async def test_a_stage_that_closes_slowly_blocks_only_the_end_of_the_node(
             turns.append(turned.wait(60))
 
         monkeypatch.setattr(Trial, "close", close)
-        assert (await site.command("reload", {"config": site.yaml({"p": site.pipeline(batch=5)})}))["ok"]
+        assert (await site.reload({"p": site.pipeline(batch=5)}))["ok"]
         await until(lambda: turns)
 
     assert turns == [True, True]

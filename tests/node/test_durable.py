@@ -243,7 +243,8 @@ async def test_reloads_that_switch_durability_on_and_off_lose_no_frame(site: Sit
         for turn in range(4):
             await site.frames(range(20 * turn, 20 * turn + 20))
             publish: dict[str, Any] = {} if turn % 2 else DURABLE
-            await node.reload(site.yaml({"p": site.pipeline(publish=publish)}))
+            site.write({"p": site.pipeline(publish=publish)})
+            await node.reload()
         # The outbox's link may come up after the pipeline's: results stored before that are published as late.
         await until(lambda: len(numbers(site)) == 80, lambda: f"{len(numbers(site))} of 80 results")
         assert numbers(site) == set(range(80))

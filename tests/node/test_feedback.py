@@ -28,7 +28,7 @@ async def test_at_start_only_that_pipeline_fails(site: Site) -> None:
 
 async def test_a_reload_is_refused(site: Site) -> None:
     async with site.node() as node:
-        reply = await site.command("reload", {"config": site.yaml(with_feedback(site, "$share/all/#"))})
+        reply = await site.reload(with_feedback(site, "$share/all/#"))
         assert list(node.runners) == ["p"]
 
     assert not reply["ok"]
@@ -39,7 +39,7 @@ async def test_a_change_by_the_region_is_refused(site: Site) -> None:
     """Also one that only closes a circle of pipelines, of which it changes one."""
     result = f"hedgerow/v1/{site.address}/result"
     pipelines = {"p": site.pipeline(), "second": {**site.pipeline(), "subscribe": f"{result}/p"}}
-    async with site.node(pipelines) as node:
+    async with site.node(pipelines, remote={"unsigned_pipelines": True}) as node:
         with pytest.raises(HedgerowError, match="result/second"):
             await node._live_config.set_overlay({"p": {"subscribe": f"{result}/second"}})
         assert node.config.pipelines["p"].subscribe == (f"{site.name}/in/+",)

@@ -77,8 +77,8 @@ async def test_a_worker_whose_stage_hangs_ends_with_its_pipeline(site: Site) -> 
         await site.frame(0)
         await until(lambda: old._workers[0].running)
 
-        text = site.yaml({"p": site.pipeline("trial", workers=1, receive_maximum=7)}, node={"drain_s": 0.1})
-        await node.reload(text)
+        site.write({"p": site.pipeline("trial", workers=1, receive_maximum=7)}, node={"drain_s": 0.1})
+        await node.reload()
 
         await site.wait_results(1)
         await until(lambda: not runs(pid))

@@ -83,14 +83,16 @@ async def test_a_pipeline_whose_stop_failed_is_mended_by_the_next_reload(
     async with site.node(pipelines, check=False) as node:
         with monkeypatch.context() as patch:
             patch.setattr(Client, "close", fails(1, Client.close))
-            await node.reload(site.yaml(others))
+            site.write(others)
+            await node.reload()
         assert node._pipelines.states() == {"p": "failed", "q": "running"}
         assert "a bug" in str(node.failures["p"])
         await site.wait_event("pipeline-failed")
         await site.frame(1, stream="q")
         await site.wait_results(1, "q")
 
-        await node.reload(site.yaml(others))
+        site.write(others)
+        await node.reload()
 
         assert node._pipelines.states() == {"p": "running", "q": "running"}
         await site.frame(2, stream="p")
@@ -106,10 +108,12 @@ async def test_a_removed_pipeline_whose_stop_failed_is_stopped_by_the_next_reloa
         removed = node.runners["p"]
         with monkeypatch.context() as patch:
             patch.setattr(Client, "close", fails(1, Client.close))
-            await node.reload(site.yaml(left))
+            site.write(left)
+            await node.reload()
         assert "a bug" in str(node.failures["p"])
 
-        await node.reload(site.yaml(left))
+        site.write(left)
+        await node.reload()
 
         assert node._pipelines.states() == {"q": "running"}
         assert not removed.connected

@@ -110,7 +110,7 @@ def test_the_bridge_lists_topics_in_both_directions(texts: dict[str, str]) -> No
         "topic hedgerow/v1/retail/shop-12/+/ack in 1",
         *(
             f"topic hedgerow/v1/retail/shop-12/+/command/{name} in 1"
-            for name in ("health", "info", "pause", "ping", "reload", "resume", "stop")
+            for name in ("adjust", "health", "info", "pause", "ping", "reload", "resume", "stop")
         ),
     ]
     for line in (

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from hedgerow.bus.causes import unreachable
 from hedgerow.bus.packets import Publication, encode_connect
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.errors import ConfigError, without_secrets
+from hedgerow.errors import ConfigError, keep_secret, without_secrets
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -92,14 +92,20 @@ class ClientOptions:
 
         Raises: ConfigError: it cannot be read.
         """
-        if self.password_file is None:
-            return self.password
+        password = self.password if self.password_file is None else self._password_in(self.password_file)
+        if password is not None:
+            keep_secret(password)
+        return password
+
+    @staticmethod
+    def _password_in(path: Path) -> str:
         try:
-            return self.password_file.read_text(encoding="utf-8").splitlines()[0]
+            return path.read_text(encoding="utf-8").splitlines()[0]
         except (OSError, IndexError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"The password file {self.password_file} cannot be read: {error}",
+                f"The password file {path} cannot be read: {error}",
                 remedy="Put the password on its first line and let this user read it.",
+                outside="The password file cannot be read",
             ) from error
 
     @property

@@ -31,6 +31,7 @@ _NODE = Group(
         "run": Verb("hedgerow.cli.node.node:run", "Run a node until it is stopped."),
         "show": Verb("hedgerow.cli.region.nodes:show", "Show everything the region knows about a node."),
         "label": Verb("hedgerow.cli.region.nodes:label", "Set a node's labels, from the region."),
+        "pipelines": Verb("hedgerow.cli.region.nodes:pipelines", "Have a node run pipelines that an owner has signed."),
         "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model; rollouts leave it alone."),
         "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Remove a pin, so that rollouts apply to the node again."),
     },
@@ -176,7 +177,7 @@ _TRUST = Group(
     {
         "init": Verb("hedgerow.cli.trust.init:init", "Create a model repository: keys, and the root file for nodes."),
         "key": Verb("hedgerow.cli.trust.init:key", "Create a signing key."),
-        "add": Verb("hedgerow.cli.trust.trust:add", "Let an owner sign models."),
+        "add": Verb("hedgerow.cli.trust.trust:add", "Let an owner sign models, or pipelines."),
         "remove": Verb("hedgerow.cli.trust.trust:remove", "Remove an owner; nodes no longer trust what it signed."),
         "rotate": Verb("hedgerow.cli.trust.trust:rotate", "Replace the keys of a role or an owner."),
         "sign": Verb("hedgerow.cli.trust.trust:sign", "Sign staged metadata."),
@@ -185,6 +186,9 @@ _TRUST = Group(
         ),
         "refresh": Verb(
             "hedgerow.cli.trust.status:refresh", "Sign a new timestamp: nodes then see the latest changes."
+        ),
+        "publish-pipelines": Verb(
+            "hedgerow.cli.trust.publish:publish_pipelines", "Publish pipelines for nodes, signed by an owner."
         ),
         "status": Verb("hedgerow.cli.trust.status:status", "Show who may sign what, and what is published."),
     },

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from hedgerow import __version__, backends
-from hedgerow.errors import BackendMissing, CommandError
+from hedgerow.errors import BackendMissing, CommandError, published
 from hedgerow.node.commands import Handler, accept_only, choice
 from hedgerow.node.control import NodeControl
 from hedgerow.node.health import running_models
@@ -33,13 +33,14 @@ class CommandHandlers:
         self._node = node
 
     def handlers(self) -> dict[str, Handler]:
-        """Return all handlers by command name."""
+        """Return all handlers by command name; `remote: commands` in the node's file decides which are carried out."""
         return {
             "ping": self.ping,
             "health": self.health,
             "info": self.info,
             "pause": self.pause,
             "resume": self.resume,
+            "adjust": self.adjust,
             "reload": self.reload,
             "snapshot": self.snapshot,
             "release": self.release,
@@ -73,7 +74,7 @@ class CommandHandlers:
                 }
                 for name, runner in node.runners.items()
             }
-            | {name: {"state": "failed", "error": str(error)} for name, error in node.failures.items()},
+            | {name: {"state": "failed", "error": published(error)[0]} for name, error in node.failures.items()},
             "metrics_port": node.probe_port,
         }
 
@@ -84,19 +85,28 @@ class CommandHandlers:
 
     async def pause(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Pause pipelines: they take no more frames."""
-        return await self._each(args, PipelineRunner.pause)
+        return await self._each(args, PipelineRunner.pause, self._node.require_may_stop)
 
     async def resume(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Resume paused pipelines."""
         return await self._each(args, PipelineRunner.resume)
 
+    async def adjust(self, args: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Change queue, rate, lanes, batch or thresholds of a pipeline, within the limits of the node's file."""
+        name = choice(args, "pipeline", self._node.config.pipelines)
+        return await self._node.adjust(name, {key: value for key, value in args.items() if key != "pipeline"})
+
     async def reload(self, args: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Apply a new configuration."""
-        accept_only(args, "config")
-        text = args.get("config")
-        if text is not None and not isinstance(text, str):
-            raise CommandError("`config` is not a string", code="bad-argument", remedy="Send the YAML as one string.")
-        return await self._node.reload(text)
+        """Read the node's file again."""
+        if "config" in args:
+            raise CommandError(
+                "`reload` takes the configuration from the node's own file, not from a command",
+                code="config-not-accepted",
+                remedy="Change the file on the node, then `reload`; or `adjust` what may be changed from outside; or publish "
+                "the pipelines signed, for a node whose file has `remote: {signed_pipelines: true}`.",
+            )
+        accept_only(args)
+        return await self._node.reload()
 
     async def snapshot(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return a pipeline's last result and the frame it came from."""
@@ -138,14 +148,21 @@ class CommandHandlers:
     async def stop(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Drain and stop."""
         accept_only(args)
+        self._node.require_may_stop(self._node.runners)
         asyncio.get_running_loop().call_soon(self._node.stop)
         return {"stopping": True, "drain_s": self._node.config.node.drain_s}
 
-    async def _each(self, args: Mapping[str, Any], act: Callable[[PipelineRunner], Awaitable[None]]) -> dict[str, Any]:
-        """Act on the named pipeline, or on all if none is named."""
+    async def _each(
+        self,
+        args: Mapping[str, Any],
+        act: Callable[[PipelineRunner], Awaitable[None]],
+        check: Callable[[list[str]], None] = lambda _: None,
+    ) -> dict[str, Any]:
+        """Act on the named pipeline, or on all if none is named, unless the check of the names raises."""
         accept_only(args, "pipeline")
         runners = self._node.runners
         names = [choice(args, "pipeline", runners)] if "pipeline" in args else list(runners)
+        check(names)
         for name in names:
             if runners[name].state == "stopping":  # the pipeline that replaces it would not be affected
                 raise CommandError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from hedgerow.bus.properties import Property, PublishProperties, Value, encode_properties
 from hedgerow.config import RepliesSection
-from hedgerow.errors import CommandError, HedgerowError, first_problem
+from hedgerow.errors import CommandError, HedgerowError, first_problem, internal
 from hedgerow.topics import Address, Channel, is_name, parse
 from hedgerow.wire.messages import JSON, Command, ErrorBody, Reply
 
@@ -50,6 +50,10 @@ _LONGEST_RESPONSE_TOPIC: Final = 512
 _WITH_FRAMES: Final = frozenset({"snapshot"})
 """Commands whose replies carry a raw frame."""
 
+MOST_RUNNING: Final = 16
+"""Commands in progress at once; more are refused, so that a flood of slow ones cannot fill the memory."""
+
+_LONGEST_NAME: Final = 100
 _MOST_REMEMBERED: Final = 1000
 """Executed commands that are remembered, to recognise a repetition."""
 
@@ -65,7 +69,8 @@ class CommandServer:
         client: publishes the replies.
         handlers: command handlers by name.
         replies: where replies may go, besides the reply topics of the node and of its site.
-        warn: called with the kind and detail of each refusal; by default they are only logged.
+        allowed: returns the names of the commands to carry out; None: all.
+        warn: logs refusals and publishes them as events, throttled; None: they are only logged.
     Attributes:
         counts: number of commands done and refused.
     """
@@ -75,14 +80,17 @@ class CommandServer:
         address: Address,
         client: Client,
         handlers: Mapping[str, Handler],
+        allowed: Callable[[], Collection[str]] | None = None,
         replies: RepliesSection = RepliesSection(),  # noqa: B008 - frozen
-        warn: Callable[[str, dict[str, Any]], None] = lambda kind, detail: log.warning(kind, **detail),
+        warn: Callable[[str, dict[str, Any]], None] | None = None,
     ) -> None:
         self._replies = replies
-        self._warn = warn
         self._address = address
         self._client = client
         self._handlers = handlers
+        self._allowed = allowed or handlers.keys
+        self._warn = warn or _log_warning
+        self._running = 0
         self.counts: dict[str, int] = {"done": 0, "refused": 0}
         self._executed: OrderedDict[int, float] = OrderedDict()  # digest → expires_at
         self._forgotten_until = 0.0  # a repetition of a command that expired before cannot be recognised
@@ -97,6 +105,7 @@ class CommandServer:
         parsed = parse(message.topic)
         name = parsed.tail if parsed is not None and is_name(parsed.tail) else "unknown"
         topic, correlation = self._default_topic(name), None
+        self._running += 1
         try:
             properties = _properties(message)
             correlation = _correlation(properties)
@@ -107,22 +116,13 @@ class CommandServer:
             reply = Reply(command=name, node=str(self._address), ok=True, value=value)
             self.counts["done"] += 1
         except HedgerowError as error:
-            reply = Reply(command=name, node=str(self._address), ok=False, error=ErrorBody.of(error))
-            self.counts["refused"] += 1
-            self._warn("command-refused", {"command": name, "code": error.code, "error": str(error)[:500]})
+            reply = self._refusal(name, error)
         except Exception as error:
             log.exception("command-failed", command=name)
-            body = ErrorBody(
-                code="internal", message=f"{type(error).__name__}: {error}", remedy="Report this with the node's log."
-            )
-            reply = Reply(command=name, node=str(self._address), ok=False, error=body)
-            self.counts["refused"] += 1
+            reply = self._refusal(name, internal(error))
+        finally:
+            self._running -= 1
         self._reply(topic, correlation, reply)
-
-    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        """Yield metrics: name, help, labels, value."""
-        for what, count in self.counts.items():
-            yield "hedgerow_commands", "Commands done and refused.", {"what": what}, count
 
     def _checked(self, topic: str) -> str:
         """Return a response topic if the reply may go there. Raises: CommandError: it may not."""
@@ -152,7 +152,24 @@ class CommandServer:
                 remedy="Send it from the site, or set `replies: {frames_may_leave: true}` in the node's file.",
             )
 
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Yield metrics: name, help, labels, value."""
+        for what, count in self.counts.items():
+            yield "hedgerow_commands", "Commands carried out and refused.", {"what": what}, count
+
+    def _refusal(self, name: str, error: HedgerowError) -> Reply:
+        self.counts["refused"] += 1
+        known = {"command": name} if name in self._handlers else {}  # others' names are not a kind of refusal
+        self._warn("command-refused", {**known, "code": error.code, "error": error})
+        return Reply(command=name, node=str(self._address), ok=False, error=ErrorBody.of(error))
+
     async def _execute(self, name: str, message: Message) -> Any:
+        if self._running > MOST_RUNNING:
+            raise CommandError(
+                f"{MOST_RUNNING} commands are in progress",
+                code="busy",
+                remedy="Wait for their replies, then send it again.",
+            )
         if message.oversized is not None:
             raise CommandError(
                 f"The command is too large: {message.oversized:,} bytes; the limit is {LARGEST_COMMAND:,}",
@@ -165,13 +182,19 @@ class CommandServer:
                 code="command-retained",
                 remedy="Publish commands without the retain flag.",
             )
-        handler = self._handlers.get(name)
+        allowed, handler = self._allowed(), self._handlers.get(name)
         if handler is None:
-            near = get_close_matches(name, self._handlers, n=1)
+            near = get_close_matches(name, allowed, n=1)
             raise CommandError(
                 f"Unknown command {name!r}",
                 code="unknown-command",
-                remedy=(f"Did you mean {near[0]!r}? " if near else "") + f"Commands: {', '.join(self._handlers)}.",
+                remedy=(f"Did you mean {near[0]!r}? " if near else "") + f"Commands: {', '.join(allowed)}.",
+            )
+        if name not in allowed:
+            raise CommandError(
+                f"This node does not carry out {name!r} for others",
+                code="command-off",
+                remedy=f"Its file decides that: add {name} to `remote: commands` there, and `reload`.",
             )
         try:
             command = Command.model_validate_json(bytes(message.payload) or b"{}")
@@ -218,7 +241,7 @@ class CommandServer:
             log.error("reply-unserialisable", command=reply.command, error=str(error))
             body = ErrorBody(
                 code="internal",
-                message=f"The reply cannot be encoded: {error}",
+                message="The reply cannot be encoded",
                 remedy="Report this with the node's log.",
             )
             payload = Reply(command=reply.command, node=str(self._address), ok=False, error=body).encode()
@@ -254,19 +277,27 @@ def _correlation(properties: PublishProperties) -> bytes | None:
     return data
 
 
+def _log_warning(kind: str, detail: dict[str, Any]) -> None:
+    log.warning(kind, **{**detail, "error": str(detail["error"])})
+
+
 def choice(args: Mapping[str, Any], name: str, known: Mapping[str, Any]) -> str:
     """Return an argument that must be one of the known names; if there is only one, it may be left out.
 
     Raises: CommandError: it is missing or unknown.
     """
     value = args.get(name)
+    if not isinstance(value, str | None):
+        raise CommandError(f"`{name}` is not text", code="bad-argument", remedy=f"Send the name of the {name}.")
     if value is None and len(known) == 1:
         return next(iter(known))
     names = ", ".join(sorted(known)) or "none"
     if value is None:
         raise CommandError(f"The command needs `{name}`", code="missing-argument", remedy=f"Use one of: {names}.")
     if value not in known:
-        raise CommandError(f"Unknown {name} {value!r}", code=f"unknown-{name}", remedy=f"Use one of: {names}.")
+        raise CommandError(
+            f"Unknown {name} {value[:_LONGEST_NAME]!r}", code=f"unknown-{name}", remedy=f"Use one of: {names}."
+        )
     return str(value)
 
 
@@ -274,7 +305,7 @@ def accept_only(args: Mapping[str, Any], *names: str) -> None:
     """Refuse other arguments. Raises: CommandError."""
     if unknown := sorted(args.keys() - set(names)):
         raise CommandError(
-            f"Unknown arguments: {', '.join(unknown)}",
+            f"Unknown arguments: {', '.join(unknown)[:_LONGEST_NAME]}",
             code="unknown-argument",
             remedy=f"The command accepts: {', '.join(names) or 'none'}.",
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 from hedgerow.config import NodeConfig
 from hedgerow.errors import HedgerowError
@@ -54,8 +54,16 @@ class NodeControl(Protocol):
         """Return a current health report."""
         ...
 
-    async def reload(self, text: str | None = None) -> dict[str, list[str]]:
-        """Apply a configuration; None rereads the node's file. Raises: HedgerowError: it is invalid."""
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the node's file again. Raises: HedgerowError: it is invalid."""
+        ...
+
+    async def adjust(self, pipeline: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Change settings of a pipeline. Raises: HedgerowError: they may not be changed so from outside."""
+        ...
+
+    def require_may_stop(self, pipelines: Iterable[str]) -> None:
+        """Raises: HedgerowError: one of these pipelines has to keep running."""
         ...
 
     async def release(self, digest: str) -> None:

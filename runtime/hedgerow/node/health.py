@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from hedgerow.bus import set_aside
+from hedgerow.errors import published
 from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.built_pipeline import REPLACED
 from hedgerow.topics import Channel
@@ -158,8 +159,9 @@ class HealthReporter:
     def _report_pipelines(self, findings: _Findings) -> dict[str, PipelineHealth]:
         pipelines = {}
         for name, error in self._pipelines.failures.items():
-            findings.failing(f"pipeline {name}: {error}")
-            pipelines[name] = PipelineHealth(state="failed", error=str(error), remedy=error.remedy)
+            message, remedy = published(error)
+            findings.failing(f"pipeline {name}: {message}")
+            pipelines[name] = PipelineHealth(state="failed", error=message, remedy=remedy)
         for name, waiting in self._pipelines.loading().items():
             reason = {} if waiting is None else {"error": str(waiting), "remedy": waiting.remedy}
             pipelines[name] = PipelineHealth(state="loading", **reason)

@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,9 +106,17 @@ class Node:
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates, self._journal
         )
         handlers = CommandHandlers(self).handlers()
-        self._commands = CommandServer(self.address, self._link, handlers, config.replies, self._announcer.warn)
         parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates, self._commands)
         gauges = [part.gauges for part in parts if part is not None]
+        self._commands = CommandServer(
+            self.address,
+            self._link,
+            CommandHandlers(self).handlers(),
+            lambda: self._live_config.file.remote.commands,
+            config.replies,
+            self._announcer.warn,
+        )
+        gauges.append(self._commands.gauges)
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
 
     @property
@@ -197,15 +205,21 @@ class Node:
         """Return a current health report."""
         return self._health.report()
 
-    async def reload(self, text: str | None = None) -> dict[str, list[str]]:
-        """Apply a new configuration; if any part of it is invalid, nothing changes.
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the node's file again; if any part of it is invalid, nothing changes.
 
-        Args:
-            text: the configuration; None rereads the node's file.
         Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
         Raises: HedgerowError: it is invalid.
         """
-        return await self._live_config.reload(text)
+        return await self._live_config.reload()
+
+    async def adjust(self, pipeline: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Change settings of a pipeline until the node restarts or reloads. Raises: HedgerowError: see `adjustments`."""
+        return await self._live_config.adjust(pipeline, changes)
+
+    def require_may_stop(self, pipelines: Iterable[str]) -> None:
+        """Raises: AdjustmentRefused: one of these pipelines has to keep running, says the node's file."""
+        self._live_config.require_may_stop(pipelines)
 
     async def release(self, digest: str) -> None:
         """Release a model version from quarantine; if the region still desires it, retry it.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from hedgerow.errors import published
 from hedgerow.node.health import hanging_stage, refused_subscriptions, running_models
 from hedgerow.node.heartbeat import BEAT_EVERY_S
 from hedgerow.telemetry.metrics import ProbeServer, TallyCollector
@@ -107,7 +108,7 @@ class Probes:
     def why_unready(self) -> list[str]:
         """(any thread) Return why the node is not ready; empty if links are up, models loaded and frames flow."""
         failures = self._pipelines.failures.copy()
-        reasons = [f"pipeline {name} cannot run: {error}" for name, error in failures.items()]
+        reasons = [f"pipeline {name} cannot run: {published(error)[0]}" for name, error in failures.items()]
         if not self._client.connected:
             reasons.append("not connected to the broker")
         for name, runner in self._pipelines.runners.copy().items():

@@ -49,7 +49,7 @@ class LocalPipeline(BuiltPipeline):
     ) -> None:
         lanes = config.pipelines[name].lanes
         super().__init__(config, name, cores if lanes is None else lanes)
-        self._context = PipelineContext(name, config.models, base_dir, pool)
+        self._context = PipelineContext(name, config.models, base_dir, pool, self.config.folder)
         self._maker.on_event = on_event
         self._chain = build_chain(self.config.stages, self._context, on_event, partial(log_failure, name), RECEIVED)
         if (unused := unused_setting(self.config, self._chain.steps)) is not None:

@@ -34,13 +34,18 @@ class TestRepository:
 
 
 def make_repository(
-    folder: Path, models: Sequence[str] = ("*",), *, clock: Callable[[], float] = time.time
+    folder: Path,
+    models: Sequence[str] = ("*",),
+    *,
+    pipelines: Sequence[str] = (),
+    clock: Callable[[], float] = time.time,
 ) -> TestRepository:
     """Create a repository with one owner.
 
     Args:
         folder: folder to create; the keys are created next to it, in `FOLDER.keys`.
         models: names or patterns of models that the owner may sign.
+        pipelines: names or patterns of pipelines that the owner may sign.
         clock: source of the current time, Unix seconds.
     """
     keys = folder.with_name(f"{folder.name}.keys")
@@ -62,6 +67,7 @@ def make_repository(
         repository,
         "owner",
         models=models,
+        pipelines=pipelines,
         keys=[read_public(str(keys / "owner.pem"))],
         signers=[signers[str(keys / "targets.pem")]],
     )

@@ -32,7 +32,7 @@ _IMAGE: Final = re.compile(
 _BROKER: Final = re.compile(r"(?:mqtts://)?([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::([0-9]{1,5}))?")
 
 # Commands that sites accept from above by default. Not `snapshot`: its reply carries a raw frame.
-COMMANDS: Final = ("health", "info", "pause", "ping", "reload", "resume", "stop")
+COMMANDS: Final = ("adjust", "health", "info", "pause", "ping", "reload", "resume", "stop")
 
 
 def _broker(text: str) -> str:

@@ -28,7 +28,7 @@ from tuf.api.metadata import Root, TargetFile, Timestamp
 
 from hedgerow.errors import BusError
 from hedgerow.labels import Labels
-from hedgerow.models.bundle.manifest import LARGEST_MANIFEST
+from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, MANIFEST
 from hedgerow.pki.names import PkiError
 from hedgerow.trust import errors
 from hedgerow.trust.documents import Documents, TufFetcher
@@ -112,12 +112,13 @@ class TrustClient:
             clock_behind_s=self._behind,
         )
 
-    def manifest(self, ref: ModelRef, labels: Labels) -> bytes:
+    def manifest(self, ref: ModelRef, labels: Labels, file: str = MANIFEST) -> bytes:
         """Return the manifest of a version that this node may serve, refreshing metadata only if it has expired.
 
         Args:
             ref: the version to serve, and its expected digest.
             labels: this node's.
+            file: what to return in its place; owners of one may not sign the other.
         Raises:
             TrustError: this node may not serve it.
             BusError: no source can be reached.
@@ -127,12 +128,12 @@ class TrustClient:
             if updater is None or updater.timestamp.expires.timestamp() <= self._judge(updater.root, updater.timestamp):
                 updater = self._refresh()
             try:
-                return self._manifest(updater, ref, labels)
+                return self._manifest(updater, ref, labels, file)
             except _SIGNED_LATER as refusal:
                 # Documents are cached for seconds. The version may have been signed since they were fetched for a peer.
                 updater.fetcher.documents.forget()
                 try:
-                    return self._manifest(self._refresh(), ref, labels)
+                    return self._manifest(self._refresh(), ref, labels, file)
                 except BusError:
                     raise refusal from None
             except BusError:
@@ -176,8 +177,8 @@ class TrustClient:
         self._behind = floor - wall if floor - wall > _BEHIND_S else None
         return max(wall, floor)
 
-    def _manifest(self, updater: JudgedUpdater, ref: ModelRef, labels: Labels) -> bytes:
-        path = target_path(ref.name, ref.version)
+    def _manifest(self, updater: JudgedUpdater, ref: ModelRef, labels: Labels, file: str) -> bytes:
+        path = target_path(ref.name, ref.version, file)
         target = _guarded(updater, lambda: updater.get_targetinfo(path))
         if target is None:
             raise errors.UnknownTarget(

@@ -76,13 +76,16 @@ def add_owner(
     repository: Repository,
     owner: str,
     *,
-    models: Sequence[str],
+    models: Sequence[str] = (),
+    pipelines: Sequence[str] = (),
     keys: Sequence[Key] = (),
     threshold: int | None = None,
     signers: Sequence[Signer],
 ) -> StagedChange:
-    """Add an owner; for an existing owner, add these models and keys.
+    """Add an owner; for an existing owner, add these models, pipelines and keys.
 
+    Args:
+        models, pipelines: names or patterns of what the owner may sign. Signed pipelines can do more on a node than models.
     Raises: BadRepository: the name or the threshold is invalid, or a model is another owner's.
     """
     if not is_name(owner) or owner in TOP or owner == "online":
@@ -94,9 +97,9 @@ def add_owner(
     def change(targets: Targets) -> None:
         roles = _owners(targets)
         there = roles.get(owner)
-        if there is None and not models:
+        if there is None and not models and not pipelines:
             raise BadRepository(f"{owner} is new and has no models", remedy="Name at least one: `--model NAME`.")
-        paths = sorted({*(there.paths or () if there else ()), *patterns(models)})
+        paths = sorted({*(there.paths or () if there else ()), *patterns(models, pipelines)})
         for other in roles.values():
             if other.name != owner and (model := _shared(paths, other)):
                 raise BadRepository(
@@ -293,12 +296,9 @@ def _found(wanted: Sequence[str], keys: Sequence[Key]) -> list[str]:
 def _shared(paths: Sequence[str], other: DelegatedRole) -> str | None:
     for pattern in other.paths or ():
         for path in paths:
-            model, theirs = path.partition("/")[0], pattern.partition("/")[0]
             mine = DelegatedRole("mine", [], 1, True, paths=[path])
-            if other.is_delegated_path(f"{model.replace('*', 'x')}/1/manifest.json") or mine.is_delegated_path(
-                f"{theirs.replace('*', 'x')}/1/manifest.json"
-            ):
-                return model
+            if other.is_delegated_path(path.replace("*", "x")) or mine.is_delegated_path(pattern.replace("*", "x")):
+                return path.partition("/")[0]
     return None
 
 

@@ -2,6 +2,7 @@
 
     metadata/1.root.json … timestamp.json     the roles' metadata, a file for each version
     targets/NAME/VERSION/HASH.manifest.json   the manifest of a version
+    targets/NAME/VERSION/HASH.pipelines.json  signed pipelines, with their files
     blobs/sha256/ab/HEX                       chunks
     staged/3.root.json                        changes that need further signatures
 
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError
@@ -29,6 +30,7 @@ from tuf.api.metadata import DelegatedRole, Metadata, Root, Signed, Snapshot, Ta
 
 from hedgerow.labels import Selector
 from hedgerow.models.bundle.manifest import MANIFEST, digest_of, read_manifest
+from hedgerow.models.bundle.pipelines_document import PIPELINES, PipelinesDocument
 from hedgerow.pki.files import locked, make_folder, read, write
 from hedgerow.trust.chunks import put_chunks
 from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished
@@ -150,10 +152,31 @@ class Repository(SignedFolder):
             BadManifest: the bundle's manifest cannot be used.
             BadRepository: a file of the bundle does not match its manifest.
         """
-        signers = [signer] if isinstance(signer, Signer) else list(signer)
-        content, selector = read(bundle.folder / MANIFEST), selector or Selector()
+        content = read(bundle.folder / MANIFEST)
         manifest = read_manifest(content)
         path = target_path(manifest.name, manifest.version)
+        return self._publish(
+            path, content, signer, selector, lambda: put_chunks(self.folder, bundle.folder, manifest, progress)
+        )
+
+    def publish_pipelines(
+        self, document: PipelinesDocument, signer: Signer | Sequence[Signer], selector: Selector | None = None
+    ) -> Published:
+        """Publish a version of pipelines; arguments and errors as for `publish`."""
+        path = target_path(document.name, document.version, PIPELINES)
+        return self._publish(path, document.encode(), signer, selector, lambda: (0, 0))
+
+    def _publish(
+        self,
+        path: str,
+        content: bytes,
+        signer: Signer | Sequence[Signer],
+        selector: Selector | None,
+        put: Callable[[], tuple[int, int]],
+    ) -> Published:
+        signers, selector = [signer] if isinstance(signer, Signer) else list(signer), selector or Selector()
+        directory, _, file = path.rpartition("/")
+        name, _, version = directory.partition("/")
         with self.changing():
             targets = self.targets().signed
             owner = self._owner_of(path, targets, signers)
@@ -169,11 +192,10 @@ class Repository(SignedFolder):
             there = signed.targets.get(path)
             if there is not None and there.hashes != target.hashes:
                 raise VersionPublished(
-                    f"{manifest.name} {manifest.version} is published as sha256:{there.hashes.get('sha256')}; this is "
+                    f"{name} {version} is published as sha256:{there.hashes.get('sha256')}; this is "
                     f"{digest_of(content)}"
                 )
-            chunks, size = put_chunks(self.folder, bundle.folder, manifest, progress)
-            directory, _, file = path.rpartition("/")
+            chunks, size = put()
             make_folder(self.folder / "targets" / directory)
             write(self.folder / "targets" / directory / f"{target.hashes['sha256']}.{file}", content)
             changed = there is None or str(selector_of(there)) != str(selector)
@@ -185,8 +207,8 @@ class Repository(SignedFolder):
             if live:
                 self.include_signed()
         return Published(
-            name=manifest.name,
-            version=manifest.version,
+            name=name,
+            version=version,
             digest=digest_of(content),
             owner=owner.name,
             path=path,
@@ -281,8 +303,11 @@ class Repository(SignedFolder):
             )
         raise NotAllowed(
             f"{name} has no owner yet",
-            remedy=f"Add one: `hedgerow trust add OWNER --model {name} --public-key …`.",
+            remedy=f"Add one: `hedgerow trust add OWNER --{_OPTIONS[path.rpartition('/')[2]]} {name} --public-key …`.",
         )
+
+
+_OPTIONS: Final = {MANIFEST: "model", PIPELINES: "pipelines"}
 
 
 def online_key_of(folder: Path) -> Path:

@@ -11,6 +11,8 @@ from tuf.api.metadata import DelegatedRole, Signed, TargetFile
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector, parse_selector
+from hedgerow.models.bundle.manifest import MANIFEST
+from hedgerow.models.bundle.pipelines_document import PIPELINES
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadMetadata, BadRepository
 
@@ -74,25 +76,38 @@ def signed_at(signed: Signed) -> float | None:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def target_path(name: str, version: str) -> str:
-    """Return the target path of a version's manifest."""
-    return f"{name}/{version}/manifest.json"
+def target_path(name: str, version: str, file: str = MANIFEST) -> str:
+    """Return the target path of a version: of a model's manifest, or of pipelines."""
+    return f"{name}/{version}/{file}"
 
 
-def patterns(models: Iterable[str]) -> list[str]:
-    """Return the target patterns for an owner's models. Raises: BadRepository: one is neither a name nor a pattern."""
-    for model in models:
-        if not is_name(model.replace("*", "x")):
-            raise BadRepository(
-                f"{model!r} is not a valid model name or pattern",
-                remedy="Use a name, or a pattern with `*`, such as `vision-*`.",
-            )
-    return sorted(f"{model}/*/manifest.json" for model in set(models))
+def patterns(models: Iterable[str], pipelines: Iterable[str] = ()) -> list[str]:
+    """Return the target patterns for an owner's models and pipelines.
+
+    Whoever may sign a model may not sign pipelines of the same name, which can do more on a node.
+
+    Raises: BadRepository: one is neither a name nor a pattern.
+    """
+    found = set()
+    for names, file in ((models, MANIFEST), (pipelines, PIPELINES)):
+        for name in names:
+            if not is_name(name.replace("*", "x")):
+                raise BadRepository(
+                    f"{name!r} is not a valid name or pattern",
+                    remedy="Use a name, or a pattern with `*`, such as `vision-*`.",
+                )
+            found.add(target_path(name, "*", file))
+    return sorted(found)
 
 
 def models_of(role: DelegatedRole) -> list[str]:
     """Return the models a role may sign, as names or patterns."""
-    return [pattern.partition("/")[0] for pattern in role.paths or ()]
+    return [pattern.partition("/")[0] for pattern in role.paths or () if pattern.endswith(f"/{MANIFEST}")]
+
+
+def pipelines_of(role: DelegatedRole) -> list[str]:
+    """Return the pipelines a role may sign, as names or patterns."""
+    return [pattern.partition("/")[0] for pattern in role.paths or () if pattern.endswith(f"/{PIPELINES}")]
 
 
 def custom(selector: Selector) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Key, Root, Targets
 
+from hedgerow.models.bundle.pipelines_document import PIPELINES
 from hedgerow.trust.repository import Repository
-from hedgerow.trust.roles import models_of, name_of, selector_of
+from hedgerow.trust.roles import models_of, name_of, pipelines_of, selector_of
 from hedgerow.trust.staged_metadata import missing_signatures, read_staged, staged
 
 
@@ -42,6 +43,8 @@ class RoleStatus:
         models: what an owner may sign.
         published: the versions it has signed.
         problem: why nodes refuse its metadata; None: they do not.
+        pipelines: the pipelines an owner may sign.
+        published_pipelines: those it has signed.
     """
 
     role: str
@@ -52,6 +55,8 @@ class RoleStatus:
     models: tuple[str, ...] = ()
     published: tuple[TargetStatus, ...] = ()
     problem: str | None = None
+    pipelines: tuple[str, ...] = ()
+    published_pipelines: tuple[TargetStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +144,12 @@ def _owner(repository: Repository, targets: Targets, owner: DelegatedRole, now: 
     elif newest is not None and latest > newest.signed.version:
         problem = f"{latest}.{owner.name}.json is invalid: damaged, or signed by other keys"
     expires = newest.signed.expires.timestamp() if newest else None
-    published = []
+    published: list[TargetStatus] = []
+    pipelines: list[TargetStatus] = []
     for path, target in sorted(newest.signed.targets.items()) if newest else ():
-        name, version = path.split("/")[:2]
-        published.append(TargetStatus(name, version, f"sha256:{target.hashes.get('sha256')}", str(selector_of(target))))
+        name, version, file = path.split("/")
+        found = TargetStatus(name, version, f"sha256:{target.hashes.get('sha256')}", str(selector_of(target)))
+        (pipelines if file == PIPELINES else published).append(found)
     return RoleStatus(
         owner.name,
         _keys(targets, owner.keyids),
@@ -152,6 +159,8 @@ def _owner(repository: Repository, targets: Targets, owner: DelegatedRole, now: 
         tuple(models_of(owner)),
         tuple(published),
         problem or _expired(expires, now),
+        tuple(pipelines_of(owner)),
+        tuple(pipelines),
     )
 
 

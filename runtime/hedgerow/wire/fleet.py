@@ -50,7 +50,7 @@ JobState = Literal["queued", "in-progress", "succeeded", "failed", "timed-out", 
 
 
 class ModelRef(WireMessage):
-    """A version of a model. The digest is of its manifest, and so covers everything in the bundle."""
+    """A version of a model, or of signed pipelines. The digest is of its manifest, and so covers everything in the bundle."""
 
     name: Named
     version: Version
@@ -117,7 +117,9 @@ class Desired(WireMessage):
         at: Unix seconds of its creation.
         expires_at: Unix seconds after which a node must not start on it; None: never.
         models: name in the node's file → version to serve.
-        pipelines: name → changes to the node's file, merged like a topology's `override`; null: the pipeline does not run.
+        pipelines: name → changes of a pipeline's queue, rate, lanes, batch and thresholds; null: it does not run. A node may
+            allow all changes, merged like a topology's `override`.
+        signed_pipelines: pipelines that an owner has signed, which run beside or instead of those in the node's file.
         labels: labels that the region sets, to select nodes for rollouts; no signature counts them.
         swap: how to swap to other versions.
         rollout: name of the rollout that caused it; None: an operator did.
@@ -131,6 +133,7 @@ class Desired(WireMessage):
     expires_at: UnixTime | None = None
     models: dict[Named, ModelRef] = Field(default_factory=dict)
     pipelines: dict[Named, dict[str, Any] | None] = Field(default_factory=dict)
+    signed_pipelines: ModelRef | None = None
     labels: LabelMap = Field(default_factory=dict)
     swap: SwapPolicy = SwapPolicy()
     rollout: str | None = None
@@ -185,6 +188,7 @@ class Reported(WireMessage):
         rolled_back: models that the node rolled back by itself in this generation.
         configured: models in the node's file: name → the only bundle that it accepts, or "" for any. None: not known, from an
             older version of Hedgerow.
+        signed_pipelines: those that run.
         labels: the node's own labels: from its file and the machine.
         store_bytes, store_max_bytes: size and quota of the model store.
     """
@@ -202,6 +206,7 @@ class Reported(WireMessage):
     configured: dict[Named, str] | None = None
     models: dict[str, ReportedModel] = Field(default_factory=dict)
     pipelines: dict[str, str] = Field(default_factory=dict)
+    signed_pipelines: ModelRef | None = None
     quarantined: list[Quarantined] = Field(default_factory=list)
     labels: LabelMap = Field(default_factory=dict)
     store_bytes: Count = 0

@@ -19,7 +19,7 @@ import msgpack
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, text_of
+from hedgerow.errors import LONGEST_TEXT, FrameError, HedgerowError, published, text_of
 from hedgerow.text import visible, visible_lines
 from hedgerow.wire.json_limits import clashing_key, not_finite
 from hedgerow.wire.ranges import Count, Quantity, Seconds, UnixTime
@@ -159,8 +159,9 @@ class ErrorBody(WireMessage):
 
     @classmethod
     def of(cls, error: HedgerowError) -> ErrorBody:
-        """Convert an error."""
-        return cls(code=error.code, message=str(error), remedy=error.remedy)
+        """Convert an error to what may be published of it."""
+        message, remedy = published(error)
+        return cls(code=error.code, message=message, remedy=remedy)
 
 
 class Reply(WireMessage):

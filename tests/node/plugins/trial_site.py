@@ -185,6 +185,15 @@ class Site:
             timeout=PATIENCE_S,
         )
 
+    def write(self, pipelines: dict[str, Any], **sections: Any) -> None:
+        """Change the file of the node in `folder`."""
+        (self.folder / "node.yaml").write_text(self.yaml(pipelines, **sections))
+
+    async def reload(self, pipelines: dict[str, Any], **sections: Any) -> dict[str, Any]:
+        """Change the node's file, and have the node read it again."""
+        self.write(pipelines, **sections)
+        return await self.command("reload")
+
     async def command(
         self, name: str, args: dict[str, Any] | None = None, *, payload: bytes | None = None, node: str = "node"
     ) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import orjson
+from pydantic import Field
 
 from hedgerow import Drop, Frame, FrameError, PerStream, Stage, StageConfig, StageContext
+from hedgerow.stage import THRESHOLD
 
 
 class Panic(BaseException):
@@ -24,6 +26,7 @@ class Panic(BaseException):
 class TrialConfig(StageConfig):
     tag: str = ""
     sleep_s: float = 0.0
+    level: float = Field(0.5, ge=0, le=1, json_schema_extra=THRESHOLD)
 
 
 class Trial(Stage[TrialConfig]):
@@ -103,6 +106,16 @@ class SetupGate(Stage[GateConfig]):
 
     def close(self) -> None:
         self.config.path.unlink()
+
+
+class ReadsFile(Stage[GateConfig]):
+    """The result is what a file has, as read in `setup`."""
+
+    def setup(self, context: StageContext) -> None:
+        self.text = context.path(self.config.path).read_text()
+
+    def process(self, frame: Frame) -> Frame:
+        return frame.with_result({"n": 0, "text": self.text})
 
 
 class DiesInSetup(Stage[StageConfig]):

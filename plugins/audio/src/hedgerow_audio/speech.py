@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hedgerow import Drop, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext, StageMismatch
+from hedgerow.stage import THRESHOLD
 from hedgerow_audio.segments import Segment, Segmenter, Thresholds
 from hedgerow_audio.vad import RATE, SIZE
 
@@ -18,12 +19,19 @@ _NO_SPEECH: Final = Drop("no-speech")
 class SpeechConfig(StageConfig):
     """Thresholds for speech. The defaults are those of Silero VAD."""
 
-    threshold: float = Field(0.5, gt=0, lt=1, description="Speech begins with a window of at least this probability.")
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Speech begins with a window of at least this probability.",
+        json_schema_extra=THRESHOLD,
+    )
     release: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="Speech may end with a window of a lower probability than this; by default threshold - 0.15.",
+        json_schema_extra=THRESHOLD,
     )
     min_speech_s: float = Field(0.25, ge=0, description="Shorter speech is ignored.")
     min_silence_s: float = Field(0.1, ge=0, description="Shorter silence does not end a segment.")

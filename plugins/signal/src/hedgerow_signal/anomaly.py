@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from hedgerow import Drop, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext, StageMismatch
+from hedgerow.stage import THRESHOLD
 from hedgerow_signal.metadata import threshold_of
 
 
@@ -17,7 +18,9 @@ class AnomalyConfig(StageConfig):
     """Threshold, and contents of the result."""
 
     model: str | None = Field(None, description="Take the threshold from this model's metadata.")
-    threshold: float | None = Field(None, gt=0, description="Scores above this are anomalous; overrides the model's.")
+    threshold: float | None = Field(
+        None, gt=0, description="Scores above this are anomalous; overrides the model's.", json_schema_extra=THRESHOLD
+    )
     only_anomalous: bool = Field(False, description="Drop normal windows as `normal`.")
     label: str | None = Field(
         None,

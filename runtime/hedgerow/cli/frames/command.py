@@ -32,7 +32,7 @@ def command(
     node: Annotated[
         str, typer.Argument(help="REGION/SITE/NODE; REGION/SITE/~ means every node of a site, REGION/~/~ of a region.")
     ],
-    name: Annotated[str, typer.Argument(help="ping, info, pause, resume, reload, snapshot, release, stop…")],
+    name: Annotated[str, typer.Argument(help="ping, info, pause, resume, adjust, reload, snapshot, release, stop…")],
     args: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE...", help="Arguments; KEY=@FILE takes the value from a text file."),
@@ -59,7 +59,8 @@ def command(
       hedgerow command local/site/node ping
       hedgerow command local/site/node info --json
       hedgerow command local/site/node pause pipeline=doors
-      hedgerow command local/site/node reload config=@node.yaml
+      hedgerow command local/site/node adjust pipeline=doors batch=8 queue.max_age_s=2
+      hedgerow command local/site/node reload
       hedgerow command 'local/site/~' ping --timeout 2
       hedgerow command 'local/~/~' snapshot --timeout 30 --json
 

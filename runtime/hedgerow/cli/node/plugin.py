@@ -204,6 +204,7 @@ def _settings(schema: dict[str, Any]) -> list[dict[str, Any]]:
                 "required": name in required,
                 "default": field.get("default"),
                 "limits": _limits(field),
+                "threshold": bool(field.get("threshold")),
                 "description": field.get("description", ""),
             }
         )
@@ -241,7 +242,8 @@ def _facts(item: dict[str, Any]) -> str:
     state = "required" if item["required"] else "optional"
     if item["default"] is not None:
         state = f"default {_yaml(item['default'])}"
-    return f"{item['description']}{limits} [{state}]".strip()
+    kind = ", threshold" if item["threshold"] else ""
+    return f"{item['description']}{limits} [{state}{kind}]".strip()
 
 
 def _example(stage: str, settings: list[dict[str, Any]]) -> str:

@@ -162,6 +162,38 @@ def label(
 
 
 @on_service
+def pipelines(
+    options: ServiceOptions,
+    node: Node,
+    version: Annotated[
+        str | None, typer.Argument(metavar="NAME=VERSION", help="The signed pipelines; leave out with --none.")
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Run only what the node's own file has.")] = False,
+) -> None:
+    """Have a node run pipelines that an owner has signed, beside or instead of those in its file.
+
+    Examples:
+      hedgerow node pipelines shop-12/gateway doors=1.0.0 --why "a second door"
+      hedgerow node pipelines shop-12/gateway --none --why "the door is closed"
+
+    The owner publishes them with `hedgerow trust publish-pipelines`. The node accepts them only if its own file has
+    `remote: {signed_pipelines: true}`.
+    """
+    name, equals, number = (version or "").partition("=")
+    if bool(equals) == none:
+        raise ConfigError(
+            f"{version or 'Nothing'!r} names no version", remedy="Use NAME=VERSION, such as doors=1.0.0, or --none."
+        )
+    reply = options.request("node-pipelines", {"node": node, "name": name or None, "version": number or None})
+    if options.store.json:
+        print_json(reply)
+    elif reply["ref"] is None:
+        typer.echo(f"{reply['node']} runs only the pipelines of its own file.")
+    else:
+        typer.echo(f"{reply['node']} gets {short_ref(reply['ref'])}; `hedgerow node show` tells whether it runs them.")
+
+
+@on_service
 def pin(
     options: ServiceOptions,
     node: Node,

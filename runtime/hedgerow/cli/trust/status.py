@@ -92,9 +92,15 @@ def _print_status(current: RepositoryStatus, now: float) -> None:
         for role in current.roles
         for one in role.published
     ]
-    if models:
-        typer.echo()
-        print_table(("MODEL", "VERSION", "OWNER", "FOR", "DIGEST"), models, names=2, omit_first=("DIGEST",))
+    pipelines = [
+        (one.name, one.version, role.role, one.selector or "all nodes", one.digest[:19] + "…")
+        for role in current.roles
+        for one in role.published_pipelines
+    ]
+    for what, published in (("MODEL", models), ("PIPELINES", pipelines)):
+        if published:
+            typer.echo()
+            print_table((what, "VERSION", "OWNER", "FOR", "DIGEST"), published, names=2, omit_first=("DIGEST",))
     for change in current.staged:
         typer.echo(
             f"\n{change.role} {change.version} waits for {plural(change.missing, 'signature')} "

@@ -21,11 +21,18 @@ def add(
         list[str] | None,
         typer.Option(metavar="NAME", help="A model it may sign, or a pattern such as 'vision-*'. Repeatable."),
     ] = None,
+    pipelines: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Pipelines it may sign, or a pattern. They decide what nodes subscribe to and run. Repeatable.",
+        ),
+    ] = None,
     public_key: NewKeys = None,
     threshold: Threshold = None,
     key: SigningKeys = None,
 ) -> None:
-    """Let an owner sign models. Signed with the targets key.
+    """Let an owner sign models, or pipelines. Signed with the targets key.
 
     Examples:
       hedgerow trust add vision-team --model door-state --model 'vision-*' --public-key vision-team.pub --key keys/targets.pem
@@ -38,11 +45,13 @@ def add(
         options.repository,
         owner,
         models=model or (),
+        pipelines=pipelines or (),
         keys=[read_public(name, options.secrets) for name in public_key or ()],
         threshold=threshold,
         signers=signers_of(key, options.secrets),
     )
-    _print_change(change, f"{owner} may sign models", json=options.json)
+    what = " and ".join(["models"] * bool(model or not pipelines) + ["pipelines"] * bool(pipelines))
+    _print_change(change, f"{owner} may sign {what}", json=options.json)
 
 
 @on_repository

@@ -32,7 +32,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"Class names cannot be read from {path}: {error}", remedy="Use a text file in UTF-8, one name per line."
+            f"Class names cannot be read from {path}: {error}",
+            remedy="Use a text file in UTF-8, one name per line.",
+            outside=f"Class names cannot be read from {path.name}",
         ) from error
     structured = isinstance(literal(text), Mapping | list)
     if structured and (names := names_in_metadata(text)):
@@ -42,6 +44,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"{path} is not a list of lines with one name each: it has {line.partition(chr(10))[0][:40]!r}",
             remedy="Write one name per line, in the model's order; or list the names under `labels`.",
+            outside=f"{path.name} is not a list of lines with one name each",
         )
     lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
     return _numbered(lines, path) or tuple(lines)
@@ -99,6 +102,7 @@ def _numbered(lines: Sequence[str], path: Path) -> tuple[str, ...]:
         raise ConfigError(
             f"{path} numbers its lines from 1, but a model counts its classes from 0: {pairs[0][1]!r} may be class 0 or 1",
             remedy=remedy,
+            outside=f"{path.name} numbers its lines from 1, but a model counts its classes from 0",
         )
     if ordered[0] == 0:
         raise ConfigError(

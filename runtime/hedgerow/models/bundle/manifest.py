@@ -64,7 +64,8 @@ def digest_of(content: Buffer) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _check_path(text: str) -> str:
+def check_path(text: str) -> str:
+    """Return the path of a file inside a bundle. Raises: ValueError: it leads out of it, or is no path for a file system."""
     path = PurePosixPath(text)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in text or "\0" in text or str(path) != text:
         raise ValueError("must be the path of a file inside the bundle, with `/` and without `..`")
@@ -133,7 +134,7 @@ class Chunk(Part):
 class File(Part):
     """A file of the bundle."""
 
-    path: Annotated[str, AfterValidator(_check_path)]
+    path: Annotated[str, AfterValidator(check_path)]
     size: int = Field(ge=0)
     digest: Digest
     chunks: tuple[Chunk, ...]
@@ -351,7 +352,7 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
             f"The manifest is {digest_of(content)}, not {digest}",
             remedy="It was changed or damaged in transit: fetch the model again, if necessary from another origin.",
         )
-    if not _canonical(content):
+    if not is_canonical(content):
         raise BadManifest(
             "The manifest is not canonical JSON: sorted keys without duplicates, no spaces, finite numbers",
             remedy="It was edited or damaged: fetch it again, or build the bundle again.",
@@ -365,7 +366,8 @@ def read_manifest(content: Buffer, digest: str | None = None) -> Manifest:
         ) from error
 
 
-def _canonical(content: Buffer) -> bool:
+def is_canonical(content: Buffer) -> bool:
+    """Return whether some bytes are JSON as all readers read it: sorted keys without duplicates, no spaces, finite numbers."""
     try:
         return orjson.dumps(orjson.loads(content), option=orjson.OPT_SORT_KEYS) == bytes(content)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):

@@ -64,7 +64,9 @@ def resolve(path: str, base_dir: Path) -> ModelFile:
         file = base_dir / Path(path).expanduser()
         if not file.is_file():
             raise ModelNotFound(
-                f"Model file not found: {file}", remedy=_suggest(file, "Correct `path:`, or add the file.")
+                f"Model file not found: {file}",
+                remedy=_suggest(file, "Correct `path:`, or add the file."),
+                outside=f"Model file not found: {path}",
             )
     try:
         file = _among_its_files(file)
@@ -188,6 +190,7 @@ def _in_package(path: str) -> Path:
     raise ModelNotFound(
         f"The installed package {package} has no file {inside}",
         remedy=_suggest(file, f"Correct `path:`, or install another version of {package}."),
+        outside=f"The installed package {package} has no file {inside}",
     )
 
 

@@ -31,6 +31,7 @@ from hedgerow.node.fleet.reconcile import (
     Admission,
     ChangePipelines,
     DesiredError,
+    FetchPipelines,
     FetchVersion,
     Running,
     Step,
@@ -42,6 +43,8 @@ from hedgerow.node.fleet.reconcile import (
 )
 from hedgerow.node.fleet.reporter import Reporter
 from hedgerow.node.fleet.state import AgentState, KeptModel
+from hedgerow.node.pipelines.adjustments import AdjustmentRefused
+from hedgerow.node.pipelines.live_config import SignedPipelines
 from hedgerow.node.pipelines.overlay import OverlayError
 from hedgerow.node.swap.outcome import SwapOutcome
 from hedgerow.node.swap.swaps import Swaps
@@ -83,6 +86,7 @@ class Agent:
         self._own_labels: dict[str, str] = {}
         self._desired: Desired | None = state.desired()
         self._kept = state.models()
+        self._fetched: SignedPipelines | None = None
         self._wake = asyncio.Event()
 
     # Called by the node
@@ -91,8 +95,10 @@ class Agent:
         """Restore kept versions and the overlay. Call it before pipelines are built."""
         for failure in await _in_thread(self._restore):
             self._host.announcer.event("model-not-restored", failure)
-        if self._desired is not None:
-            self._host.config.restore_overlay(self._desired.pipelines)
+        if (desired := self._desired) is not None:
+            ref = desired.signed_pipelines
+            signed = None if ref is None else await _in_thread(partial(self._provider.pipelines, ref))
+            self._host.config.restore_overlay(desired.pipelines, signed)
 
     def receive(self, message: Message) -> None:
         """Accept a document, or refuse it."""
@@ -164,8 +170,11 @@ class Agent:
         failure: HedgerowError | None = None
         try:
             installed = await _in_thread(partial(self._save_desired, desired))
+            self._fetched = None
             async with asyncio.timeout(desired.swap.timeout_s):
-                for step in reconcile(desired, self._running(installed)):
+                steps = reconcile(desired, self._running(installed))
+                self._host.config.check_overlay(desired.pipelines)
+                for step in steps:
                     await self._take_step(step, desired)
         except TimeoutError:
             state = "timed-out"
@@ -175,7 +184,7 @@ class Agent:
                 code="timed-out",
                 remedy="Check the link to the region, or increase `timeout_s`.",
             )
-        except (DesiredError, OverlayError) as error:
+        except (DesiredError, OverlayError, AdjustmentRefused) as error:
             state, failure = "rejected", error
         except HedgerowError as error:
             state, failure = "failed", error
@@ -183,9 +192,9 @@ class Agent:
             log.exception("desired-failed", generation=desired.generation)
             state, failure = "failed", internal(error)
         if failure is not None:
-            detail = {"generation": desired.generation, "code": failure.code, "error": str(failure)}
-            log.warning("desired-not-carried-out", **detail, remedy=failure.remedy)
-            self._host.announcer.event("desired-not-carried-out", detail)
+            detail: dict[str, Any] = {"generation": desired.generation, "code": failure.code}
+            log.warning("desired-not-carried-out", **detail, error=str(failure), remedy=failure.remedy)
+            self._host.announcer.event("desired-not-carried-out", {**detail, "error": failure})
         body = None if failure is None else ErrorBody.of(failure)
         self._reporter.update(state=state, step="", progress=None, error=body, force=True)
 
@@ -202,9 +211,16 @@ class Agent:
                 await self._swap(model, ref, desired)
             case SwapToFile(model):
                 await self._swap_to_file(model, desired)
-            case ChangePipelines(overlay):
+            case FetchPipelines(ref):
+                await self._retry_until_reachable(partial(self._fetch_pipelines, ref))
+            case ChangePipelines(overlay, signed):
                 self._reporter.step("pipelines", "")
-                await self._host.config.set_overlay(overlay)
+                fetched = self._fetched if self._fetched is not None else self._host.config.signed
+                await self._host.config.set_overlay(overlay, None if signed is None else fetched)
+
+    async def _fetch_pipelines(self, ref: ModelRef) -> None:
+        self._reporter.step("verify", "pipelines")
+        self._fetched = await self._provider.fetch_pipelines(ref, self._own_labels)
 
     async def _retry_until_reachable(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Retry until the region and the broker are reachable."""
@@ -257,6 +273,8 @@ class Agent:
             pipelines=frozenset(file.pipelines),
             overlay=self._host.config.overlay,
             labels=self._own_labels,
+            signed=None if (signed := self._host.config.signed) is None else signed.ref,
+            accepts_signed=file.remote.signed_pipelines,
         )
 
     def _quarantined(self) -> dict[str, Any]:
@@ -279,8 +297,8 @@ class Agent:
                     self._swaps.restore(model, self._provider.intact(model, ref, variant))
                     break
                 except HedgerowError as error:
-                    failures.append({"model": model, "version": str(ref), "error": str(error)})
-                    log.warning("model-not-restored", **failures[-1])
+                    failures.append({"model": model, "version": str(ref), "error": error})
+                    log.warning("model-not-restored", model=model, version=str(ref), error=str(error))
         self._protect()
         return failures
 

@@ -17,6 +17,7 @@ from hedgerow.node.fleet.agent import Agent
 from hedgerow.node.fleet.agent_host import AgentHost
 from hedgerow.node.fleet.member import FleetMember
 from hedgerow.node.fleet.model_provider import ModelProvider
+from hedgerow.node.fleet.signed_pipelines import PipelinesFolder
 from hedgerow.node.fleet.state import AgentState
 from hedgerow.node.fleet.verify import Verifier
 from hedgerow.node.link.options import link_options
@@ -55,7 +56,7 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
     mirrors = [HttpsDocuments(web_client(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
     trust = TrustClient(folder / "trust", _root(root_file), documents, *mirrors)
     verifier = Verifier(trust, host.announcer.event)
-    provider = ModelProvider(verifier, fetcher, store)
+    provider = ModelProvider(verifier, fetcher, store, PipelinesFolder(folder / "pipelines"))
     return FleetMember(Agent(host, AgentState(folder), provider, swaps), fetcher, verifier)
 
 

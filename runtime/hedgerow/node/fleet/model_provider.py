@@ -16,7 +16,9 @@ from hedgerow.models.bundle.manifest import MANIFEST, Manifest, Variant, read_ma
 from hedgerow.models.bundle.model_file import digest
 from hedgerow.models.bundle.version import DamagedModel, ModelVersion, choose_variant
 from hedgerow.node.fleet.reconcile import DesiredError
+from hedgerow.node.fleet.signed_pipelines import PipelinesFolder
 from hedgerow.node.fleet.verify import Verifier
+from hedgerow.node.pipelines.live_config import SignedPipelines
 from hedgerow.node.swap.outcome import OnStep
 from hedgerow.wire.fleet import ModelRef
 
@@ -28,12 +30,14 @@ class ModelProvider:
         verifier: verifies that a version may serve here.
         fetcher: fetches content.
         store: stores it.
+        pipelines: stores signed pipelines.
     """
 
-    def __init__(self, verifier: Verifier, fetcher: BlobFetcher, store: BlobStore) -> None:
+    def __init__(self, verifier: Verifier, fetcher: BlobFetcher, store: BlobStore, pipelines: PipelinesFolder) -> None:
         self._verifier = verifier
         self._fetcher = fetcher
         self._store = store
+        self._pipelines = pipelines
 
     @property
     def used_bytes(self) -> int:
@@ -61,6 +65,26 @@ class ModelProvider:
         on_step("install", None)
         install = partial(self._store.install, version.manifest, version.files)
         await tasks.in_thread(install, "installation of a model")
+
+    async def fetch_pipelines(self, ref: ModelRef, labels: dict[str, str]) -> SignedPipelines:
+        """Verify signed pipelines, and store them.
+
+        Raises:
+            BusError: the region is unreachable.
+            HedgerowError: they may not run here, are invalid, or cannot be stored.
+        """
+        content = await self._verifier.verify_pipelines(ref, labels)
+        keep = partial(self._pipelines.keep, content, ref)
+        try:
+            return await tasks.in_thread(keep, "storage of signed pipelines")
+        except OSError as error:
+            raise DesiredError(
+                f"{ref} cannot be stored: {error.strerror}", code="disk", remedy="Free disk space on the node."
+            ) from error
+
+    def pipelines(self, ref: ModelRef) -> SignedPipelines | None:
+        """Return signed pipelines that were verified before. Blocks: it reads and writes files."""
+        return self._pipelines.restore(ref)
 
     async def verify_again(self, ref: ModelRef, labels: dict[str, str]) -> None:
         """Verify a stored version again. Raises: TrustError: it may no longer serve."""

@@ -5,7 +5,7 @@ Rules:
 - Labels that the region sets only select nodes for rollouts. Signatures count the node's own, so a document that sets one of
   those to another value is refused.
 - A version that already serves is left alone, so applying a document again changes nothing.
-- Models change before pipelines, so a changed pipeline finds its new model.
+- Models change before pipelines, so a changed pipeline finds its new model; signed pipelines are verified before either.
 - A model that the document does not name returns to the file in the node's configuration; one without a file
   (`bundle:NAME`) keeps its serving version.
 """
@@ -77,6 +77,8 @@ class Running:
         pipelines: pipelines in the node's file.
         overlay: the current overlay: `pipelines` of an earlier document.
         labels: the node's own labels: the machine's and those in its file.
+        signed: the signed pipelines that run; None: none.
+        accepts_signed: whether the node's file allows signed pipelines.
     """
 
     models: Mapping[str, str]
@@ -86,6 +88,8 @@ class Running:
     pipelines: frozenset[str] = frozenset()
     overlay: Overlay = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    signed: ModelRef | None = None
+    accepts_signed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +124,21 @@ class SwapToFile:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchPipelines:
+    """Verify signed pipelines and store them."""
+
+    ref: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
 class ChangePipelines:
-    """Put another overlay into force."""
+    """Put another overlay into force, and other signed pipelines."""
 
     pipelines: Overlay
+    signed: ModelRef | None = None
 
 
-Step: TypeAlias = FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines
+Step: TypeAlias = FetchPipelines | FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines
 
 
 def reconcile(desired: Desired, running: Running) -> list[Step]:
@@ -137,6 +149,9 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
     """
     _check(desired, running)
     steps: list[Step] = []
+    signed = desired.signed_pipelines
+    if signed is not None and signed != running.signed:
+        steps.append(FetchPipelines(signed))
     for model, ref in sorted(desired.models.items()):
         serving = running.serving.get(model)
         if serving is not None and serving.digest == ref.digest:
@@ -148,8 +163,8 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
         for model in sorted(running.serving.keys() - desired.models.keys())
         if model in running.models and not running.models[model].startswith(BUNDLE)
     ]
-    if dict(desired.pipelines) != dict(running.overlay):
-        steps.append(ChangePipelines(desired.pipelines))
+    if dict(desired.pipelines) != dict(running.overlay) or signed != running.signed:
+        steps.append(ChangePipelines(desired.pipelines, signed))
     return steps
 
 
@@ -187,6 +202,12 @@ def _check(desired: Desired, running: Running) -> None:
                 code="another-bundle",
                 remedy=f"Send a version of {path.removeprefix(BUNDLE)}, or change `path:` in the node's file.",
             )
+    if desired.signed_pipelines is not None and not running.accepts_signed:
+        raise DesiredError(
+            f"The node's file does not allow signed pipelines such as {desired.signed_pipelines}",
+            code="signed-pipelines-off",
+            remedy="Set `remote: {signed_pipelines: true}` in the node's file, and `reload`; it says what that allows.",
+        )
     for pipeline, changes in desired.pipelines.items():
         if pipeline not in running.pipelines and (changes is None or "subscribe" not in changes):
             raise DesiredError(

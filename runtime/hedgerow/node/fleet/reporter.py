@@ -72,6 +72,7 @@ class Reporter:
                 "configured": self._configured(),
                 "models": self._swaps.serving(),
                 "pipelines": self._host.pipelines.states(),
+                "signed_pipelines": None if (signed := self._host.config.signed) is None else signed.ref,
                 "quarantined": self._swaps.quarantined(),
                 "store_bytes": self._provider.used_bytes,
                 "store_max_bytes": self._provider.max_bytes,

@@ -15,13 +15,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
 
 from hedgerow import backends
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.models.bundle.manifest import File, Manifest, read_manifest
+from hedgerow.models.bundle.manifest import MANIFEST, File, Manifest, read_manifest
+from hedgerow.models.bundle.pipelines_document import PIPELINES
 from hedgerow.models.bundle.version import choose_variant
 from hedgerow.trust.client import Freshness, TrustClient
 from hedgerow.trust.errors import ExpiredMetadata, TrustError
@@ -92,6 +94,22 @@ class Verifier:
         else:
             self._update_freshness(fresh)
 
+    async def verify_pipelines(self, ref: ModelRef, labels: Mapping[str, str]) -> bytes:
+        """Verify signed pipelines against the newest metadata, and return them.
+
+        Raises:
+            TrustError: they may not run here; also published as an event.
+            BusError: no source of metadata is reachable.
+        """
+        refresh = partial(self._refresh, ref, labels, PIPELINES)
+        try:
+            fresh, content = await asyncio.get_running_loop().run_in_executor(self._thread, refresh)
+        except TrustError as error:
+            self._report_refusal(ref, error, "pipelines-not-trusted")
+            raise
+        self._update_freshness(fresh)
+        return content
+
     def close(self) -> None:
         """End its thread once the verification in progress has ended."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -105,9 +123,9 @@ class Verifier:
             yield "hedgerow_trust_expires_seconds", text, {}, self._fresh.expires_at
             yield "hedgerow_trust_root", "Version of the trusted root.", {}, self._fresh.root
 
-    def _refresh(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, bytes]:
-        """(in a thread) Return the newest metadata's freshness, and the verified manifest."""
-        return self._trust.refresh(), self._trust.manifest(ref, labels)
+    def _refresh(self, ref: ModelRef, labels: Mapping[str, str], file: str = MANIFEST) -> tuple[Freshness, bytes]:
+        """(in a thread) Return the newest metadata's freshness, and the verified manifest or pipelines."""
+        return self._trust.refresh(), self._trust.manifest(ref, labels, file)
 
     def _verify(self, ref: ModelRef, labels: Mapping[str, str]) -> tuple[Freshness, VerifiedVersion | HedgerowError]:
         """(in a thread) Return the metadata's freshness, and the version, or why the trusted version cannot run here."""
@@ -117,11 +135,11 @@ class Verifier:
         except HedgerowError as error:
             return fresh, error
 
-    def _report_refusal(self, ref: ModelRef, error: TrustError) -> None:
+    def _report_refusal(self, ref: ModelRef, error: TrustError, kind: str = "model-not-trusted") -> None:
         self._refused[error.code] += 1
-        detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "error": str(error)}
-        log.warning("model-not-trusted", **detail, remedy=error.remedy)
-        self._on_event("model-not-trusted", {**detail, "remedy": error.remedy})
+        detail = {"version": str(ref), "digest": ref.digest, "code": error.code, "remedy": error.remedy}
+        log.warning(kind, **detail, error=str(error))
+        self._on_event(kind, {**detail, "error": error})
 
     def _update_freshness(self, fresh: Freshness) -> None:
         was_behind = self._fresh is not None and self._fresh.clock_behind_s is not None

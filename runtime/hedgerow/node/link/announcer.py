@@ -19,6 +19,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.packets import Publication
 from hedgerow.bus.properties import Property, Value, encode_properties
+from hedgerow.errors import HedgerowError, published, without_secrets
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.telemetry.throttle import Throttle, kind_of
 from hedgerow.topics import Address, Channel
@@ -76,10 +77,15 @@ class Announcer:
         self._client.publish(self.address.topic(channel), payload, qos=qos, retain=retain, properties=_JSON)
 
     def event(self, kind: str, detail: dict[str, Any], pipeline: str | None = None) -> None:
-        """Publish an event."""
+        """Publish an event; of an error under `error`, what may leave the node."""
         at = time.time()
         event = wire.Event(
-            kind=kind, node=str(self.address), session=self.session, at=at, pipeline=pipeline, detail=detail
+            kind=kind,
+            node=str(self.address),
+            session=self.session,
+            at=at,
+            pipeline=pipeline,
+            detail=_published_detail(detail),
         )
         user = {
             "specversion": "1.0",
@@ -123,13 +129,22 @@ class Announcer:
     def _warn(self, kind: str, detail: dict[str, Any], pipeline: str | None, times: int) -> None:
         if times > 1:
             detail = {**detail, "times": times}
-        log.warning(kind, **detail if pipeline is None else {"pipeline": pipeline, **detail})
+        logged = {key: str(value) if isinstance(value, HedgerowError) else value for key, value in detail.items()}
+        log.warning(kind, **logged if pipeline is None else {"pipeline": pipeline, **logged})
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.event, kind, detail, pipeline)
 
     def event_sink(self, pipeline: str) -> EventSink:
         """Return a function that logs and publishes a pipeline's events; it may be called from any thread."""
         return partial(self.warn, pipeline=pipeline)
+
+
+def _published_detail(detail: dict[str, Any]) -> dict[str, Any]:
+    error = detail.get("error")
+    if isinstance(error, HedgerowError):
+        message, remedy = published(error)
+        detail = {**detail, "error": message} | ({"remedy": remedy} if "remedy" in detail else {})
+    return {key: without_secrets(value) if isinstance(value, str) else value for key, value in detail.items()}
 
 
 def last_will(address: Address, session: str) -> Publication:

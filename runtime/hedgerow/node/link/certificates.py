@@ -107,7 +107,7 @@ class CertificateWatch:
         except HedgerowError as error:
             if digest != self._reported_digest:
                 self._reported_digest = digest
-                self._on_event("certificate-unusable", {"error": str(error), "remedy": error.remedy})
+                self._on_event("certificate-unusable", {"error": error, "remedy": error.remedy})
             return
         self._used_digest, self._life, self._others_pending = digest, life, True
         was_connected = self._client.connected
@@ -117,7 +117,7 @@ class CertificateWatch:
         try:
             await self._client.wait_connected(_ACCEPTED_S)
         except BusError as error:
-            self._on_event("certificate-refused", {**self._facts(), "error": str(error), "remedy": error.remedy})
+            self._on_event("certificate-refused", {**self._facts(), "error": error, "remedy": error.remedy})
 
     def _load(self, now: datetime) -> Life | None:
         """Load the files. Raises: HedgerowError: no link can use them."""

@@ -1,20 +1,33 @@
-"""The node's live configuration: its file plus the region's overlay."""
+"""The node's live configuration: its file, signed pipelines, and what the region and operators have changed.
+
+    file ─▶ + changes by the desired document ─▶ + changes by `adjust` ─▶ + signed pipelines ─▶ effective
+
+Whatever cannot be applied to a changed file is dropped and reported: nothing from outside keeps the node from its own file.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import copy
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import structlog
 
 from hedgerow import configfile
-from hedgerow.config import NodeConfig
+from hedgerow.config import NodeConfig, PipelineConfig
+from hedgerow.configfile import merge
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.node.link.announcer import Announcer
+from hedgerow.node.pipelines.adjustments import AdjustmentRefused, Changes, adjusted, nested, require_may_stop
 from hedgerow.node.pipelines.overlay import Overlay, overlaid
 from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.telemetry import systemd
+from hedgerow.wire.fleet import ModelRef
+
+_ALLOW_SIGNED: Final = "Set `remote: {signed_pipelines: true}` in it; the setting says what that allows."
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +35,31 @@ _FIXED = ("node", "broker", "outbox", "fleet", "replies", "metrics", "log")
 """Sections that a reload cannot change."""
 
 
+@dataclass(frozen=True, slots=True)
+class SignedPipelines:
+    """Verified pipelines of an owner.
+
+    Attributes:
+        ref: their version.
+        pipelines: complete configurations by name.
+        folder: the files that their stages may read.
+    """
+
+    ref: ModelRef
+    pipelines: Mapping[str, Mapping[str, Any]]
+    folder: Path
+
+    def added_to(self, file: NodeConfig) -> NodeConfig:
+        """Return a configuration with these pipelines, in place of those with the same names."""
+        added = {
+            name: PipelineConfig.model_validate({**each, "folder": self.folder})
+            for name, each in self.pipelines.items()
+        }
+        return file.model_copy(update={"pipelines": {**file.pipelines, **added}})
+
+
 class LiveConfig:
-    """Changes the configuration while the node runs, by reloading the file or by setting an overlay.
+    """Changes the configuration while the node runs: by reloading the file, by desired documents and by `adjust`.
 
     Args:
         file: the file's content.
@@ -32,8 +68,9 @@ class LiveConfig:
         announcer: publishes changes and refusals.
         renew_links: reconnects with a password file's new password; raises if the broker refuses that.
     Attributes:
-        file: the file's content, without the overlay.
+        file: the file's content, without changes.
         overlay: the region's changes to pipelines.
+        signed: the signed pipelines that run.
     """
 
     def __init__(
@@ -46,6 +83,8 @@ class LiveConfig:
     ) -> None:
         self.file = file
         self.overlay: Overlay = {}
+        self.signed: SignedPipelines | None = None
+        self._adjustments: dict[str, dict[str, Any]] = {}
         self._path = path
         self._pipelines = pipelines
         self._announcer = announcer
@@ -54,33 +93,62 @@ class LiveConfig:
         _warn_about_renamed_keys(file)
 
     def effective(self) -> NodeConfig:
-        """Return the file with the overlay applied. Raises: OverlayError: the overlay does not fit the file."""
-        return overlaid(self.file, self.overlay)
+        """Return the file with all changes applied. Raises: HedgerowError: they do not fit the file."""
+        return _changed(self.file, self.signed, self.overlay, self._adjustments)
 
-    def restore_overlay(self, overlay: Overlay) -> None:
-        """Restore an earlier run's overlay, before the pipelines start; discard it if it no longer fits the file."""
-        try:
-            overlaid(self.file, overlay)
-        except HedgerowError as error:  # the file has changed since
-            log.warning("overlay-refused", error=str(error), remedy=error.remedy)
-            self._announcer.event("overlay-refused", {"error": str(error)})
-        else:
-            self.overlay = overlay
+    def check_overlay(self, overlay: Overlay) -> None:
+        """Raises: HedgerowError: the region may not make these changes, or they are invalid."""
+        _with_overlay(self.file, overlay)
 
-    async def set_overlay(self, overlay: Overlay) -> None:
-        """Apply another overlay. Raises: HedgerowError: it is invalid; nothing has changed."""
+    def restore_overlay(self, overlay: Overlay, signed: SignedPipelines | None = None) -> None:
+        """Restore an earlier run's changes, before the pipelines start; discard what no longer fits the file."""
+        self.signed, self.overlay = self._fitting(self.file, signed, overlay)
+
+    async def set_overlay(self, overlay: Overlay, signed: SignedPipelines | None = None) -> None:
+        """Apply another overlay, and other signed pipelines.
+
+        Raises: HedgerowError: it is invalid, or not allowed; nothing has changed.
+        """
+
+        def commit() -> None:
+            self.overlay, self.signed = overlay, signed
+
         async with self._changing:
-            await self._pipelines.reload(overlaid(self.file, overlay), lambda: setattr(self, "overlay", overlay))
+            effective = _changed(self.file, signed, overlay, self._adjustments)
+            await self._apply(effective, self.file, commit)
 
-    async def reload(self, text: str | None = None) -> dict[str, list[str]]:
-        """Apply a new configuration; if any part of it is invalid, nothing changes.
+    async def adjust(self, pipeline: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Change settings of a pipeline until the node restarts or reloads its file; no changes: take them back.
 
-        Args:
-            text: the configuration; None rereads the node's file.
+        Raises: HedgerowError: one is not allowed, or out of limits; nothing has changed.
+        """
+        async with self._changing:
+            if self.signed is not None and pipeline in self.signed.pipelines:
+                raise _is_signed(pipeline)
+            adjusted(self.file, {pipeline: changes})
+            wanted = dict(self._adjustments)
+            if changes:
+                wanted[pipeline] = copy.deepcopy(wanted.get(pipeline, {}))
+                merge(wanted[pipeline], nested(changes))
+            else:
+                wanted.pop(pipeline, None)
+            effective = _changed(self.file, self.signed, self.overlay, wanted)
+            outcome = await self._apply(effective, self.file, lambda: setattr(self, "_adjustments", wanted))
+        log.info("adjusted", pipeline=pipeline, changes=dict(changes), **outcome)
+        self._announcer.event("adjusted", {"changes": dict(changes)}, pipeline)
+        return outcome
+
+    def require_may_stop(self, names: Iterable[str]) -> None:
+        """Raises: AdjustmentRefused: one of these pipelines has to keep running, says the node's file."""
+        require_may_stop(self.file, list(names))
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the node's file again; if any part of it is invalid, nothing changes. Adjustments end with it.
+
         Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
         Raises: HedgerowError: it is invalid.
         """
-        file = await asyncio.to_thread(self._read, text)
+        file = await asyncio.to_thread(self._read)
         for section in _FIXED:
             if getattr(file, section).model_dump() != getattr(self.file, section).model_dump():
                 raise CommandError(
@@ -90,8 +158,12 @@ class LiveConfig:
                 )
         async with self._changing:
             await self._renew_links()
-            effective = overlaid(file, self.overlay)
-            outcome = await self._pipelines.reload(effective, lambda: setattr(self, "file", file))
+            signed, overlay = self._fitting(file, self.signed, self.overlay)
+
+            def commit() -> None:
+                self.file, self.signed, self.overlay, self._adjustments = file, signed, overlay, {}
+
+            outcome = await self._apply(_changed(file, signed, overlay, {}), file, commit)
         _warn_about_renamed_keys(file)
         log.info("reloaded", **outcome)
         self._announcer.event("reloaded", dict(outcome))
@@ -104,20 +176,62 @@ class LiveConfig:
             await self.reload()
         except HedgerowError as error:
             log.error("reload-refused", code=error.code, error=str(error), remedy=error.remedy)
-            self._announcer.event("reload-refused", {"code": error.code, "error": str(error)})
+            self._announcer.event("reload-refused", {"code": error.code, "error": error})
         finally:
             systemd.ready()
 
-    def _read(self, text: str | None) -> NodeConfig:
-        if text is not None:
-            return configfile.parse(text, self._path or Path("command"))
+    def _read(self) -> NodeConfig:
         if self._path is None:
             raise CommandError(
                 "The node was not started from a file",
                 code="no-config-file",
-                remedy="Send the configuration in the argument `config`.",
+                remedy="Start it from a file: `hedgerow node run node.yaml`.",
             )
         return configfile.load(self._path)
+
+    def _fitting(
+        self, file: NodeConfig, signed: SignedPipelines | None, overlay: Overlay
+    ) -> tuple[SignedPipelines | None, Overlay]:
+        """Return what the file allows of signed pipelines and overlay; report what it does not."""
+        if signed is not None and not file.remote.signed_pipelines:
+            self._drop_overlay(CommandError("The file does not allow signed pipelines", remedy=_ALLOW_SIGNED))
+            signed = None
+        try:
+            _with_overlay(file, overlay)
+        except HedgerowError as error:
+            self._drop_overlay(error)
+            overlay = {}
+        return signed, overlay
+
+    def _drop_overlay(self, error: HedgerowError) -> None:
+        log.warning("overlay-refused", error=str(error), remedy=error.remedy)
+        self._announcer.event("overlay-refused", {"error": error})
+
+    async def _apply(
+        self, effective: NodeConfig, file: NodeConfig, committed: Callable[[], None]
+    ) -> dict[str, list[str]]:
+        """Change the pipelines; those of the file that only stop keep what waits for them at the broker."""
+        return await self._pipelines.reload(effective, committed, stopped=file.pipelines.keys())
+
+
+def _changed(file: NodeConfig, signed: SignedPipelines | None, overlay: Overlay, adjustments: Changes) -> NodeConfig:
+    config, others = _with_overlay(file, overlay), {} if signed is None else signed.pipelines
+    for name in overlay.keys() & others.keys():
+        raise _is_signed(name)
+    mine = {name: each for name, each in adjustments.items() if name in config.pipelines and name not in others}
+    config = adjusted(config, mine)
+    return config if signed is None else signed.added_to(config)
+
+
+def _is_signed(pipeline: str) -> AdjustmentRefused:
+    return AdjustmentRefused(
+        f"Pipeline {pipeline} is signed, and runs as it was signed",
+        remedy="Its owner changes it: `hedgerow trust publish-pipelines` with another version.",
+    )
+
+
+def _with_overlay(file: NodeConfig, overlay: Overlay) -> NodeConfig:
+    return overlaid(file, overlay) if file.remote.unsigned_pipelines else adjusted(file, overlay)
 
 
 def _warn_about_renamed_keys(file: NodeConfig) -> None:

@@ -7,7 +7,7 @@ config ──▶ built pipelines (stages set up, models loaded) ──▶ runner
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -140,12 +140,15 @@ class Pipelines:
         finally:
             _retire(built_pipelines)
 
-    async def reload(self, config: NodeConfig, committed: Callable[[], None] = lambda: None) -> dict[str, list[str]]:
+    async def reload(
+        self, config: NodeConfig, committed: Callable[[], None] = lambda: None, stopped: Collection[str] = ()
+    ) -> dict[str, list[str]]:
         """Apply a new configuration; if any part of it is invalid, nothing changes.
 
         Args:
             config: the new configuration.
             committed: called once it is the current one, even if the caller is cancelled meanwhile.
+            stopped: pipelines that are only stopped if the configuration lacks them: what waits for them at the broker stays.
         Returns: names of pipelines `added`, `changed`, `removed` and `kept`.
         Raises: HedgerowError: it is invalid.
         """
@@ -161,9 +164,10 @@ class Pipelines:
                         f"Pipeline {name}: {error}",
                         code=error.code,
                         remedy=f"{error.remedy} The node keeps its old configuration.",
+                        outside=error.outside and f"Pipeline {name}: {error.outside}",
                     ) from error
                 async with self.committing:
-                    commit = self._commit(config, built_pipelines, committed)
+                    commit = self._commit(config, built_pipelines, committed, stopped)
                     return await tasks.run_to_end(commit, "change of pipelines")
             finally:
                 _retire(built_pipelines)
@@ -175,7 +179,11 @@ class Pipelines:
         return pipeline_digest(config, name) != pipeline_digest(self.config, name)
 
     async def _commit(
-        self, config: NodeConfig, built_pipelines: dict[str, BuiltPipeline], committed: Callable[[], None]
+        self,
+        config: NodeConfig,
+        built_pipelines: dict[str, BuiltPipeline],
+        committed: Callable[[], None],
+        stopped: Collection[str],
     ) -> dict[str, list[str]]:
         """Start built pipelines in place of the old ones, and take them out of `built_pipelines`.
 
@@ -196,7 +204,7 @@ class Pipelines:
         self.waiting = {name: why for name, why in self.waiting.items() if name in config.pipelines}
         for name in outcome["removed"]:
             with self._failing_alone(name):
-                await self.runners[name].stop(config.node.drain_s, forget_session=True)
+                await self.runners[name].stop(config.node.drain_s, forget_session=name not in stopped)
                 del self.runners[name]
         for name in list(built_pipelines):
             with self._failing_alone(name):
@@ -311,9 +319,8 @@ class Pipelines:
         self._report_failure(name, error)
 
     def _report_failure(self, name: str, error: HedgerowError) -> None:
-        detail = {"code": error.code, "error": str(error), "remedy": error.remedy}
-        log.error("pipeline-failed", pipeline=name, **detail)
-        self._announcer.event("pipeline-failed", detail, name)
+        log.error("pipeline-failed", pipeline=name, code=error.code, error=str(error), remedy=error.remedy)
+        self._announcer.event("pipeline-failed", {"code": error.code, "error": error, "remedy": error.remedy}, name)
 
 
 def _retire(built_pipelines: Mapping[str, BuiltPipeline]) -> None:

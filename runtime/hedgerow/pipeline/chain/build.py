@@ -29,7 +29,14 @@ class PipelineContext:
         stateful: names of the stages that keep such state.
     """
 
-    def __init__(self, pipeline: str, models: Mapping[str, ModelConfig], base_dir: Path, pool: ModelPool) -> None:
+    def __init__(
+        self,
+        pipeline: str,
+        models: Mapping[str, ModelConfig],
+        base_dir: Path,
+        pool: ModelPool,
+        folder: Path | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.slots: list[Slot] = []
         self.states: list[PerStream[Any]] = []
@@ -37,6 +44,7 @@ class PipelineContext:
         self._models = models
         self._base_dir = base_dir
         self._pool = pool
+        self._folder = folder
 
     def model(self, name: str) -> Slot:
         """Return the model configured under this name, loaded and ready.
@@ -68,8 +76,20 @@ class PipelineContext:
         return state
 
     def path(self, path: Path) -> Path:
-        """Resolve a path from a stage's configuration, relative to the folder of the configuration file."""
-        return self._base_dir / path
+        """Resolve a path from a stage's configuration, relative to the folder of the configuration file.
+
+        Raises: ConfigError: the pipeline has a folder of its own, and this is not a file in it.
+        """
+        if self._folder is None:
+            return self._base_dir / path
+        folder = self._folder.resolve()
+        inside = (folder / path).resolve()
+        if path.is_absolute() or not inside.is_relative_to(folder) or not inside.is_file():
+            raise ConfigError(
+                f"{str(path)[:200]!r} is not a file of pipeline {self.pipeline}",
+                remedy="Stages of this pipeline read only the files in its folder, or those signed with it.",
+            )
+        return inside
 
     def forget(self, stream: str) -> None:
         """Discard the state of a stream in all stages."""

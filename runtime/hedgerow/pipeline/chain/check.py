@@ -47,7 +47,7 @@ def check_chains(config: NodeConfig, base_dir: Path) -> Iterator[ChainFinding]:
     for name in config.pipelines:
         pool = ModelPool(cores=config.node.threads or cores())  # no folder: a check leaves no files behind
         try:
-            yield _check(config, name, PipelineContext(name, models, base_dir, pool))
+            yield _check(config, name, PipelineContext(name, models, base_dir, pool, config.pipelines[name].folder))
         finally:
             pool.close()
 

@@ -73,7 +73,7 @@ def main(descriptor: int, shared: int, lifeline: int) -> None:
             pipe.send_bytes(pack({"not_assigned": (error.model, error.path)}))
             return
         except HedgerowError as error:
-            pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy)}))
+            pipe.send_bytes(pack({"error": (error.code, str(error), error.remedy, error.outside)}))
             return
         this_thread.progress.leave()
         models = [model.as_dict() for model in built.models()]

@@ -174,8 +174,8 @@ class Worker:
         if "not_assigned" in reply:
             raise ModelNotAssigned(*reply["not_assigned"])
         if "error" in reply:
-            code, message, remedy = reply["error"]
-            error = HedgerowError(message, remedy=remedy)
+            code, message, remedy, outside = reply["error"]
+            error = HedgerowError(message, remedy=remedy, outside=outside)
             error.code = code
             raise error
         self.models = [ServedModel.from_dict(fields) for fields in reply["models"]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from hedgerow.errors import ModelError
 from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, digest_of, read_manifest
+from hedgerow.models.bundle.pipelines_document import LARGEST_DOCUMENT, PIPELINES
 from hedgerow.region.rollouts.planning.spec import ModelSection
-from hedgerow.wire.fleet import ModelRef
+from hedgerow.topics import is_name
+from hedgerow.wire.fleet import VERSION_PATTERN, ModelRef
 
 
 class UnknownModel(ModelError):
@@ -68,6 +71,26 @@ def look_up(repository: Path | None, name: str, section: ModelSection) -> Catalo
     manifest = read_manifest(content, digest)
     files = frozenset(variant.model_digest for variant in manifest.variants)
     return CatalogEntry(ModelRef(name=bundle, version=section.version, digest=digest), files)
+
+
+def look_up_pipelines(repository: Path | None, name: str, version: str) -> ModelRef:
+    """Find published pipelines. Raises: UnknownModel: the repository does not have them."""
+    if repository is None or not is_name(name) or re.fullmatch(VERSION_PATTERN, version) is None:
+        raise UnknownModel(
+            f"Cannot look up pipelines {name[:100]} {version[:100]}",
+            remedy="Name published pipelines, and set `models: {repository: PATH}` in region.yaml.",
+        )
+    found = {
+        digest_of(content)
+        for path in (repository / "targets" / name / version).glob(f"*{PIPELINES}")
+        if len(content := _read(path)) <= LARGEST_DOCUMENT
+    }
+    if len(found) != 1:
+        raise UnknownModel(
+            f"{repository} has {'no' if not found else 'more than one'} pipelines {name} {version}",
+            remedy=f"Publish them with `hedgerow trust publish-pipelines`. Versions: {_versions(repository, name)}.",
+        )
+    return ModelRef(name=name, version=version, digest=found.pop())
 
 
 def _read(path: Path) -> bytes:

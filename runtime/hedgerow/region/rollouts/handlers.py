@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
-from hedgerow.region.rollouts.catalog import CatalogEntry, look_up
+from hedgerow.region.rollouts.catalog import CatalogEntry, look_up, look_up_pipelines
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, own_labels, superseded, why_unfit
@@ -284,6 +284,19 @@ def _label(operation: Operation) -> Any:
     return {"node": str(node), "labels": fleet.labels(node), "generation": desired.document.generation}
 
 
+def _pipelines(operation: Operation) -> Any:
+    fleet, request, by, now, node = operation.fleet, operation.request, operation.by, operation.now, operation.node
+    operation.require_reason()
+    name, version = request.args["name"], request.args["version"]
+    ref = None if name is None else look_up_pipelines(fleet.config.models.repository, str(name), str(version))
+    desired = fleet.next_desired(node, now, signed_pipelines=(ref,))
+    fleet.save_desired({node: desired})
+    named = None if ref is None else ref.model_dump()
+    given = {str(node): desired.document.generation}
+    fleet.store.audit(by, "node-pipelines", now, node=str(node), ref=named, given=given)
+    return {"node": str(node), "ref": named, "generation": desired.document.generation}
+
+
 def _pin(operation: Operation) -> Any:
     fleet, request, by, now, node = operation.fleet, operation.request, operation.by, operation.now, operation.node
     name = str(request.args["model"])
@@ -343,6 +356,7 @@ _ACTIONS: Final[Mapping[str, Action]] = {
     "rollout-resume": _resume,
     "rollout-abort": _abort,
     "node-label": _label,
+    "node-pipelines": _pipelines,
     "node-pin": _pin,
     "node-unpin": _unpin,
 }

@@ -18,6 +18,7 @@ from pydantic import Field
 from hedgerow import Array, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext
 from hedgerow.errors import ConfigError, ModelMismatch
 from hedgerow.models.bundle.class_names import read_class_names
+from hedgerow.stage import THRESHOLD
 from hedgerow_vision.detection.nms import blend, suppress
 from hedgerow_vision.detection.source import BadLabels, Source, model_before
 from hedgerow_vision.images.fit import META, fit_of
@@ -30,13 +31,16 @@ MOST_CANDIDATES: Final = 10_000
 class DetectorConfig(StageConfig):
     """Settings of every detector."""
 
-    min_score: float = Field(0.5, ge=0, le=1, description="Leave out detections with a lower score.")
+    min_score: float = Field(
+        0.5, ge=0, le=1, description="Leave out detections with a lower score.", json_schema_extra=THRESHOLD
+    )
     max_iou: float | None = Field(
         None,
         ge=0,
         le=1,
         description="Boxes of one label that overlap by more than this are one object. By default 0.5; or 1, where the model "
         "itself returns each object once (end-to-end YOLO, DETR).",
+        json_schema_extra=THRESHOLD,
     )
     blend: bool = Field(
         False, description="Average the boxes of one object instead of taking the best, which is steadier."
@@ -91,7 +95,7 @@ class Detector(Stage[D]):
             try:
                 self._labels = read_class_names(context.path(self.config.labels_file))
             except ConfigError as error:
-                raise BadLabels(f"{error}. {error.remedy}") from error
+                raise BadLabels(f"{error}. {error.remedy}", error.outside) from error
         self._model = model_before(context.models, self.outputs)
         self._source = self._examine()
 

@@ -25,8 +25,8 @@ class BadLabels(HedgerowError):
 
     code = "bad-labels"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, remedy="Correct `labels`, `labels_file` or `only` of this stage.")
+    def __init__(self, message: str, outside: str | None = None) -> None:
+        super().__init__(message, remedy="Correct `labels`, `labels_file` or `only` of this stage.", outside=outside)
 
 
 class Source:

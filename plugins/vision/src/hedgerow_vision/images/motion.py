@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import Drop, Frame, FrameSpec, PerStream, Stage, StageConfig, StageContext
+from hedgerow.stage import THRESHOLD
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 
 
@@ -16,10 +17,18 @@ class MotionConfig(StageConfig):
     """Sensitivity and rate."""
 
     threshold: float = Field(
-        0.06, gt=0, lt=1, description="A cell has changed if its brightness moved by this share of full scale."
+        0.06,
+        gt=0,
+        lt=1,
+        description="A cell has changed if its brightness moved by this share of full scale.",
+        json_schema_extra=THRESHOLD,
     )
     min_area: float = Field(
-        0.005, ge=0, le=1, description="There is motion if at least this share of the cells has changed."
+        0.005,
+        ge=0,
+        le=1,
+        description="There is motion if at least this share of the cells has changed.",
+        json_schema_extra=THRESHOLD,
     )
     adapt: float = Field(0.1, gt=0, le=1, description="How fast the background adapts: the weight of each new frame.")
     max_quiet_s: float | None = Field(

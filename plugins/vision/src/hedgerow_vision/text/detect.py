@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import ArraySpec, Frame, FrameSpec, Outcome, Stage, StageConfig, StageContext, StageMismatch, TensorSpec
+from hedgerow.stage import THRESHOLD
 from hedgerow_vision.detection.detections import with_result_part
 from hedgerow_vision.detection.values import check_probabilities
 from hedgerow_vision.images.fit import Fit
@@ -34,9 +35,15 @@ class DetectTextConfig(StageConfig):
         0, ge=0, description="A picture whose shorter side is below this is scaled up, within max_side."
     )
     threshold: float = Field(
-        0.3, gt=0, lt=1, description="A pixel is text if the model's output for it is at least this."
+        0.3,
+        gt=0,
+        lt=1,
+        description="A pixel is text if the model's output for it is at least this.",
+        json_schema_extra=THRESHOLD,
     )
-    min_score: float = Field(0.5, ge=0, le=1, description="Leave out boxes whose mean pixel score is lower.")
+    min_score: float = Field(
+        0.5, ge=0, le=1, description="Leave out boxes whose mean pixel score is lower.", json_schema_extra=THRESHOLD
+    )
     grow: float = Field(
         1.6, ge=0, description="The model marks the core of a line; its box is grown by area × this ÷ perimeter."
     )

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hedgerow import ArraySpec, Frame, FrameSpec, HedgerowError, ModelHandle, Outcome, Stage, StageConfig, StageContext
 from hedgerow.errors import ModelMismatch
+from hedgerow.stage import THRESHOLD
 from hedgerow_vision.detection.values import check_probabilities
 from hedgerow_vision.images.pictures import Picture, picture, picture_spec
 from hedgerow_vision.text.detect import QUADS, check_model
@@ -34,7 +35,9 @@ class ReadTextConfig(StageConfig):
 
     model: str = Field(description="A CTC text recogniser with its characters in the metadata, e.g. PP-OCR's.")
     angle_model: str | None = Field(None, description="A classifier that detects upside-down text.")
-    min_score: float = Field(0.5, ge=0, le=1, description="Leave out lines with a lower score.")
+    min_score: float = Field(
+        0.5, ge=0, le=1, description="Leave out lines with a lower score.", json_schema_extra=THRESHOLD
+    )
     height: int = Field(48, ge=8, description="Height of the recogniser's input, pixels.")
     max_width: int = Field(2400, ge=48, description="A longer line is squeezed to this width, pixels.")
 

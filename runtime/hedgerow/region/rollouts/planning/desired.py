@@ -19,6 +19,7 @@ def next_document(
     models: Mapping[str, ModelRef | None] | None = None,
     labels: Mapping[str, str | None] | None = None,
     swap: SwapPolicy | None = None,
+    signed_pipelines: tuple[ModelRef | None] | None = None,
     rollout: str | None = None,
 ) -> Desired:
     """Return the next document: the last one with changes, and a generation that the node accepts.
@@ -33,6 +34,7 @@ def next_document(
         now: Unix seconds.
         models, labels: changes; a value of None removes the entry.
         swap: the swap policy; None: unchanged.
+        signed_pipelines: the pipelines to run, or None in a tuple to run none; None: unchanged.
         rollout: the rollout that causes the change; None: an operator.
     """
     last = document.generation if document is not None else 0
@@ -45,6 +47,8 @@ def next_document(
         changes["labels"] = _merged(base.labels, labels)
     if swap is not None:
         changes["swap"] = SwapPolicy.model_validate(swap.model_dump())
+    if signed_pipelines is not None:
+        (changes["signed_pipelines"],) = signed_pipelines
     return base.model_copy(update=changes)
 
 
