@@ -105,9 +105,6 @@ class Node:
         self._health = HealthReporter(
             self._announcer, self._pipelines, self._outbox, self._heartbeat.clock, self._certificates, self._journal
         )
-        handlers = CommandHandlers(self).handlers()
-        parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates, self._commands)
-        gauges = [part.gauges for part in parts if part is not None]
         self._commands = CommandServer(
             self.address,
             self._link,
@@ -116,7 +113,8 @@ class Node:
             config.replies,
             self._announcer.warn,
         )
-        gauges.append(self._commands.gauges)
+        parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates, self._commands)
+        gauges = [part.gauges for part in parts if part is not None]
         self._probes = Probes(self._pipelines, self._heartbeat, self._link, *gauges)
 
     @property
