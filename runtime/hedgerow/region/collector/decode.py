@@ -304,6 +304,7 @@ def _reported(message: Message, head: tuple[Address | None, int, float, bool], m
         reported = Reported.model_validate_json(bytes(message.payload))
     except (ValidationError, ValueError) as error:
         raise UnreadableMessage("unreadable-payload", f"not a report: {error}") from error
+    _check_sender(reported.node, head)
     _check_names(
         max_names,
         pipelines=reported.pipelines,
@@ -331,15 +332,6 @@ def _status(message: Message, head: tuple[Address | None, int, float, bool]) -> 
     _check_sender(status.node, head)
     stopped = status.state == "offline" and status.at is not None  # a will has no time
     return StatusRecord(*head, status.state == "online", stopped, session, message.payload)
-
-
-def _reported(message: Message, head: tuple[Address | None, int, float, bool]) -> ReportedRecord:
-    try:
-        reported = Reported.model_validate_json(bytes(message.payload))
-    except ValidationError as error:
-        raise UnreadableMessage("unreadable-payload", f"not a report: {error}") from error
-    _check_sender(reported.node, head)
-    return ReportedRecord(*head, message.payload)
 
 
 def _time(value: Any) -> float | None:
