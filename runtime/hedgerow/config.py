@@ -562,7 +562,19 @@ class OriginSection(Section):
     credentials_file: Path | None = Field(
         None,
         description="File with the credentials, relative to this file: USER:PASSWORD, a token, or Docker's `config.json`. Read "
-        "again for each use.",
+        "again for each use, and sent to this HOST[:PORT] only.",
+    )
+    token_hosts: tuple[str, ...] = Field(
+        (),
+        max_length=16,
+        description="Other hosts, HOST[:PORT], that get the credentials in exchange for a token, such as auth.docker.io. They "
+        "see the credentials: list only the registry's own token service.",
+    )
+    redirect_hosts: tuple[str, ...] = Field(
+        (),
+        max_length=16,
+        description="Other hosts, HOST[:PORT], that it may redirect to although their addresses are not public, such as an "
+        "object store on the LAN. Whoever controls this origin can make the node send requests there, without credentials.",
     )
 
     def anchored(self, folder: Path) -> OriginSection:

@@ -7,8 +7,22 @@ Rules:
 - A cancelled operation either has changed nothing, or is finished first: `run_to_end`.
 """
 
+from hedgerow.tasks.cancellation import WorkCancelled, check_cancelled, in_executor, interrupted_by
 from hedgerow.tasks.failures import gauges
 from hedgerow.tasks.tasks import cancel, in_thread, run_to_end, start, supervise
 from hedgerow.tasks.threads import start_thread, supervise_thread
 
-__all__ = ["cancel", "gauges", "in_thread", "run_to_end", "start", "start_thread", "supervise", "supervise_thread"]
+__all__ = [
+    "WorkCancelled",
+    "cancel",
+    "check_cancelled",
+    "gauges",
+    "in_executor",
+    "in_thread",
+    "interrupted_by",
+    "run_to_end",
+    "start",
+    "start_thread",
+    "supervise",
+    "supervise_thread",
+]

@@ -7,8 +7,8 @@ Rules:
 - Time is the later of two: the machine's clock, and the signing time of the newest accepted statement plus the time
   since it arrived. So an unset clock accepts nothing that was known to be expired, and a clock that is ahead causes
   refusals only while it is ahead: no reading of the machine's clock is stored.
-- Sources are asked in order. A refresh uses a single source; the next is asked only if one is unreachable, never after a
-  refusal, so that an attack is noticed.
+- Sources are asked in order. A refresh uses a single source; the next is asked only if one is unreachable, or sends too slowly
+  or without end, never after a refusal of what it sent, so that an attack is noticed.
 - That signing time is forgotten when the root names another timestamp key, like all version numbers. So a region whose
   clock was wrong for a while does not lock nodes out permanently.
 """
@@ -17,32 +17,38 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import orjson
 import structlog
-from tuf.api.metadata import Root, TargetFile, Timestamp
+from tuf.api.metadata import Root, Timestamp
 
-from hedgerow.errors import BusError
+from hedgerow.errors import BusError, HedgerowError
 from hedgerow.labels import Labels
 from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, MANIFEST
 from hedgerow.pki.names import PkiError
 from hedgerow.trust import errors
-from hedgerow.trust.documents import Documents, TufFetcher
+from hedgerow.trust.documents import Documents, TufFetcher, source_name
+from hedgerow.trust.errors import TrustError
 from hedgerow.trust.rejected_updates import REFUSALS, explain
 from hedgerow.trust.roles import selector_of, signed_at, target_path
 from hedgerow.trust.updater import JudgedUpdater
+from hedgerow.web.errors import OriginEndless, OriginSlow, RedirectRefused
 from hedgerow.wire.fleet import ModelRef
 
 log = structlog.get_logger(__name__)
 
 _BEHIND_S: Final = 60.0
-_KEPT_MANIFESTS: Final = 64
+_RACES: Final = 5
+"""How often a refresh starts over because another one stored newer metadata meanwhile."""
 _SIGNED_LATER: Final = (errors.UnknownTarget, errors.WrongDigest, errors.NotForThisNode)
 """Refusals that a signature made a moment ago may resolve."""
+MISBEHAVES: Final = (errors.SlowData, errors.EndlessData, OriginSlow, OriginEndless, RedirectRefused)
+"""What a source does to hold a node up: the next one is asked, because nothing was learned about the metadata itself."""
 
 Result = TypeVar("Result")
 
@@ -67,7 +73,10 @@ class Freshness:
 
 
 class TrustClient:
-    """Verifies the versions a node is asked to run. Its methods block: call them in a thread.
+    """Verifies the versions a node is asked to run. Its methods block, and may run at once: call them in threads.
+
+    No lock is held while documents arrive: each refresh works in memory, and stores what it accepted if nothing newer was
+    stored meanwhile. So a source that sends slowly delays nobody but those who ask it.
 
     Args:
         folder: stores the metadata seen so far; only this client writes there.
@@ -75,6 +84,9 @@ class TrustClient:
         documents: sources of all other metadata, asked in this order.
         clock: Unix seconds.
         monotonic: a monotonic clock in seconds.
+        on_event: called with events for operators, from the thread that asks a source.
+    Attributes:
+        failures: how often each source failed, and the next one was asked.
     """
 
     def __init__(
@@ -84,16 +96,20 @@ class TrustClient:
         *documents: Documents,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _detail: None,
     ) -> None:
         self._folder = folder
         self._root = root
         self._sources = documents
         self._clock = clock
         self._monotonic = monotonic
+        self._event = on_event
         self._updater: JudgedUpdater | None = None
         self._seen: tuple[int, float] | None = None  # the timestamp accepted last, and when it arrived
         self._behind: float | None = None
+        self._stored = 0  # number of times that metadata was stored
         self._lock = threading.Lock()
+        self.failures: Counter[str] = Counter()
 
     def refresh(self) -> Freshness:
         """Get the newest metadata.
@@ -103,7 +119,9 @@ class TrustClient:
             BusError: no source can be reached; the error of the first one.
         """
         with self._lock:
-            updater = self._refresh()
+            self._updater = None
+        updater, _ = self._refresh()
+        self._give_back(updater)
         return Freshness(
             root=updater.root.version,
             timestamp=updater.timestamp.version,
@@ -123,40 +141,103 @@ class TrustClient:
             TrustError: this node may not serve it.
             BusError: no source can be reached.
         """
-        with self._lock:
-            updater = self._updater
+        updater = self._borrow()
+        sources: Sequence[Documents] = self._sources
+        while True:
             if updater is None or updater.timestamp.expires.timestamp() <= self._judge(updater.root, updater.timestamp):
-                updater = self._refresh()
+                updater, sources = self._refresh(sources)
             try:
-                return self._manifest(updater, ref, labels, file)
+                content = self._manifest(updater, ref, labels, file)
+            except MISBEHAVES as error:
+                documents = updater.fetcher.documents
+                sources = tuple(each for each in sources if each is not documents)
+                self._left_alone(documents, error, sources)
+                if not sources:
+                    raise
+                updater = None
             except _SIGNED_LATER as refusal:
                 # Documents are cached for seconds. The version may have been signed since they were fetched for a peer.
                 updater.fetcher.documents.forget()
-                try:
-                    return self._manifest(self._refresh(), ref, labels, file)
-                except BusError:
-                    raise refusal from None
-            except BusError:
-                self._updater = None  # the next attempt starts with the first source again
+                return self._signed_since(ref, labels, file, refusal)
+            except TrustError:
+                self._give_back(updater)
                 raise
-
-    def _refresh(self) -> JudgedUpdater:
-        self._updater = None
-        away: BusError | None = None
-        for documents in self._sources:
-            try:
-                self._updater = self._refresh_from(documents)
-            except BusError as error:
-                log.info("metadata-source-away", error=str(error))
-                away = away or error
             else:
-                return self._updater
-        raise away or RuntimeError("no source of metadata is configured")
+                self._give_back(updater)
+                return content
+
+    def _signed_since(self, ref: ModelRef, labels: Labels, file: str, refusal: TrustError) -> bytes:
+        """Look again with newer metadata. Raises: TrustError: as before, or newly."""
+        updater = None
+        try:
+            updater, _ = self._refresh()
+            return self._manifest(updater, ref, labels, file)
+        except BusError:
+            updater = None
+            raise refusal from None
+        finally:
+            if updater is not None:
+                self._give_back(updater)
+
+    def _borrow(self) -> JudgedUpdater | None:
+        """Take the newest metadata for this thread alone; None: another thread has it, or there is none."""
+        with self._lock:
+            updater, self._updater = self._updater, None
+        return updater
+
+    def _give_back(self, updater: JudgedUpdater) -> None:
+        with self._lock:
+            if self._updater is None or self._updater.timestamp.version <= updater.timestamp.version:
+                self._updater = updater
+
+    def _refresh(self, sources: Sequence[Documents] | None = None) -> tuple[JudgedUpdater, Sequence[Documents]]:
+        """Return the newest metadata of the first source that delivers, and the sources not known to misbehave."""
+        sources = self._sources if sources is None else sources
+        failure: HedgerowError | None = None
+        for position, documents in enumerate(sources):
+            try:
+                return self._refresh_from(documents), sources[position:]
+            except (BusError, *MISBEHAVES) as error:
+                self._left_alone(documents, error, sources[position + 1 :])
+                failure = failure or error
+        raise failure or RuntimeError("no source of metadata is configured")
+
+    def _left_alone(self, documents: Documents, error: HedgerowError, following: Sequence[Documents]) -> None:
+        source = source_name(documents)
+        self.failures[source] += 1
+        detail = {
+            "source": source,
+            "next": source_name(following[0]) if following else "",
+            "of": "metadata",
+            "bytes": getattr(error, "received", 0),
+            "seconds": round(getattr(error, "seconds", 0.0), 1),
+            "code": error.code,
+            "error": str(error),
+            "remedy": error.remedy,
+        }
+        log.info("metadata-source-away", **detail)
+        if following or isinstance(error, MISBEHAVES):
+            self._event("source-left-alone", detail)
 
     def _refresh_from(self, documents: Documents) -> JudgedUpdater:
-        fetcher = TufFetcher(documents, self._monotonic)
+        for _ in range(_RACES):
+            with self._lock:
+                stored = self._stored
+            updater = self._begin(documents)
+            try:
+                _guarded(updater, updater.refresh)
+            finally:
+                newest = self._store(updater, stored)
+            if newest:
+                return updater
+        raise errors.StateUnwritable(
+            f"Refused: other refreshes stored newer metadata {_RACES} times while this one was under way",
+            remedy="The node tries again. If it keeps failing, please report it.",
+        )
+
+    def _begin(self, documents: Documents) -> JudgedUpdater:
         try:
-            updater = JudgedUpdater(self._folder, self._root, fetcher, self._judge)
+            return JudgedUpdater(self._folder, self._root, TufFetcher(documents, self._monotonic), self._judge)
         except REFUSALS as error:
             raise errors.BadMetadata(
                 f"This node's root cannot be used: {error}",
@@ -164,10 +245,24 @@ class TrustClient:
             ) from error
         except (OSError, PkiError) as error:
             raise _unwritable(error) from error
-        _guarded(updater, updater.refresh)
-        if self._seen is None or self._seen[0] != updater.timestamp.version:
-            self._seen = (updater.timestamp.version, self._monotonic())
-        return updater
+
+    def _store(self, updater: JudgedUpdater, stored: int) -> bool:
+        """Store what a refresh has accepted so far, unless another has stored something since.
+
+        Returns: whether it was stored. If not, it was checked against metadata that is not the newest any more.
+        """
+        with self._lock:
+            if self._stored != stored:
+                return False
+            try:
+                updater.store()
+            except (OSError, PkiError) as error:
+                raise _unwritable(error) from error
+            self._stored += 1
+            timestamp = updater.trusted(Timestamp.type)
+            if timestamp is not None and (self._seen is None or self._seen[0] != timestamp.version):
+                self._seen = (timestamp.version, self._monotonic())
+        return True
 
     def _judge(self, root: Root, timestamp: Timestamp | None) -> float:
         wall, floor = self._clock(), signed_at(root) or 0.0
@@ -179,7 +274,12 @@ class TrustClient:
 
     def _manifest(self, updater: JudgedUpdater, ref: ModelRef, labels: Labels, file: str) -> bytes:
         path = target_path(ref.name, ref.version, file)
-        target = _guarded(updater, lambda: updater.get_targetinfo(path))
+        with self._lock:
+            stored = self._stored
+        try:
+            target = _guarded(updater, lambda: updater.get_targetinfo(path))
+        finally:
+            self._store(updater, stored)  # the owner's metadata; if newer metadata is stored already, it is not needed
         if target is None:
             raise errors.UnknownTarget(
                 f"Refused {ref}: no authorised owner has signed it; the old version keeps serving"
@@ -195,23 +295,11 @@ class TrustClient:
             raise errors.EndlessData(
                 f"Refused {ref}: its manifest of {target.length:,} bytes is larger than {LARGEST_MANIFEST:,}; the old version keeps serving"
             )
-        content = _guarded(updater, lambda: self._content(updater, target))
+        content = _guarded(updater, lambda: updater.content(target))
         _check_says(content, ref)
+        with self._lock:
+            _guarded(updater, updater.forget_old_manifests)
         return content
-
-    def _content(self, updater: JudgedUpdater, target: TargetFile) -> bytes:
-        file = updater.find_cached_target(target) or updater.download_target(target)
-        content = Path(file).read_bytes()
-        target.verify_length_and_hashes(content)
-        self._forget_old(Path(file))
-        return content
-
-    def _forget_old(self, just_used: Path) -> None:
-        """Keep the newest manifests; the others can be fetched again."""
-        files = sorted(just_used.parent.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)
-        for file in files[_KEPT_MANIFESTS:]:
-            if file != just_used:
-                file.unlink(missing_ok=True)
 
 
 def _guarded(updater: JudgedUpdater, action: Callable[[], Result]) -> Result:

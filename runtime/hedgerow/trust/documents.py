@@ -15,11 +15,12 @@ from typing import IO, Final, Protocol
 from tuf.api.exceptions import DownloadHTTPError, DownloadLengthMismatchError, SlowRetrievalError
 from tuf.ngclient.fetcher import FetcherInterface
 
+from hedgerow.tasks import check_cancelled
 from hedgerow.trust.errors import BadRepository
 
 _PATIENCE_S: Final = 30.0
 _SLOWEST_BYTES_S: Final = 1024.0
-"""Time limit of a document: the patience, plus its size at the slowest rate."""
+"""Time limit of a document, once its source has begun to send: the patience, plus its size at the slowest rate."""
 _BLOCK: Final = 1 << 16
 
 
@@ -33,8 +34,8 @@ class Documents(Protocol):
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         """Yield a document in pieces.
 
-        Each piece has the source's own timeout. An unreachable source is not a refusal: it raises a `BusError`, and the
-        next source is asked.
+        The source limits the time until the first piece, and between pieces. An unreachable source is not a refusal: it
+        raises a `BusError`, and the next source is asked.
 
         Args:
             max_bytes: the caller needs no more; the source may stop once it has sent more than this.
@@ -45,6 +46,11 @@ class Documents(Protocol):
     def forget(self) -> None:
         """Drop cached documents, because one of them was refused."""
         ...
+
+
+def source_name(documents: Documents) -> str:
+    """Return what operators call a source: its address, if it has one."""
+    return str(getattr(documents, "name", type(documents).__name__))
 
 
 class FolderDocuments:
@@ -105,14 +111,16 @@ class TufFetcher(FetcherInterface):
             SlowRetrievalError: it takes too long.
         """
         self.path, self.data, self.max_bytes = url, b"", max_length
-        began, pieces = self._monotonic(), bytearray()
+        began, pieces = None, bytearray()
         try:
             for piece in self._fetch(url):
+                began = self._monotonic() if began is None else began
+                check_cancelled()
                 pieces += piece
                 if len(pieces) > max_length:
                     raise DownloadLengthMismatchError(f"{url} has more than {max_length} bytes")
-                if self._monotonic() - began > _PATIENCE_S + len(pieces) / _SLOWEST_BYTES_S:
-                    raise SlowRetrievalError(f"{url}: {len(pieces)} bytes in {self._monotonic() - began:.0f} s")
+                if (passed_s := self._monotonic() - began) > _PATIENCE_S + len(pieces) / _SLOWEST_BYTES_S:
+                    raise SlowRetrievalError(f"{url}: {len(pieces)} bytes in {passed_s:.0f} s")
         except DocumentMissing as error:
             raise DownloadHTTPError(f"{url} is not there", 404) from error
         finally:

@@ -21,10 +21,13 @@ class HttpsDocuments:
 
     Args:
         web: the server, with `metadata/` and `targets/` below its address.
+    Attributes:
+        name: its address.
     """
 
     def __init__(self, web: WebClient) -> None:
         self._web = web
+        self.name = web.base
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         """See `Documents.get`. Raises: OriginUnavailable: the server cannot be reached, or the connection breaks."""

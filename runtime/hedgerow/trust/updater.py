@@ -1,18 +1,21 @@
-"""tuf's client with a replaceable clock and files that survive a power cut, for which tuf has no hooks.
+"""tuf's client with a replaceable clock, and with files that survive a power cut and are written together at the end, for which
+tuf has no hooks.
 
 This is the only module that reaches into tuf's `Updater`; `tests/trust/test_updater.py` notices when tuf changes there.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from tuf.api.exceptions import ExpiredMetadataError, RepositoryError
-from tuf.api.metadata import Metadata, Root, Signed, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Signed, TargetFile, Targets, Timestamp
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
 
@@ -28,6 +31,8 @@ _LIMITS: Final = UpdaterConfig(
     targets_max_length=16_000_000,
 )
 
+_KEPT_MANIFESTS: Final = 64
+
 _LAST_MOMENT: Final = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 """Largest representable time: a clock, or a forged signing time, may exceed the calendar."""
 
@@ -36,7 +41,7 @@ Judge = Callable[[Root, Timestamp | None], float]
 
 
 class JudgedUpdater(Updater):
-    """tuf's client, for one refresh.
+    """tuf's client, for one refresh. Accepted metadata stays in memory until `store`, so that nobody waits for a source.
 
     Attributes:
         fetcher: fetches the documents; holds the last one.
@@ -53,6 +58,8 @@ class JudgedUpdater(Updater):
         make_folder(folder / "manifests")
         self.fetcher = fetcher
         self._judge = judge
+        self._accepted: dict[str, bytes] = {}  # by path, in the order of acceptance
+        self._manifests = folder / "manifests"
         super().__init__(
             metadata_dir=str(folder / "metadata"),
             metadata_base_url="metadata/",
@@ -113,6 +120,41 @@ class JudgedUpdater(Updater):
             return None
         return known.signed if isinstance(known.signed, Timestamp) else None
 
+    def store(self) -> None:
+        """Write what was accepted, so that it survives a power cut: without it, rollbacks would go unnoticed.
+
+        Raises: OSError, PkiError: it cannot be written.
+        """
+        for filename, data in self._accepted.items():
+            write(Path(filename), data)
+        self._accepted.clear()
+        super()._update_root_symlink()
+
+    def content(self, target: TargetFile) -> bytes:
+        """Return the content of a target, from disk or from the source. Raises: as tuf's `download_target`."""
+        if (cached := self.find_cached_target(target)) is not None:
+            content = Path(cached).read_bytes()
+            target.verify_length_and_hashes(content)
+            return content
+        arriving = self._manifests / f".{threading.get_ident()}"  # another thread may fetch the same one
+        content = Path(self.download_target(target, str(arriving))).read_bytes()
+        target.verify_length_and_hashes(content)
+        arriving.replace(self._generate_target_file_path(target))
+        return content
+
+    def forget_old_manifests(self) -> None:
+        """Keep the manifests used last; the others can be fetched again. Raises: OSError: the folder cannot be read."""
+        files = [file for file in self._manifests.iterdir() if file.is_file()]
+        files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+        for file in files[_KEPT_MANIFESTS:]:
+            file.unlink(missing_ok=True)
+
+    def _load_local_metadata(self, rolename: str) -> bytes:
+        path = str(Path(self._dir) / f"{quote(rolename, '')}.json")
+        return self._accepted.get(path) or super()._load_local_metadata(rolename)
+
     def _persist_file(self, filename: str, data: bytes) -> None:
-        """Write a file so that it survives a power cut: without it, rollbacks would go unnoticed."""
-        write(Path(filename), data)
+        self._accepted[filename] = data
+
+    def _update_root_symlink(self) -> None:
+        """Leave it to `store`."""

@@ -12,11 +12,13 @@ import pytest
 
 from hedgerow.blobs.announcements import MAX_DIGESTS, Announcement, AnnouncementKind
 from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
-from hedgerow.blobs.fetch.scheduler import FetchScheduler, Steps
+from hedgerow.blobs.fetch.scheduler import FetchScheduler, LeftOut, Reason, Steps
+from hedgerow.blobs.peers.distrust import PeerDistrust
 
 GROUP, OTHER_GROUP = "0123456789abcdef", "fedcba9876543210"
 SIZE = 1000
 HOLD_S, REFRESH_S, LEASE_S, ECHO_S, OFFER_S, STALL_S, DISTRUST_S = 0.5, 3.0, 10.0, 5.0, 5.0, 20.0, 120.0
+TURN_S, LONGEST_TURN_S = 45.0, 450.0
 FIRST_TIMEOUT_S = 30.0
 """Timeout before the first reply."""
 SOON_S = 0.01
@@ -420,13 +422,16 @@ def test_our_own_request_is_not_replaced_by_a_peers() -> None:
     assert bench.step(1.0 + FIRST_TIMEOUT_S) == ("a", "", "")
 
 
-def test_a_request_by_another_peer_restarts_the_timeout() -> None:
+@pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.TAKE])
+@pytest.mark.parametrize("peer", ["m", "z"])
+def test_no_repetition_of_a_request_extends_it(kind: AnnouncementKind, peer: str) -> None:
     bench = SchedulerBench()
     bench.receive(AnnouncementKind.ASK, "a", "m", 0.0)
-    bench.receive(AnnouncementKind.ASK, "a", "z", 20.0)
+    for second in range(1, 45):
+        bench.receive(kind, "a", peer, float(second))
 
-    assert bench.step(20.0 + 45.0 - 0.01) == NOTHING
-    assert bench.step(20.0 + 45.0) == ("a", "", "")
+    assert bench.step(45.0 - 0.01) == NOTHING
+    assert bench.step(45.0) == ("a", "", "")
 
 
 def test_a_request_with_another_group_is_waited_for_once() -> None:
@@ -667,14 +672,17 @@ def test_a_failed_request_by_a_peer_also_lengthens_the_hold() -> None:
     assert bench.step(46.2) == ("", "a", "")
 
 
-def test_a_repeated_request_by_a_peer_is_waited_for_again() -> None:
+def test_a_repeated_request_by_a_peer_is_waited_for_again_once_this_node_has_requested() -> None:
     bench = SchedulerBench()
     bench.receive(AnnouncementKind.ASK, "a", "m", 0.0)
     bench.announce(45.0)
     bench.receive(AnnouncementKind.ASK, "a", "m", 45.1)
 
-    assert bench.step(90.0) == NOTHING
-    assert bench.step(90.2) == ("a", "", "")
+    assert bench.step(46.2) == ("", "a", "")
+    assert bench.step(76.2) == ("a", "", "")
+    bench.receive(AnnouncementKind.ASK, "a", "m", 76.3)
+    assert bench.step(121.2) == NOTHING
+    assert bench.step(121.3) == ("a", "", "")
 
 
 def test_a_repeated_want_does_not_cancel_an_offer() -> None:
@@ -721,8 +729,8 @@ def test_a_claim_without_progress_for_twenty_seconds_is_released() -> None:
 def test_a_stall_takes_at_least_three_timeouts() -> None:
     assert "a" not in stalled(2.0).next(24.0).want
     assert "a" in stalled(2.0).next(24.1).want
-    assert "a" not in stalled(None).next(90.0).want
-    assert "a" in stalled(None).next(90.1).want
+    assert "a" not in stalled(None).next(TURN_S - 0.01).want, "a turn is shorter than three first timeouts"
+    assert "a" in stalled(None).next(TURN_S).want
 
 
 def test_a_stall_releases_neither_requests_nor_offers_nor_own_claims() -> None:
@@ -735,6 +743,223 @@ def test_a_stall_releases_neither_requests_nor_offers_nor_own_claims() -> None:
 
     steps = bench.next(121.0)
     assert (steps.distrusted, steps.want) == ((), [])
+
+
+# Turns: peers that claim and repeat themselves
+
+
+CLAIMS = {
+    "wants": [AnnouncementKind.WANT],
+    "busy": [AnnouncementKind.BUSY],
+    "asks": [AnnouncementKind.ASK],
+    "takes": [AnnouncementKind.TAKE],
+    "offers": [AnnouncementKind.HAVE],
+    "asks and wants": [AnnouncementKind.ASK, AnnouncementKind.WANT],
+    "takes and is busy": [AnnouncementKind.TAKE, AnnouncementKind.BUSY],
+    "everything": list(AnnouncementKind),
+}
+
+
+@pytest.mark.parametrize("peers", [["m"], ["m", "z"], [f"m{number}" for number in range(50)]], ids=len)
+@pytest.mark.parametrize("kinds", CLAIMS.values(), ids=CLAIMS)
+def test_the_region_is_asked_after_a_fixed_time_whatever_peers_claim(
+    kinds: list[AnnouncementKind], peers: list[str]
+) -> None:
+    """They claim ten times a second, and deliver nothing. The region answers.
+
+    A request in the last moment of the peers' turn, and the own hold, come on top.
+    """
+    bench = SchedulerBench("abcd")
+    requested: dict[str, float] = {}
+    for tenth in range(2000):
+        now = tenth / 10
+        steps = bench.next(now)
+        if steps.want:
+            bench.receive(AnnouncementKind.WANT, steps.want, "n", now)
+        for digest in steps.request:
+            requested[digest] = now
+            assert bench.scheduler.arrived(digest, None, now + 0.05)
+        for number, peer in enumerate(peers):
+            bench.receive(kinds[(tenth + number) % len(kinds)], "abcd", peer, now)
+            if kinds == [AnnouncementKind.HAVE]:
+                bench.receive(AnnouncementKind.HAVE, "x", peer, now)
+
+    assert sorted(requested) == ["a", "b", "c", "d"], "although two requests fill the window"
+    assert max(requested.values()) <= 2 * TURN_S + 1.2 + 0.4
+
+
+def test_peers_have_one_turn_between_two_requests_of_this_node() -> None:
+    bench = SchedulerBench()
+    bench.receive(AnnouncementKind.BUSY, "a", "z", 0.0)
+    assert bench.step(TURN_S) == ("a", "", "")
+    bench.receive(AnnouncementKind.WANT, "a", "n", TURN_S)
+    for kind in (AnnouncementKind.BUSY, AnnouncementKind.HAVE, AnnouncementKind.ASK, AnnouncementKind.TAKE):
+        bench.receive(kind, "a", "z", TURN_S + 0.1)
+    assert bench.step(TURN_S + 1.2) == ("", "a", "")
+
+    assert bench.step(TURN_S + 1.2 + FIRST_TIMEOUT_S) == ("a", "", "")
+    bench.receive(AnnouncementKind.BUSY, "a", "z", 80.0)
+    assert bench.step(80.0 + TURN_S - 0.01) == NOTHING
+    assert bench.step(80.0 + TURN_S) == ("a", "", "")
+
+
+def test_a_turn_is_one_and_a_half_timeouts_if_replies_take_long() -> None:
+    bench = SchedulerBench(reply_s=20.0)  # a timeout of 80 s
+    bench.receive(AnnouncementKind.WANT, "a", "m", 0.0)
+    for second in range(0, 130, 5):
+        bench.receive(AnnouncementKind.WANT, "a", "m", float(second))
+
+    assert "a" not in bench.next(119.99).want
+    assert "a" in bench.next(120.0).want
+
+
+def claiming(*, delivers_at: float, until: float) -> SchedulerBench:
+    """A peer that claims a chunk again and again, and delivers another one once."""
+    bench = SchedulerBench("ab", reply_s=20.0)
+    bench.receive(AnnouncementKind.WANT, "a", "m", 0.0)
+    bench.receive(AnnouncementKind.ASK, "b", "m", 0.0)
+    for second in range(int(until) + 1):
+        if second == delivers_at:
+            assert bench.scheduler.arrived("b", "m", float(second))
+        bench.receive(AnnouncementKind.WANT, "a", "m", float(second))
+        bench.next(float(second))
+    return bench
+
+
+def test_a_peer_that_delivers_may_go_on_for_another_turn_and_stays_trusted() -> None:
+    bench = claiming(delivers_at=100.0, until=219.0)
+
+    steps = bench.next(219.99)
+    assert (steps.want, steps.distrusted) == ([], ())
+    steps = bench.next(220.0)
+    assert (steps.want, steps.distrusted) == (["a"], ())
+
+
+def test_a_peer_that_delivers_from_time_to_time_does_not_keep_a_chunk_for_ever() -> None:
+    bench = SchedulerBench([*names(20), "a"])
+    bench.receive(AnnouncementKind.WANT, ["a"], "m", 0.0)
+    wanted_at = []
+    for second in range(1, 600):
+        bench.receive(AnnouncementKind.WANT, ["a"], "m", float(second))
+        if second % 40 == 0:
+            assert bench.scheduler.arrived(f"{second // 40:03}", "m", float(second))
+        if "a" in bench.next(float(second)).want:
+            wanted_at.append(second)
+
+    assert wanted_at[0] == LONGEST_TURN_S
+
+
+def test_the_window_does_not_learn_from_what_a_peer_takes_from_a_mirror() -> None:
+    bench = SchedulerBench()
+    bench.receive(AnnouncementKind.TAKE, "a", "m", 1.0)
+    bench.scheduler.arrived("a", None, 30.0)
+
+    assert bench.window.smoothed_rtt_s is None
+
+
+def test_requests_of_peers_for_one_chunk_count_against_the_bucket_once() -> None:
+    bench = SchedulerBench("ab", bytes_per_s=1000)
+    for second in range(10):
+        bench.receive(AnnouncementKind.ASK, "ab", f"m{second}", 0.0)
+
+    assert bench.bucket.free_at(0.0) == 2.0
+
+
+def test_the_wake_time_considers_the_end_of_a_turn_and_own_turns_in_a_full_window() -> None:
+    bench = SchedulerBench("abc")
+    bench.receive(AnnouncementKind.WANT, "a", "m", 0.0)
+    for second in range(0, 45, 5):
+        bench.receive(AnnouncementKind.WANT, "a", "m", float(second))
+    bench.receive(AnnouncementKind.ASK, "bc", "z", 44.0)
+    assert wake_time(bench, 44.0) == TURN_S
+
+    bench.announce(TURN_S)
+    assert wake_time(bench, TURN_S) == TURN_S + HOLD_S, "two requests of others fill the window"
+    assert bench.step(TURN_S + HOLD_S) == ("", "a", "")
+
+
+# Peers that are left out
+
+
+def test_a_request_that_is_not_kept_while_others_are_costs_trust() -> None:
+    bench = SchedulerBench("ab")
+    bench.receive(AnnouncementKind.TAKE, "a", "m", 0.0)
+    bench.scheduler.arrived("b", "z", 1.0)
+
+    steps = bench.next(45.0)
+    assert steps.left_out == [LeftOut("m", Reason.REQUEST_NOT_KEPT, DISTRUST_S)]
+    assert (steps.want, steps.distrusted) == (["a"], ("m",))
+    assert bench.next(45.0).left_out == [], "told once"
+
+
+def test_a_request_that_is_not_kept_while_nothing_arrives_costs_no_trust() -> None:
+    """The region may be away."""
+    bench = SchedulerBench("ab")
+    bench.scheduler.arrived("b", "z", 0.0)
+    bench.receive(AnnouncementKind.ASK, "a", "m", 0.0)
+
+    assert bench.next(45.0) == Steps(want=["a"], wake_at=50.0)
+
+
+def test_our_own_request_that_is_not_answered_costs_nobodys_trust() -> None:
+    bench = SchedulerBench("ab")
+    bench.request(1.0)
+    bench.scheduler.arrived("b", "z", 2.0)
+
+    assert bench.next(31.0).left_out == []
+
+
+@pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.TAKE])
+def test_requests_of_a_peer_that_is_left_out_are_not_waited_for(kind: AnnouncementKind) -> None:
+    bench = SchedulerBench()
+    bench.scheduler.failed("a", "m", 0.0)
+    bench.receive(kind, "a", "m", 0.0)
+
+    assert bench.step(0.0) == ("a", "", "")
+
+
+def test_why_a_peer_is_left_out_is_told() -> None:
+    bench = SchedulerBench("abc")
+    bench.receive(AnnouncementKind.WANT, "a", "claims", 0.0)
+    bench.receive(AnnouncementKind.HAVE, "b", "offers", 0.0)
+    bench.scheduler.failed("c", "lies", 0.0)
+
+    assert bench.next(0.0).left_out == [LeftOut("lies", Reason.BAD_CHUNK, DISTRUST_S)]
+    assert bench.next(OFFER_S).left_out == [LeftOut("offers", Reason.OFFER_NOT_KEPT, DISTRUST_S)]
+    assert bench.next(LEASE_S).left_out == [LeftOut("claims", Reason.CLAIM_NOT_KEPT, DISTRUST_S)]
+
+
+def test_a_peer_is_left_out_for_longer_each_time_also_by_the_next_fetch() -> None:
+    distrust, now, times = PeerDistrust(), 0.0, []
+    for _ in range(7):
+        scheduler = FetchScheduler("n", GROUP, {"a": SIZE}, FetchWindow(), TokenBucket(None), distrust)
+        scheduler.failed("a", "m", now)
+        scheduler.failed("a", "m", now + 1.0)
+        (left_out,) = scheduler.next(now).left_out
+        times.append(left_out.seconds)
+        assert distrust.includes("m", now + left_out.seconds - 0.01)
+        now += left_out.seconds
+        assert not distrust.includes("m", now)
+
+    assert times == [120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0]
+
+
+def test_a_peer_that_behaved_for_four_hours_starts_over() -> None:
+    distrust = PeerDistrust()
+    assert distrust.leave_out("m", 0.0) == 120.0
+    assert distrust.leave_out("m", 120.0 + 4 * 3600.0 - 1) == 240.0
+    ends = 120.0 + 4 * 3600.0 - 1 + 240.0
+    assert distrust.leave_out("m", ends + 4 * 3600.0) == 120.0
+
+
+def test_at_most_1024_peers_are_remembered() -> None:
+    distrust = PeerDistrust()
+    for number in range(1025):
+        distrust.leave_out(f"m{number}", 0.0)
+
+    assert not distrust.includes("m0", 1.0)
+    assert distrust.includes("m1", 1.0)
+    assert len(distrust.names(1.0, 5000)) == 1024
 
 
 # Outages

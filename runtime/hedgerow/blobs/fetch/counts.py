@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hedgerow.blobs.store.store import BlobStore
 
@@ -21,6 +22,8 @@ class FetchCounts:
         bad: chunks received whose content did not match their digest.
         duplicate_chunks: chunks received that were already stored.
         unreadable: messages that could not be decoded.
+        ignored: chunks received from peers that are left out.
+        left_out: times that a peer was left out, by reason.
     """
 
     wan_bytes: int = 0
@@ -29,6 +32,8 @@ class FetchCounts:
     bad: int = 0
     duplicate_chunks: int = 0
     unreadable: int = 0
+    ignored: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def gauges(self, fetched: Mapping[str, int], failures: Mapping[str, int]) -> Iterator[Gauge]:
         """Yield the counters as gauges.
@@ -49,6 +54,11 @@ class FetchCounts:
                 times,
             )
         yield "hedgerow_fetch_bad_chunks", "Chunks received whose content did not match their digest.", {}, self.bad
+        yield "hedgerow_fetch_unreadable", "Messages about chunks that cannot be decoded.", {}, self.unreadable
+        yield "hedgerow_fetch_ignored_chunks", "Chunks received from peers that are left out.", {}, self.ignored
+        for reason, times in self.left_out.items():
+            text = "Times that a peer was left out, because it claims, offers or sends what it should not."
+            yield "hedgerow_fetch_peers_left_out", text, {"reason": reason}, times
         yield "hedgerow_fetch_duplicate_chunks", "Chunks received that were already stored.", {}, self.duplicate_chunks
         text = "Deprecated: use hedgerow_fetch_duplicate_chunks."
         yield "hedgerow_fetch_twice", text, {}, self.duplicate_chunks

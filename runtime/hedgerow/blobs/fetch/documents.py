@@ -2,7 +2,8 @@
 
 Rules:
 - Only the region can publish on the documents' topic, and all nodes receive and cache its replies: twenty nodes that refresh
-  at once cost one reply over the WAN. Nodes wait a random time, and do not repeat a request another node has just made.
+  at once cost one reply over the WAN. Nodes wait a random time, and do not repeat a request another node has just made,
+  unless it is not answered within two seconds.
 - Documents are not verified here: signatures and lengths are checked by `trust`. If it rejects one, the cache is cleared, or
   the bad reply would be served for a quarter of an hour.
 """
@@ -48,8 +49,11 @@ class RegionDocuments:
     Args:
         client: the link to the site's broker.
     Attributes:
+        name: "region", for operators.
         requests: requests to the region so far.
     """
+
+    name = "region"
 
     def __init__(self, client: Client, address: Address, random: Random) -> None:
         self._client = client
@@ -74,7 +78,9 @@ class RegionDocuments:
         """
         offset = 0
         while True:
-            part = asyncio.run_coroutine_threadsafe(self.part(path, offset), self._loop).result()
+            arriving = asyncio.run_coroutine_threadsafe(self.part(path, offset), self._loop)
+            with tasks.interrupted_by(arriving.cancel):
+                part = arriving.result()
             if part.total is None:
                 raise DocumentMissing(path)
             yield part.data
@@ -97,10 +103,11 @@ class RegionDocuments:
         if (part := self._cached(key)) is not None:
             return part
         await asyncio.sleep(self._random.uniform(0, _PAUSE_S))
-        for wait_s in _TIMEOUTS_S:
+        for attempt, wait_s in enumerate(_TIMEOUTS_S):
             if (part := self._cached(key)) is not None:
                 return part
-            if time.monotonic() - self._requested_at.get(key, float("-inf")) >= _TIMEOUTS_S[0]:
+            # Others' requests spare this node one of its own only once: nobody can keep it from asking.
+            if attempt or time.monotonic() - self._requested_at.get(key, float("-inf")) >= _TIMEOUTS_S[0]:
                 self._request(key, wait_s)
             try:
                 async with asyncio.timeout(wait_s), self._arrived:

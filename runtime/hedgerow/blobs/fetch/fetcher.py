@@ -41,9 +41,10 @@ from hedgerow.blobs.errors import ContentDamaged, ContentMissing, RegionUnavaila
 from hedgerow.blobs.fetch.counts import FetchCounts, Gauge, store_gauges
 from hedgerow.blobs.fetch.documents import RegionDocuments
 from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
-from hedgerow.blobs.fetch.scheduler import FetchScheduler, Steps
+from hedgerow.blobs.fetch.scheduler import FetchScheduler, LeftOut, Steps
 from hedgerow.blobs.origins.mirrors import PARALLEL, Mirrors
 from hedgerow.blobs.origins.origins import ModelOrigin, PlacedChunk, placed_chunks
+from hedgerow.blobs.peers.distrust import PeerDistrust
 from hedgerow.blobs.peers.peer_server import PeerServer
 from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus.client import Client
@@ -118,6 +119,8 @@ class BlobFetcher:
         self._peers = PeerServer(self.client, address, store, self._random) if serve_neighbours else None
         self.window = FetchWindow()
         self._bucket = TokenBucket(max_bytes_per_s)
+        self._distrust = PeerDistrust()
+        self._event = on_event
         self._mirrors = Mirrors(sources, self._mirror_delivered, self._mirror_failed, on_event)
         self._placed: Mapping[str, PlacedChunk] = {}
         self._fetch_lock = asyncio.Lock()
@@ -200,7 +203,7 @@ class BlobFetcher:
     ) -> None:
         sizes = {chunk.digest.removeprefix("sha256:"): chunk.size for chunk in missing}
         node = self._address.node
-        scheduler = self._scheduler = FetchScheduler(node, group, sizes, self.window, self._bucket)
+        scheduler = self._scheduler = FetchScheduler(node, group, sizes, self.window, self._bucket, self._distrust)
         self._group, self._failure, self._bad = group, None, {}
         site = self._address._replace(node="+")
         filters = {
@@ -254,6 +257,8 @@ class BlobFetcher:
         return math.inf
 
     def _carry_out(self, steps: Steps, group: str) -> None:
+        for peer in steps.left_out:
+            self._report_left_out(peer)
         self._announce(AnnouncementKind.WANT, group, steps.want, steps.distrusted)
         self._announce(AnnouncementKind.BUSY, group, steps.busy)
         if self._mirrors.usable and self._peers is not None:
@@ -263,6 +268,17 @@ class BlobFetcher:
         else:
             self._announce(AnnouncementKind.ASK, group, steps.request)
             self.counts.requested += len(steps.request)
+
+    def _report_left_out(self, left_out: LeftOut) -> None:
+        self.counts.left_out[left_out.reason] += 1
+        detail = {
+            "peer": left_out.peer,
+            "reason": left_out.reason,
+            "seconds": left_out.seconds,
+            "remedy": "If it happens again, check that node: it fails, or is hostile. Revoke its certificate if it is stolen.",
+        }
+        log.warning("peer-left-out", **detail)
+        self._event("peer-left-out", detail)
 
     def _announce(
         self, kind: AnnouncementKind, group: str, digests: Sequence[str], exclude: tuple[str, ...] = ()
@@ -321,6 +337,9 @@ class BlobFetcher:
         _, group, digest = tail.split("/")
         scheduler = self._scheduler
         if scheduler is None or group != self._group or sender == self._address.node:
+            return False
+        if sender is not None and self._distrust.includes(sender, time.monotonic()):
+            self.counts.ignored += 1
             return False
         size = scheduler.missing.get(digest)
         if size is None:
@@ -391,7 +410,8 @@ class BlobFetcher:
 
     def _discard(self, scheduler: FetchScheduler, digest: str, sender: str | None) -> None:
         self.counts.bad += 1
-        log.warning("bad-chunk", digest=digest, sender=sender or "region")
+        if self.counts.bad.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+            log.warning("bad-chunk", digest=digest, sender=sender or "region", bad=self.counts.bad)
         scheduler.failed(digest, sender, time.monotonic())
         if sender is None:
             self._bad[digest] = self._bad.get(digest, 0) + 1

@@ -10,8 +10,10 @@ coordinator.
 Rules:
 - Peers first: a chunk is requested from the region only if no peer offers it within the hold time. On a busy site messages and
   offers take longer, and the hold time grows with them.
-- A chunk claimed by a peer is left to it for a limited time. A peer that claims and does not request, or offers and does not
-  send, is distrusted for a while. So a node that dies or misbehaves costs only time.
+- A chunk that peers claim, offer or request is left to them for one turn, whatever they say or repeat; then this node requests
+  it itself, even if their requests fill the window. Only after that may peers have another turn.
+- A peer that claims and does not request, offers and does not send, requests what does not arrive while other chunks do, or
+  sends what is damaged, is left out for a while, each time for longer. So a node that dies or misbehaves costs only time.
 - Requests to the region by all nodes of the site count against `FetchWindow` and `TokenBucket`.
 - If brokers did order messages differently, a chunk would arrive twice; it would never be missed.
 """
@@ -21,12 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from hedgerow.blobs.announcements import MAX_DIGESTS, RESEND_AFTER_S, Announcement, AnnouncementKind
 from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
+from hedgerow.blobs.peers.distrust import PeerDistrust
 
 HOLD_S: Final = 0.5
 """Shortest time peers have to offer a chunk."""
@@ -45,11 +48,32 @@ _OFFER_S: Final = 5.0
 """How long a peer that offered may take to send."""
 _STALL_S: Final = 20.0
 """How long peers may hold claims without any chunk arriving."""
-DISTRUST_S: Final = 120.0
-"""How long a peer is distrusted."""
+_TURN_S: Final = 45.0
+"""How long peers may hold a chunk in all, at least; a peer that delivers others meanwhile, longer."""
+_MAX_TURN: Final = 10.0
+"""Longest turn, in shortest ones."""
+_PEER_TIMEOUTS: Final = 1.5
+"""How long a peer's request is waited for, in timeouts of one's own."""
 _MAX_TIMEOUT_S: Final = 30.0
 """Longest wait for a reply, unless replies usually take longer."""
 _EARLIEST_S: Final = 0.01
+
+
+class Reason(StrEnum):
+    """Why a peer is left out."""
+
+    BAD_CHUNK = "bad-chunk"
+    CLAIM_NOT_KEPT = "claim-not-kept"
+    OFFER_NOT_KEPT = "offer-not-kept"
+    REQUEST_NOT_KEPT = "request-not-kept"
+
+
+class LeftOut(NamedTuple):
+    """A peer that is left out from now on, for some seconds."""
+
+    peer: str
+    reason: Reason
+    seconds: float
 
 
 class ChunkState(Enum):
@@ -71,6 +95,7 @@ class _ChunkEntry:
     announced_at: float  # when the owner last announced it
     source: str = ""  # OFFERED: the offering peer; REQUESTED: the group, if it is another one
     confirmed: bool = True  # REQUESTED: False if a peer only sent `busy`; the request may not have been sent yet
+    from_mirror: bool = False  # REQUESTED: of a mirror, so the time that the region takes says nothing
     busy_sent: bool = False  # owned by this node: whether it told peers to wait
     hold_s: float = HOLD_S  # CLAIMED by this node: how long peers have to offer it
 
@@ -83,6 +108,7 @@ class Steps:
         want, busy: chunks to announce to the peers.
         request: chunks to request from the region, or from a mirror.
         distrusted: peers to exclude from the wants.
+        left_out: peers distrusted since the last call.
         wake_at: when to call `next` again at the latest.
     """
 
@@ -90,6 +116,7 @@ class Steps:
     busy: list[str] = field(default_factory=list)
     request: list[str] = field(default_factory=list)
     distrusted: tuple[str, ...] = ()
+    left_out: list[LeftOut] = field(default_factory=list)
     wake_at: float = math.inf
 
 
@@ -101,10 +128,17 @@ class FetchScheduler:
         group: the group to fetch.
         missing: sizes of the missing chunks by digest, in the order in which to fetch them.
         window, bucket: limits on requests to the region; they outlive a fetch.
+        distrust: peers left out; it outlives a fetch. None: none so far.
     """
 
     def __init__(
-        self, node: str, group: str, missing: Mapping[str, int], window: FetchWindow, bucket: TokenBucket
+        self,
+        node: str,
+        group: str,
+        missing: Mapping[str, int],
+        window: FetchWindow,
+        bucket: TokenBucket,
+        distrust: PeerDistrust | None = None,
     ) -> None:
         self._node = node
         self._group = group
@@ -113,7 +147,11 @@ class FetchScheduler:
         self._entries: dict[str, _ChunkEntry] = {}
         self._attempts: dict[str, int] = {}
         self._first_requested_at: dict[str, float] = {}
-        self._distrusted: dict[str, float] = {}
+        self._distrust = distrust or PeerDistrust()
+        self._left_out: list[LeftOut] = []
+        self._turn_began: dict[str, float] = {}
+        self._charged: set[str] = set()
+        self._delivered: dict[str, float] = {}
         self._last_seen: dict[str, float] = {}
         self._busy: list[str] = []
         self._window = window
@@ -135,18 +173,20 @@ class FetchScheduler:
             match announcement.kind:
                 case AnnouncementKind.ASK | AnnouncementKind.TAKE:
                     if sender != self._node:
-                        self._bucket.take(size, now)
-                        self._peer_requested(digest, entry, sender, announcement.group, now)
+                        self._charge(digest, size, now)
+                        if not self._distrust.includes(sender, now):
+                            self._peer_requested(digest, entry, sender, announcement, now)
                 case AnnouncementKind.WANT if sender == self._node:
                     self._own_want_received(digest, entry, now)
-                case AnnouncementKind.WANT if announcement.group == self._group and not self._is_distrusted(
+                case AnnouncementKind.WANT if announcement.group == self._group and not self._distrust.includes(
                     sender, now
                 ):
                     self._peer_wants(digest, entry, sender, now)
-                case AnnouncementKind.BUSY if sender != self._node and not self._is_distrusted(sender, now):
+                case AnnouncementKind.BUSY if sender != self._node and not self._distrust.includes(sender, now):
                     self._peer_is_busy(digest, entry, sender, now)
-                case AnnouncementKind.HAVE if sender != self._node and not self._is_distrusted(sender, now):
-                    if entry is None or entry.state in (ChunkState.ANNOUNCED, ChunkState.CLAIMED):
+                case AnnouncementKind.HAVE if sender != self._node and not self._distrust.includes(sender, now):
+                    waiting = entry is None or entry.state in (ChunkState.ANNOUNCED, ChunkState.CLAIMED)
+                    if waiting and self._is_peers_turn(digest, sender, now):
                         self._last_seen[sender] = now
                         owner = self._node if entry is None else entry.owner
                         self._set_entry(digest, _ChunkEntry(owner, ChunkState.OFFERED, now, now, source=sender))
@@ -162,18 +202,20 @@ class FetchScheduler:
         self._free.pop(digest, None)
         entry = self._entries.pop(digest, None)
         self._progress_at = now
+        deliverer = sender or (entry.owner if entry is not None and entry.state is ChunkState.REQUESTED else self._node)
+        self._delivered[deliverer] = now
         if sender is not None:
             self._last_seen[sender] = now
         elif self._attempts.get(digest) and digest in self._first_requested_at:
             self._window.on_late_reply(now - self._first_requested_at[digest])
-        elif entry is not None and entry.state is ChunkState.REQUESTED and entry.confirmed:
+        elif entry is not None and entry.state is ChunkState.REQUESTED and entry.confirmed and not entry.from_mirror:
             self._window.on_reply(now - entry.since, now)
         return True
 
     def failed(self, digest: str, sender: str | None, now: float) -> None:
         """Handle a chunk that arrived damaged, or that a mirror could not deliver."""
         if sender is not None:
-            self._distrust(sender, now)
+            self._leave_out(sender, Reason.BAD_CHUNK, now)
         elif digest in self._entries:
             self._give_up(digest, now)
 
@@ -182,7 +224,7 @@ class FetchScheduler:
         for entry in self._entries.values():
             entry.since += seconds
             entry.announced_at += seconds
-        for times in (self._last_seen, self._first_requested_at):
+        for times in (self._last_seen, self._first_requested_at, self._turn_began, self._delivered):
             for name in times:
                 times[name] += seconds
         if self._progress_at is not None:
@@ -193,8 +235,8 @@ class FetchScheduler:
         if self._progress_at is None:
             self._progress_at = now
         self._expire(now)
-        steps = Steps(busy=self._busy, distrusted=self._distrusted_names())
-        self._busy = []
+        steps = Steps(busy=self._busy, distrusted=self._distrust.names(now, MAX_DIGESTS), left_out=self._left_out)
+        self._busy, self._left_out = [], []
         self._request_chunks(steps, now)
         self._announce_wants(steps, now)
         steps.wake_at = max(min(self._wake_times(now), default=math.inf), now + _EARLIEST_S)
@@ -202,15 +244,45 @@ class FetchScheduler:
 
     # Peers
 
-    def _peer_requested(self, digest: str, entry: _ChunkEntry | None, sender: str, group: str, now: float) -> None:
+    def _is_peers_turn(self, digest: str, peer: str, now: float) -> bool:
+        """Return whether a peer may hold a chunk; the first to do so begins the turn of all."""
+        self._turn_began.setdefault(digest, now)
+        return now < self._turn_ends(digest, peer)
+
+    def _is_own_turn(self, digest: str, now: float) -> bool:
+        """Return whether this node is to request a chunk, because peers have had their turn."""
+        return digest in self._turn_began and now >= self._turn_ends(digest, self._node)
+
+    def _turn_ends(self, digest: str, peer: str) -> float:
+        """Return when a peer's turn ends: one that delivers may go on, but not for ever."""
+        shortest_s = max(_TURN_S, _PEER_TIMEOUTS * self._window.timeout_s)
+        began = self._turn_began[digest]
+        ends = began + shortest_s
+        if peer != self._node:
+            ends = max(ends, self._delivered.get(peer, -math.inf) + shortest_s)
+        return min(ends, began + _MAX_TURN * shortest_s)
+
+    def _charge(self, digest: str, size: int, now: float) -> None:
+        """Count a peer's request against the rate limit: once, or repetitions could keep this node from requesting."""
+        if digest not in self._charged:
+            self._charged.add(digest)
+            self._bucket.take(size, now)
+
+    def _peer_requested(
+        self, digest: str, entry: _ChunkEntry | None, sender: str, announcement: Announcement, now: float
+    ) -> None:
         # A chunk requested with another group goes to its topic, not to this node's. Wait once: then a peer has it.
-        if group != self._group and self._attempts.get(digest):
+        other_group = "" if announcement.group == self._group else announcement.group
+        if other_group and self._attempts.get(digest):
             return
-        if entry is not None and entry.state is ChunkState.REQUESTED and entry.owner == self._node:
+        # Neither does a repetition extend a peer's request, nor does any replace one of this node's.
+        if entry is not None and entry.state is ChunkState.REQUESTED and (entry.confirmed or entry.owner == self._node):
             return
-        self._set_entry(
-            digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, source="" if group == self._group else group)
-        )
+        if self._is_peers_turn(digest, sender, now):
+            taken = announcement.kind is AnnouncementKind.TAKE
+            self._set_entry(
+                digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, source=other_group, from_mirror=taken)
+            )
 
     def _peer_wants(self, digest: str, entry: _ChunkEntry | None, sender: str, now: float) -> None:
         if (
@@ -219,7 +291,8 @@ class FetchScheduler:
             or (entry.owner == sender and entry.state is ChunkState.REQUESTED)
         ):
             # A peer that requested it and wants it again has given up on its request.
-            self._set_entry(digest, _ChunkEntry(sender, ChunkState.CLAIMED, now, now))
+            if self._is_peers_turn(digest, sender, now):
+                self._set_entry(digest, _ChunkEntry(sender, ChunkState.CLAIMED, now, now))
         elif entry.owner == sender:
             entry.announced_at = now
         elif entry.owner == self._node and len(self._busy) < MAX_DIGESTS:
@@ -230,7 +303,9 @@ class FetchScheduler:
         if entry is not None and entry.state not in (ChunkState.ANNOUNCED, ChunkState.CLAIMED):
             return
         # If two nodes told each other to wait, the one whose name sorts first wins on both.
-        if entry is None or not (entry.owner == self._node and entry.busy_sent and self._node < sender):
+        if entry is not None and entry.owner == self._node and entry.busy_sent and self._node < sender:
+            return
+        if self._is_peers_turn(digest, sender, now):
             self._set_entry(digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, confirmed=False))
 
     def _own_want_received(self, digest: str, entry: _ChunkEntry | None, now: float) -> None:
@@ -242,16 +317,19 @@ class FetchScheduler:
     # This node
 
     def _request_chunks(self, steps: Steps, now: float) -> None:
-        in_flight = self._requests_in_flight()
+        in_flight, own = self._requests_in_flight()
         for digest, entry in self._entries.items():
-            if in_flight >= int(self._window.size) or self._bucket.free_at(now) > now:
+            if self._bucket.free_at(now) > now:
                 return
+            if (own if self._is_own_turn(digest, now) else in_flight) >= int(self._window.size):
+                continue
             if entry.owner == self._node and entry.state is ChunkState.CLAIMED and now >= entry.since + entry.hold_s:
                 entry.state, entry.since = ChunkState.REQUESTED, now
+                self._turn_began.pop(digest, None)
                 self._first_requested_at.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
                 steps.request.append(digest)
-                in_flight += 1
+                in_flight, own = in_flight + 1, own + 1
 
     def _announce_wants(self, steps: Steps, now: float) -> None:
         waiting = 0
@@ -273,8 +351,12 @@ class FetchScheduler:
             self._entries[digest] = _ChunkEntry(self._node, ChunkState.ANNOUNCED, now, now)
             steps.want.append(digest)
 
-    def _requests_in_flight(self) -> int:
-        return sum(1 for entry in self._entries.values() if entry.state is ChunkState.REQUESTED and entry.confirmed)
+    def _requests_in_flight(self) -> tuple[int, int]:
+        """Return how many chunks are requested, and how many of them by this node."""
+        owners = [
+            entry.owner for entry in self._entries.values() if entry.state is ChunkState.REQUESTED and entry.confirmed
+        ]
+        return len(owners), owners.count(self._node)
 
     def _ahead(self) -> int:
         """Return how many chunks to announce ahead: as many as arrive while the next ones are being offered."""
@@ -292,18 +374,25 @@ class FetchScheduler:
                 continue
             match entry.state:
                 case ChunkState.OFFERED:
-                    self._distrust(entry.source, now)
+                    self._claim_ended(digest, entry.source, Reason.OFFER_NOT_KEPT, entry, now)
                 case ChunkState.CLAIMED:
-                    self._distrust(entry.owner, now)
+                    self._claim_ended(digest, entry.owner, Reason.CLAIM_NOT_KEPT, entry, now)
                 case ChunkState.REQUESTED:
                     if entry.confirmed and not entry.source:
                         self._window.on_loss(now)
                     self._give_up(digest, now)
+                    others_arrive = max(self._delivered.values(), default=-math.inf) > entry.since
+                    if entry.owner != self._node and others_arrive:
+                        self._leave_out(entry.owner, Reason.REQUEST_NOT_KEPT, now)
                 case ChunkState.ANNOUNCED:
                     self._release(digest)
-        for name, until in list(self._distrusted.items()):
-            if until <= now:
-                del self._distrusted[name]
+
+    def _claim_ended(self, digest: str, peer: str, reason: Reason, entry: _ChunkEntry, now: float) -> None:
+        """Take a chunk back from a peer, and leave the peer out unless it was busy delivering others to the end."""
+        if now >= self._turn_ends(digest, peer) and self._delivered.get(peer, -math.inf) >= entry.since:
+            self._release(digest)
+        else:
+            self._leave_out(peer, reason, now)
 
     def _is_peer_claim(self, entry: _ChunkEntry) -> bool:
         """Return whether a peer claims it and has not requested it."""
@@ -314,22 +403,24 @@ class FetchScheduler:
         match entry.state:
             case ChunkState.ANNOUNCED:
                 return entry.since + _ECHO_S
+            case ChunkState.CLAIMED if entry.owner == self._node:
+                return math.inf
             case ChunkState.CLAIMED:
-                return math.inf if entry.owner == self._node else entry.announced_at + _LEASE_S
+                return min(entry.announced_at + _LEASE_S, self._turn_ends(digest, entry.owner))
             case ChunkState.OFFERED:
-                return self._last_seen[entry.source] + _OFFER_S
+                return min(self._last_seen[entry.source] + _OFFER_S, self._turn_ends(digest, entry.source))
         usual = self._window.timeout_s
         timeout_s = max(usual, min(usual * (1 << self._attempts.get(digest, 0)), _MAX_TIMEOUT_S))
         # The requesting node retries; peers give it time for that.
-        return entry.since + timeout_s * (1.0 if entry.owner == self._node else 1.5)
+        return entry.since + timeout_s * (1.0 if entry.owner == self._node else _PEER_TIMEOUTS)
 
     def _wake_times(self, now: float) -> Iterator[float]:
-        room = self._requests_in_flight() < int(self._window.size)
+        in_flight, own = self._requests_in_flight()
         for digest, entry in self._entries.items():
             yield self._deadline(digest, entry)
             if entry.owner == self._node and entry.state is ChunkState.CLAIMED:
                 yield entry.announced_at + REFRESH_S
-                if room:
+                if (own if self._is_own_turn(digest, now) else in_flight) < int(self._window.size):
                     yield max(entry.since + entry.hold_s, self._bucket.free_at(now))
         if self._free and len(self._entries) < MAX_DIGESTS:
             yield now + HOLD_S
@@ -346,16 +437,11 @@ class FetchScheduler:
         self._free.pop(digest, None)
         self._entries[digest] = entry
 
-    def _distrust(self, name: str, now: float) -> None:
-        self._distrusted[name] = now + DISTRUST_S
+    def _leave_out(self, name: str, reason: Reason, now: float) -> None:
+        if seconds := self._distrust.leave_out(name, now):
+            self._left_out.append(LeftOut(name, reason, seconds))
         for digest, entry in list(self._entries.items()):
             if (entry.state is ChunkState.OFFERED and entry.source == name) or (
                 entry.state is ChunkState.CLAIMED and entry.owner == name
             ):
                 self._release(digest)
-
-    def _is_distrusted(self, name: str, now: float) -> bool:
-        return name in self._distrusted and self._distrusted[name] > now
-
-    def _distrusted_names(self) -> tuple[str, ...]:
-        return tuple(self._distrusted)[:MAX_DIGESTS]

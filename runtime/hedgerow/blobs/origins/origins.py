@@ -6,22 +6,27 @@ Their content is verified like any other, so a copy may be anywhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
 import structlog
 
-from hedgerow.blobs.errors import ContentMissing
-from hedgerow.blobs.store.parts import hex_of
+from hedgerow.blobs.errors import ContentDamaged, ContentMissing
+from hedgerow.blobs.store.parts import hex_of, matches
 from hedgerow.config import OriginSection
-from hedgerow.errors import HedgerowError
+from hedgerow.errors import HedgerowError, internal
 from hedgerow.models.bundle.manifest import Chunk, File, digest_of
-from hedgerow.trust.documents import Documents
+from hedgerow.tasks import WorkCancelled
+from hedgerow.trust.documents import Documents, source_name
 from hedgerow.web import NotFound, WebClient
 
 log = structlog.get_logger(__name__)
 
+_PAUSE_S: Final = (30.0, 900.0)
+"""How long a failed mirror is skipped: at first, and at most."""
 _MANIFEST: Final = re.compile(r"targets/[^/]+/[^/]+/([0-9a-f]{64})\.manifest\.json")
 
 
@@ -106,32 +111,98 @@ class OciOrigin:
         return b"".join(self._web.stream(f"/blobs/sha256:{manifest_hash(path)}", max_bytes))
 
 
+@dataclass(slots=True)
+class OriginState:
+    """How an origin has behaved.
+
+    Attributes:
+        failures: times that it failed and was skipped for a while.
+        bytes: bytes of chunks fetched from it.
+    """
+
+    source: ModelOrigin
+    failures: int = 0
+    bytes: int = 0
+    _paused_until: float = float("-inf")
+    _pause_s: float = _PAUSE_S[0]
+
+    def usable(self, now: float) -> bool:
+        """Return whether it may be asked."""
+        return self._paused_until <= now
+
+    def failed(self, now: float) -> None:
+        """Skip it for a while, each time for longer."""
+        self.failures += 1
+        self._paused_until, self._pause_s = now + self._pause_s, min(4 * self._pause_s, _PAUSE_S[1])
+
+    def delivered(self, size: int) -> None:
+        """Note that it delivered what was asked for."""
+        self._pause_s = _PAUSE_S[0]
+        self.bytes += size
+
+
+def failure_detail(source: ModelOrigin, following: str, error: HedgerowError) -> dict[str, Any]:
+    """Return what operators are told about an origin that is skipped; `following` is what is asked instead."""
+    return {
+        "source": source.url,
+        "next": following,
+        "bytes": getattr(error, "received", 0),
+        "seconds": round(getattr(error, "seconds", 0.0), 1),
+        "code": error.code,
+        "error": str(error),
+        "remedy": error.remedy,
+    }
+
+
 class OriginDocuments:
     """A repository's documents (`trust.documents.Documents`): manifests from mirrors, metadata from the region.
 
     Metadata must be current, so only the region serves it. A manifest never changes, may be large, and has its digest in its
-    name.
+    name. A mirror that fails is skipped for a while.
+
+    Args:
+        region: the region's documents.
+        sources: the mirrors, in the order in which to try them.
+        on_event: called with events for operators, from the thread that asks.
+    Attributes:
+        name: that of the region.
     """
 
-    def __init__(self, region: Documents, sources: Sequence[ModelOrigin]) -> None:
+    def __init__(
+        self,
+        region: Documents,
+        sources: Sequence[ModelOrigin],
+        on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _detail: None,
+    ) -> None:
         self._region = region
-        self._sources = sources
+        self._states = [OriginState(source) for source in sources]
+        self._event = on_event
+        self.name = source_name(region)
 
     def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
         """See `Documents.get`."""
-        for source in self._sources if manifest_hash(path) else ():
+        for state in self._states if manifest_hash(path) else ():
+            if not state.usable(time.monotonic()):
+                continue
             try:
-                content = source.manifest(path, max_bytes)
+                content = state.source.manifest(path, max_bytes)
+                if digest_of(content) != f"sha256:{manifest_hash(path)}":
+                    raise _damaged(state.source, path)
             except NotFound:
                 continue
             except HedgerowError as error:
-                log.info("manifest-elsewhere", source=source.url, error=str(error))
-                continue
-            if digest_of(content) == f"sha256:{manifest_hash(path)}":
+                state.failed(time.monotonic())
+                log.info("manifest-elsewhere", source=state.source.url, error=str(error))
+                self._event("source-left-alone", failure_detail(state.source, self._next(), error))
+            else:
+                state.delivered(0)
                 yield content
                 return
-            log.warning("manifest-damaged", source=source.url, path=path)
         yield from self._region.get(path, max_bytes)
+
+    def _next(self) -> str:
+        now = time.monotonic()
+        return next((state.source.url for state in self._states if state.usable(now)), self.name)
 
     def forget(self) -> None:
         """See `Documents.forget`."""
@@ -153,7 +224,13 @@ def web_client(section: OriginSection) -> WebClient:
     """Return the HTTP client for a mirror. Raises: ConfigError: its CA or credentials file cannot be read."""
     parts = urlsplit(section.url)
     base = section.url if parts.scheme == "https" else f"https://{parts.netloc}/v2{parts.path.rstrip('/')}"
-    return WebClient(base, ca_file=section.ca_file, credentials_file=section.credentials_file)
+    return WebClient(
+        base,
+        ca_file=section.ca_file,
+        credentials_file=section.credentials_file,
+        token_hosts=section.token_hosts,
+        redirect_hosts=section.redirect_hosts,
+    )
 
 
 def placed_chunks(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
@@ -170,6 +247,26 @@ def placed_chunks(files: Sequence[File]) -> Mapping[str, PlacedChunk]:
 def _open(section: OriginSection) -> ModelOrigin:
     web = web_client(section)
     return HttpsOrigin(web) if section.url.startswith("https:") else OciOrigin(section.url, web)
+
+
+def _damaged(source: ModelOrigin, what: str) -> ContentDamaged:
+    return ContentDamaged(
+        f"{source.url} sent damaged data for {what}",
+        remedy="Copy the repository there again; it may have been changed.",
+    )
+
+
+def fetch_checked(source: ModelOrigin, piece: PlacedChunk) -> bytes:
+    """Fetch and verify a chunk. Raises: HedgerowError: it cannot be fetched, or is damaged."""
+    try:
+        data = source.fetch(piece)
+    except (HedgerowError, WorkCancelled):
+        raise
+    except Exception as error:
+        raise internal(error) from error
+    if not matches(piece.chunk, data):
+        raise _damaged(source, f"chunk {piece.chunk.digest}")
+    return data
 
 
 def _missing(url: str, digest: str, remedy: str) -> ContentMissing:

@@ -1,13 +1,14 @@
 """Decides which chunks this node offers and sends to peers. Pure: no clock, no link.
 
 As in SRM (Floyd et al., SIGCOMM 1995), a node that has a wanted chunk waits a random time before it offers it, and stays
-silent if another offers it first. If two offer at once, the first one in the broker's order sends.
+silent if another offers it first. If two offer at once, the first one in the broker's order sends. Peers are served in turn, so
+one that wants everything all the time delays the others by one chunk at most.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -35,6 +36,7 @@ class _Candidate:
     """A wanted chunk that this node has."""
 
     at: float
+    wanted_by: str
     exclude: tuple[str, ...]
     offered: bool = False
 
@@ -54,23 +56,26 @@ class PeerOffers:
         self._random = random
         self._candidates: dict[PeerRequest, _Candidate] = {}
         self._claimed: dict[PeerRequest, tuple[str, float]] = {}
-        self._to_send: deque[PeerRequest] = deque()
+        self._to_send: OrderedDict[str, deque[PeerRequest]] = OrderedDict()  # by the peer that wanted it
+        self._queued: set[PeerRequest] = set()
 
     def on_want(self, announcement: Announcement, sender: str, now: float) -> None:
         """Handle a peer's want."""
         if sender == self._node or self._node in announcement.exclude:
             return
         self._expire(now)
+        self._make_room(sender)
         for digest in announcement.digests:
             request = PeerRequest(announcement.group, digest)
             claimed_by = self._claimed[request][0] if request in self._claimed else None
             # If this node has sent it, the peer missed it: offer it again. If another claimed it, that one sends it again.
-            sent = claimed_by == self._node and request not in self._to_send
+            sent = claimed_by == self._node and request not in self._queued
             if claimed_by is not None and claimed_by not in announcement.exclude and not sent:
                 continue
             if len(self._candidates) < MAX_OPEN and request not in self._candidates and self._has(digest):
                 self._claimed.pop(request, None)
-                self._candidates[request] = _Candidate(now + self._random.uniform(0, PAUSE_S), announcement.exclude)
+                at = now + self._random.uniform(0, PAUSE_S)
+                self._candidates[request] = _Candidate(at, sender, announcement.exclude)
 
     def on_have(self, announcement: Announcement, sender: str, now: float) -> None:
         """Handle an offer by any node, this one included. The first to offer sends."""
@@ -80,11 +85,12 @@ class PeerOffers:
             if ours is not None and sender in ours.exclude:
                 continue  # the peer that wants it distrusts the sender
             self._candidates.pop(request, None)
-            if request in self._claimed or len(self._claimed) >= 4 * MAX_OPEN:
+            own = sender == self._node and ours is not None  # one of few: others' offers cannot use up its place
+            if request in self._claimed or (len(self._claimed) >= 4 * MAX_OPEN and not own):
                 continue
             self._claimed[request] = sender, now + _CLAIM_S
-            if sender == self._node and ours is not None:
-                self._to_send.append(request)
+            if own and ours is not None:
+                self._queue(ours.wanted_by, request)
 
     def next(self, now: float) -> tuple[dict[str, list[str]], float]:
         """Return what to offer now.
@@ -106,11 +112,36 @@ class PeerOffers:
     def share(self, request: PeerRequest) -> None:
         """Queue a chunk for sending that no peer requested."""
         self._candidates.pop(request, None)
-        self._to_send.append(request)
+        self._queue(self._node, request)
 
     def take(self) -> PeerRequest | None:
-        """Remove and return the next chunk to send; None: there is none."""
-        return self._to_send.popleft() if self._to_send else None
+        """Remove and return the next chunk to send, of each peer in turn; None: there is none."""
+        if not self._to_send:
+            return None
+        peer, requests = self._to_send.popitem(last=False)
+        request = requests.popleft()
+        self._queued.discard(request)
+        if requests:
+            self._to_send[peer] = requests
+        return request
+
+    def _queue(self, peer: str, request: PeerRequest) -> None:
+        if request not in self._queued:
+            self._queued.add(request)
+            self._to_send.setdefault(peer, deque()).append(request)
+
+    def _make_room(self, peer: str) -> None:
+        """If all places are taken, take back those of the peer that has most, down to an equal share."""
+        if len(self._candidates) < MAX_OPEN:
+            return
+        shares = Counter(candidate.wanted_by for candidate in self._candidates.values())
+        (greediest, most), *_ = shares.most_common(1)
+        spare = most - MAX_OPEN // (len(shares) + (peer not in shares))
+        for request in [request for request, each in self._candidates.items() if each.wanted_by == greediest]:
+            if spare <= 0 or peer == greediest:
+                return
+            del self._candidates[request]
+            spare -= 1
 
     def _expire(self, now: float) -> None:
         for request, (_, until) in list(self._claimed.items()):

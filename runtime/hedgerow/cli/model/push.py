@@ -25,6 +25,12 @@ def push(
             metavar="FILE", help="Trusted authorities for the registry's certificate; by default the system's."
         ),
     ] = None,
+    token_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST", help="Another host that gets the credentials, such as auth.docker.io; repeatable."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Copy a version's files to an OCI registry, so that nodes can fetch them there.
@@ -47,7 +53,9 @@ def push(
     from hedgerow.models.bundle.folder import Bundle
 
     try:
-        section = OriginSection(url=to, ca_file=ca_file, credentials_file=credentials_file)
+        section = OriginSection(
+            url=to, ca_file=ca_file, credentials_file=credentials_file, token_hosts=tuple(token_host or ())
+        )
     except ValidationError as error:
         raise ConfigError(f"{to} is not the URL of an OCI registry", remedy="Use oci://HOST/NAME.") from error
     if not to.startswith("oci:"):

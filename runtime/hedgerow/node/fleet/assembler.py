@@ -52,9 +52,9 @@ def assemble(config: NodeConfig, root_file: Path, host: AgentHost, swaps: Swaps)
         sources=origins,
         on_event=host.announcer.event,
     )
-    documents = OriginDocuments(fetcher.documents, origins)
+    documents = OriginDocuments(fetcher.documents, origins, host.announcer.warn)
     mirrors = [HttpsDocuments(web_client(origin)) for origin in fleet.origins if origin.url.startswith("https:")]
-    trust = TrustClient(folder / "trust", _root(root_file), documents, *mirrors)
+    trust = TrustClient(folder / "trust", _root(root_file), documents, *mirrors, on_event=host.announcer.warn)
     verifier = Verifier(trust, host.announcer.event)
     provider = ModelProvider(verifier, fetcher, store, PipelinesFolder(folder / "pipelines"))
     return FleetMember(Agent(host, AgentState(folder), provider, swaps), fetcher, verifier)

@@ -5,22 +5,21 @@ Rules:
 - An installed version has been verified before. Before it serves again, it is checked against the newest metadata, so
   that a withdrawn version no longer serves. If the metadata is unavailable or expired, the earlier verification stands: a
   rollback must not depend on the WAN.
-- Blocking work takes one thread hop per version; events follow on the event loop. It has a thread of its own: when the region
-  does not answer, a verification that was cancelled waits on for half a minute, and other work must not wait for it.
+- Blocking work takes one thread hop per version; events follow on the event loop. It has threads of its own, so that a source
+  that does not answer delays nothing else. A verification that is cancelled gives up what it waits for.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 
-from hedgerow import backends
+from hedgerow import backends, tasks
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.models.bundle.manifest import MANIFEST, File, Manifest, read_manifest
 from hedgerow.models.bundle.pipelines_document import PIPELINES
@@ -30,6 +29,9 @@ from hedgerow.trust.errors import ExpiredMetadata, TrustError
 from hedgerow.wire.fleet import ModelRef
 
 log = structlog.get_logger(__name__)
+
+_THREADS: Final = 4
+"""A verification of one version does not wait for that of another."""
 
 
 class VerifiedVersion(NamedTuple):
@@ -55,7 +57,7 @@ class Verifier:
     def __init__(self, trust: TrustClient, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._trust = trust
         self._on_event = on_event
-        self._thread = ThreadPoolExecutor(1, "verification")
+        self._threads = ThreadPoolExecutor(_THREADS, "verification")
         self._fresh: Freshness | None = None
         self._refused: Counter[str] = Counter()
 
@@ -70,7 +72,7 @@ class Verifier:
             ModelError: its manifest is invalid, or none of its variants can run here.
         """
         try:
-            fresh, version = await asyncio.get_running_loop().run_in_executor(self._thread, self._verify, ref, labels)
+            fresh, version = await tasks.in_executor(self._threads, self._verify, ref, labels)
         except TrustError as error:
             self._report_refusal(ref, error)
             raise
@@ -85,7 +87,7 @@ class Verifier:
         Raises: TrustError: it may no longer serve; also published as an event.
         """
         try:
-            fresh, _ = await asyncio.get_running_loop().run_in_executor(self._thread, self._refresh, ref, labels)
+            fresh, _ = await tasks.in_executor(self._threads, self._refresh, ref, labels)
         except (BusError, ExpiredMetadata) as error:
             log.warning("model-not-verified-again", version=str(ref), code=error.code, error=str(error))
         except TrustError as error:
@@ -103,7 +105,7 @@ class Verifier:
         """
         refresh = partial(self._refresh, ref, labels, PIPELINES)
         try:
-            fresh, content = await asyncio.get_running_loop().run_in_executor(self._thread, refresh)
+            fresh, content = await tasks.in_executor(self._threads, refresh)
         except TrustError as error:
             self._report_refusal(ref, error, "pipelines-not-trusted")
             raise
@@ -111,13 +113,16 @@ class Verifier:
         return content
 
     def close(self) -> None:
-        """End its thread once the verification in progress has ended."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End its threads once the verifications in progress have ended."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield metrics: name, help, labels, value."""
         for code, count in self._refused.items():
             yield "hedgerow_trust_refused", "Model versions refused as untrusted, by code.", {"code": code}, count
+        for source, count in dict(self._trust.failures).items():
+            text = "Times that a source of metadata failed, and the next one was asked."
+            yield "hedgerow_metadata_source_failures", text, {"source": source}, count
         if self._fresh is not None:
             text = "Unix time when the newest model metadata expires."
             yield "hedgerow_trust_expires_seconds", text, {}, self._fresh.expires_at
