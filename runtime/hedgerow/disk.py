@@ -1,4 +1,4 @@
-"""Atomic, durable file writes: after a power cut a file has its old or its new content, never a mixture."""
+"""Atomic, durable file writes: after a power cut a file has its old or its new content, never a mixture. Private files."""
 
 from __future__ import annotations
 
@@ -45,6 +45,57 @@ def sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_private(path: Path, mode: int = 0o600) -> bool:
+    """Create a file that only its owner may use, whatever the umask; take the rights of others from one that exists.
+
+    Args:
+        path: of the file.
+        mode: 0o660 if its group may use it too.
+    Returns: whether others had rights.
+    Raises: OSError: it cannot be created.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode))
+    return limit_mode(path, mode)
+
+
+def limit_mode(path: Path, mode: int) -> bool:
+    """Take all rights from a file or folder that `mode` does not give. Returns: whether there were any.
+
+    Raises: OSError: it does not exist, or belongs to another user.
+    """
+    has = path.stat().st_mode & 0o777
+    if not has & ~mode:
+        return False
+    path.chmod(has & mode)
+    return True
+
+
+def close_folder(folder: Path) -> tuple[int, list[str]]:
+    """Take the rights of group and others from a folder and what it contains; links are left alone.
+
+    Returns: how many had such rights, and the first few that this process may not change.
+    """
+    changed, failed = 0, []
+    for path in itertools.islice(itertools.chain([folder], _contents(folder, 4)), _MOST_CHECKED):
+        try:
+            if not path.is_symlink():
+                changed += limit_mode(path, 0o700)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failed.append(f"{path}: {error.strerror}")
+    return changed, failed[:5]
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    """Return what in a folder, or the folder itself, others than its owner can reach and use; at most a few."""
+    if not folder.exists() or not folder.stat().st_mode & 0o077:
+        return []
+    inside = itertools.islice(_contents(folder, 4), _MOST_CHECKED)
+    used = (path for path in inside if not path.is_symlink() and path.is_file() and path.stat().st_mode & 0o077)
+    return [folder, *itertools.islice(used, 3)]
 
 
 def why_unwritable(folder: Path) -> tuple[str, str] | None:

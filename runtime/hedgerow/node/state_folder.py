@@ -1,4 +1,4 @@
-"""The node's state folder: created and checked at start, and moved to from where earlier versions had it.
+"""The node's state folder: created, checked and closed to other users at start, and moved to from where earlier versions had it.
 
 Earlier builds joined a relative path of the configuration twice: `hedgerow node run configs/node.yaml` had its outbox in
 `configs/configs/.hedgerow`.
@@ -6,6 +6,7 @@ Earlier builds joined a relative path of the configuration twice: `hedgerow node
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ import structlog
 
 from hedgerow.bus.outbox import OutboxError
 from hedgerow.bus.outbox.store import OutboxStore
-from hedgerow.disk import why_unwritable
+from hedgerow.disk import close_folder, why_unwritable
 from hedgerow.errors import ConfigError
 from hedgerow.node.link.outbox import FILE
 
@@ -36,7 +37,7 @@ def prepare(folder: Path, config_folder: Path) -> None:
     problem = why_unwritable(folder)
     if problem is None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             problem = f"{error.filename or folder}: {error.strerror}", "Set another folder."
     if problem is not None:
@@ -45,8 +46,21 @@ def prepare(folder: Path, config_folder: Path) -> None:
             f"Cannot write to the state folder {folder}: {why}",
             remedy=f"{remedy} The setting is `node: {{state_dir: …}}`, or HEDGEROW_NODE__STATE_DIR.",
         )
+    _close_to_others(folder)
     for stray in _earlier_folders(folder, config_folder.absolute()):
         _adopt(stray, folder)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Let only this user read the state: it has results, frames that crashed a stage, and models."""
+    changed, failed = close_folder(folder)
+    if changed:
+        log.warning(
+            "permissions-mended", path=str(folder), files=changed, detail="other users of this machine could read it"
+        )
+    if failed:
+        remedy = f"As root, `chown -R {os.geteuid()} {folder}` and `chmod -R go-rwx {folder}`."
+        log.warning("permissions-open", path=str(folder), error="; ".join(failed), remedy=remedy)
 
 
 def _earlier_folders(folder: Path, config_folder: Path) -> Iterator[Path]:

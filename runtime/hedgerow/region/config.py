@@ -26,6 +26,11 @@ class StoreSection(Section):
         "password in `~/.pgpass` or PGPASSWORD.",
         examples=["/var/lib/hedgerow/region.db", "postgresql://hedgerow@db.example/hedgerow"],
     )
+    group_access: bool = Field(
+        False,
+        description="Let the group of an SQLite file read and write it, for commands of operators in that group. They can read every "
+        "result, and roll out models under any name. By default only its owner can.",
+    )
 
     @field_validator("url")
     @classmethod

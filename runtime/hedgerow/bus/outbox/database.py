@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hedgerow.bus.outbox.records import OutboxError
+from hedgerow.disk import open_private
 
 PAGE_BYTES: Final = 4096
 _LOG_PAGES: Final = 1000
@@ -87,11 +88,10 @@ class OutboxDatabase:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            open_private(path)  # SQLite gives its companions the same rights
         except OSError as error:
-            raise DiskTrouble(
-                f"Cannot create {path.parent}: {error}", remedy="Check the path of the outbox."
-            ) from error
+            raise DiskTrouble(f"Cannot create {path}: {error}", remedy="Check the path of the outbox.") from error
         with self._translating():
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
         try:

@@ -24,7 +24,7 @@ from hedgerow.cli.base.connection import broker_section, connected, explain
 from hedgerow.cli.base.console import plural, size
 from hedgerow.cli.diagnose.takeover import try_takeover
 from hedgerow.config import BrokerSection, NodeConfig
-from hedgerow.disk import why_unwritable
+from hedgerow.disk import open_to_others, why_unwritable
 from hedgerow.errors import BackendMissing, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.node.link.options import is_plain_text_on_network
@@ -74,6 +74,7 @@ def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResul
         except HedgerowError as error:
             yield _failed("config", error)
     yield _disk(config)
+    yield from _private_state(config)
     if config is not None and config_file is not None:
         yield from _models(config, config_file.parent)
         yield from _chains(config, config_file.parent)
@@ -211,6 +212,21 @@ def _disk(config: NodeConfig | None = None) -> CheckResult:
     if free < _LOW_DISK:
         return CheckResult("disk", "warning", detail, "Free some space: compiled models take some 100 MB.")
     return CheckResult("disk", "ok", detail)
+
+
+def _private_state(config: NodeConfig | None) -> Iterator[CheckResult]:
+    folder = (config.node.state_dir if config else Path(".hedgerow")).absolute()
+    try:
+        found = open_to_others(folder)
+    except OSError as error:  # another user's, and closed to us
+        if not isinstance(error, PermissionError):
+            yield CheckResult("permissions", "warning", str(error), "Run doctor as the node's user.")
+        return
+    if found:
+        detail = f"other users of this machine can read {', '.join(map(str, found))}"
+        yield CheckResult(
+            "permissions", "warning", detail, f"`chmod -R go-rwx {folder}`, or restart the node, which does it."
+        )
 
 
 def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:

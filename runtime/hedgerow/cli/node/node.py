@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ def run(
     from hedgerow.telemetry import logs
 
     logs.configure(settings.log.level, settings.log.format)
+    os.umask(0o077)  # whatever the node and its workers write is for its user alone
     if sys.stderr is not None:
         faulthandler.enable()  # a crash of native code leaves its stack in the log
 

@@ -108,7 +108,7 @@ class Collector:
         if config.ping.every_s is not None:
             self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)
         self._writer = StoreWriter(
-            lambda: RegionStore(open_database(config.store.url, write=True), config),
+            lambda: RegionStore(open_database(config.store.url, write=True, group=config.store.group_access), config),
             self._on_report,
         )
 

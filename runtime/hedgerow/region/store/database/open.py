@@ -9,17 +9,18 @@ from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.sqlite import Sqlite
 
 
-def open_database(url: str, *, write: bool, alongside: bool = False) -> Database:
+def open_database(url: str, *, write: bool, alongside: bool = False, group: bool = False) -> Database:
     """Open a store's database.
 
     Args:
         url: path of an SQLite file, or address of a PostgreSQL database.
         write: open it as the collector, its only writer; create and migrate it. Otherwise it is opened to read.
         alongside: write to the tables that are not the collector's, while the collector may be writing; not with `write`.
+        group: let the group of an SQLite file use it, with `write`.
     Raises: RegionStoreError: it cannot be opened.
     """
     if on_postgres(url):
         from hedgerow.region.store.database.postgres import Postgres
 
         return Postgres(url, write=write, alongside=alongside)
-    return Sqlite(Path(url), write=write, alongside=alongside)
+    return Sqlite(Path(url), write=write, alongside=alongside, group=group)

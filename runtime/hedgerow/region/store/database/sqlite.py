@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
+from hedgerow.disk import limit_mode, open_private
 from hedgerow.region.store.database.database import (
     RegionStoreError,
     Row,
@@ -19,6 +23,8 @@ from hedgerow.region.store.database.database import (
     no_such_store,
     store_in_use,
 )
+
+log = structlog.get_logger(__name__)
 
 _BUSY_S: Final = 5.0
 """Longest wait for a lock of another program."""
@@ -31,20 +37,23 @@ class Sqlite:
 
     Args:
         path: of the file; its folder is created if necessary.
-        write, alongside: as for `open_database`.
+        write, alongside, group: as for `open_database`.
     Raises: RegionStoreError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, write: bool, alongside: bool = False) -> None:
+    def __init__(self, path: Path, *, write: bool, alongside: bool = False, group: bool = False) -> None:
         self._path = path
         self._lock: int | None = None
         if not write and not path.exists():
             raise no_such_store(str(path))
+        if not write and not os.access(path, os.R_OK | (os.W_OK if alongside else 0)):
+            raise _private(path)
         if write:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                path.parent.mkdir(mode=0o750 if group else 0o700, parents=True, exist_ok=True)
+                self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _close_to_others(path, 0o660 if group else 0o600)
             except BlockingIOError as error:
                 self._unlock()
                 raise store_in_use(str(path)) from error
@@ -145,3 +154,33 @@ class Sqlite:
                     f"{self._path} rejects the values: {error}", remedy="Report this with the service's log."
                 ) from error
             raise StoreTrouble(f"{self._path}: {error}", remedy=remedy) from error
+
+
+def _close_to_others(path: Path, mode: int) -> None:
+    """Let only the owner, and its group if so configured, use a store; SQLite gives its companions the rights of the file."""
+    try:
+        changed = open_private(path, mode)
+        for name in (f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"):
+            with suppress(FileNotFoundError):
+                changed |= limit_mode(path.with_name(name), mode)
+    except (
+        PermissionError
+    ) as error:  # it belongs to another user; whether it can be written turns out when it is opened
+        log.warning(
+            "permissions-open", path=str(path), error=str(error), remedy=f"As its owner, `chmod go-rwx {path}*`."
+        )
+        return
+    if changed:
+        log.warning("permissions-mended", path=str(path), detail="other users of this machine could read it")
+
+
+def _private(path: Path) -> RegionStoreError:
+    try:
+        owner = pwd.getpwuid(path.stat().st_uid).pw_name
+    except KeyError:
+        owner = str(path.stat().st_uid)
+    return RegionStoreError(
+        f"{path} belongs to user {owner}, and this user may not open it",
+        remedy=f"Run the command as {owner} (`sudo -u {owner} hedgerow …`), or set `store: {{group_access: true}}` in the region's "
+        "configuration and join the file's group.",
+    )
