@@ -10,6 +10,7 @@ Two sets of characters, from narrow to wide:
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 from unicodedata import category
@@ -51,6 +52,11 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """Return a text likewise, but with its line feeds and tabs."""
     return text if text.isprintable() else "".join(char if char in "\n\t" else _visible(char) for char in text)
+
+
+def visible_json(document: str) -> str:
+    """Return a JSON document, equal in content, with escape sequences for what JSON allows in strings but a terminal acts upon."""
+    return _SENDERS.sub(lambda found: "\n" if found[0] == "\n" else json.dumps(found[0])[1:-1], document)
 
 
 def _visible(char: str) -> str:

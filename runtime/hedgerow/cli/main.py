@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import hedgerow
-from hedgerow.cli.base.console import EXIT_CODES
+from hedgerow.cli.base.console import EXIT_CODES, echo
 from hedgerow.cli.base.verbs import Group, Verb, app_of
 
 _CONFIG = Group(
@@ -272,7 +272,7 @@ _HEDGEROW = Group(
 
 def _version(requested: bool) -> None:
     if requested:
-        typer.echo(f"hedgerow {hedgerow.__version__}")
+        echo(f"hedgerow {hedgerow.__version__}")
         raise typer.Exit
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from io import StringIO
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from hedgerow.telemetry.structlog_import import human_readable
 from hedgerow.telemetry.throttle import Throttle, kind_of
 from hedgerow.terminal import supports_color
+from hedgerow.text import visible, visible_lines
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -37,7 +39,7 @@ def configure(level: str = "info", format: Literal["auto", "console", "json"] = 
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if for_humans else "iso", utc=not for_humans),
             structlog.processors.StackInfoRenderer(),
-            *([] if for_humans else [structlog.processors.format_exc_info]),
+            _visible_fields if for_humans else structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -112,8 +114,17 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__}{where}"
 
 
+def _visible_fields(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Show what could control the terminal: fields come from sensors, too. The renderer formats what is no text by `repr`."""
+    return {visible(name): visible(value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _traceback(out: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """Write a traceback likewise; its messages may quote a frame."""
+    plain = StringIO()
+    structlog.dev.plain_traceback(plain, error)
+    out.write(visible_lines(plain.getvalue()))
+
+
 def _console_renderer() -> structlog.typing.Processor:
-    if supports_color(sys.stderr):
-        return structlog.dev.ConsoleRenderer(colors=True)
-    # The default traceback formatter uses colors even with `colors=False`.
-    return structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    return structlog.dev.ConsoleRenderer(colors=supports_color(sys.stderr), exception_formatter=_traceback)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from hedgerow.cli.base import tables
+from hedgerow.cli.base.console import rendered
 
 HEADINGS = ("NODE", "STREAM", ">RATE/S", ">COUNT", "STATE", "LAST")
 ROWS = [
@@ -18,7 +19,7 @@ ROWS = [
 
 
 def table_lines(width: int | None, **options: object) -> list[str]:
-    return [unstyle(line) for line in tables.table(HEADINGS, ROWS, width, names=2, **options)]  # type: ignore[arg-type]
+    return [unstyle(rendered(line)) for line in tables.table(HEADINGS, ROWS, width, names=2, **options)]  # type: ignore[arg-type]
 
 
 def test_in_a_pipe_a_table_is_complete_and_numbers_are_right_aligned() -> None:
@@ -53,9 +54,9 @@ def test_then_other_columns_are_omitted_from_the_right_but_never_names() -> None
 def test_an_alert_cell_is_red_and_no_wider() -> None:
     heading, row = tables.table(("WHO", ">DEAD"), [("door", tables.AlertCell("7"))], 80)
 
-    assert "\x1b[31m" in row
-    assert unstyle(row) == "door     7"
-    assert unstyle(heading) == "WHO   DEAD"
+    assert "\x1b[1;31m" in rendered(row)
+    assert unstyle(rendered(row)) == "door     7"
+    assert unstyle(rendered(heading)) == "WHO   DEAD"
 
 
 def test_control_characters_are_escaped() -> None:
@@ -74,7 +75,9 @@ rows = st.lists(st.tuples(*[cells] * len(HEADINGS)), max_size=4)
 def test_no_line_is_wider_than_the_terminal_and_no_name_is_omitted(
     cells: list[tuple[str, ...]], width: int, names: int, omit_first: list[str]
 ) -> None:
-    lines = [unstyle(line) for line in tables.table(HEADINGS, cells, width, names=names, omit_first=omit_first)]
+    lines = [
+        unstyle(rendered(line)) for line in tables.table(HEADINGS, cells, width, names=names, omit_first=omit_first)
+    ]
 
     assert len(lines) == 1 + len(cells), "each row is a line"
     assert all(cell_len(line) <= width for line in lines)

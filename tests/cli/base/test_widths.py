@@ -15,6 +15,7 @@ from tests.trust.conftest import make_bundle
 
 from hedgerow.bus.outbox.records import Number
 from hedgerow.cli.base import tables
+from hedgerow.cli.base.console import rendered
 from hedgerow.cli.diagnose import doctor
 from hedgerow.cli.diagnose.checks import CheckResult
 from hedgerow.cli.frames import command
@@ -242,7 +243,7 @@ PROGRESS = {
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_rollout_status(width: int) -> None:
-    lines = [unstyle(line) for line in rollout_progress.render(PROGRESS, width)]
+    lines = [unstyle(rendered(line)) for line in rollout_progress.render(PROGRESS, width)]
 
     assert max(map(len, lines)) <= width
     (at,) = [number for number, line in enumerate(lines) if line.startswith("WAVE ")]

@@ -9,6 +9,7 @@ from click import unstyle
 from rich.console import Console
 from tests.cli.frames.test_watch import FACES, make_result
 
+from hedgerow.cli.base.console import rendered
 from hedgerow.cli.base.tables import ansi_text
 from hedgerow.cli.frames.message_board import Board, parse_message
 from hedgerow.cli.frames.watch import board_lines
@@ -117,7 +118,7 @@ def test_streams_of_two_nodes_at_each_width(width: int) -> None:
 def test_no_line_is_wider_than_the_terminal(width: int, nodes: list[Address]) -> None:
     lines = board_lines(filled(*nodes), width, 50, 110.0, "connection closed without a reason code")
 
-    assert all(len(unstyle(line)) <= width for line in lines)
+    assert all(len(unstyle(rendered(line))) <= width for line in lines)
 
 
 def test_a_terminal_with_few_lines_shows_the_streams_that_fit() -> None:

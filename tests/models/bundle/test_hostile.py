@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.examples import examples
 
-from hedgerow.cli.base.console import printable
 from hedgerow.configfile import BadConfigFile
 from hedgerow.errors import ModelMismatch, ModelUnreadable
 from hedgerow.models.build.gguf import read_header
@@ -32,6 +31,7 @@ from hedgerow.models.bundle.manifest import BadManifest, File, Manifest, read_ma
 from hedgerow.models.bundle.model_file import ModelFile, digest
 from hedgerow.models.bundle.version import ModelVersion
 from hedgerow.models.session.load import load_signature
+from hedgerow.text import visible
 
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"
 
@@ -462,5 +462,5 @@ def test_parameters_that_json_cannot_hold_are_refused(candidate: ModelVersion, v
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
-    assert printable("plain, \N{GREEK SMALL LETTER MU}m") == "plain, \N{GREEK SMALL LETTER MU}m"
-    assert printable("a\x1b[2J\x07b\u202ec") == "a\\x1b[2J\\x07b\\x202ec"
+    assert visible("plain, \N{GREEK SMALL LETTER MU}m") == "plain, \N{GREEK SMALL LETTER MU}m"
+    assert visible("a\x1b[2J\x07b\u202ec") == "a\\x1b[2J\\x07b\\x202ec"

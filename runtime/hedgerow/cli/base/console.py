@@ -1,16 +1,21 @@
-"""Output of verbs: exit codes, errors on stderr, JSON, and values formatted for reading."""
+"""Output of verbs: exit codes, errors on stderr, JSON, and values formatted for reading.
+
+All that verbs print goes through `echo` and `print_json`, which show what could control the terminal: topics, ids and errors come
+from sensors. Colors come from `style` only.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from unicodedata import category
 
 import typer
 
 from hedgerow.errors import BusError, ConfigError, HedgerowError
+from hedgerow.text import visible_json, visible_lines
 
 T = TypeVar("T")
 
@@ -21,6 +26,12 @@ EXIT_CODES: Final = {
     3: "the broker is unreachable, or refuses the client",
     130: "interrupted with Ctrl-C",
 }
+
+
+_MARK: Final = f"\ufdd0{os.urandom(4).hex()}"
+"""Stands where `style` begins and ends a color. No sender can know it, so none can color a line, or hide it."""
+
+_COLORS: Final = {"red": "31", "green": "32", "yellow": "33"}
 
 
 def exit_code(error: HedgerowError) -> int:
@@ -43,10 +54,28 @@ def read_checked(load: Callable[[Path], T], file: Path, *, json: bool) -> T:
         raise typer.Exit(2) from error
 
 
+def style(text: str, *, fg: str | None = None, bold: bool = False, dim: bool = False) -> str:
+    """Return a text to be shown in a color, or bold or dim, by `echo`."""
+    codes = [*("1" for _ in range(bold)), *("2" for _ in range(dim)), *([_COLORS[fg]] if fg is not None else [])]
+    return f"{_MARK}{';'.join(codes)}m{text}{_MARK}0m"
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print a text and a line feed, on stderr if `err`; color is left out where it is off."""
+    typer.echo(rendered(text), err=err)
+
+
+def rendered(text: str) -> str:
+    """Return a text as it goes to a terminal: escape sequences where `style` put them, all others shown, not executed."""
+    first, *styled = text.split(_MARK)
+    parts = (each.partition("m") for each in styled)
+    return visible_lines(first) + "".join(f"\x1b[{codes}m{visible_lines(rest)}" for codes, _, rest in parts)
+
+
 def print_error(error: HedgerowError) -> None:
     """Print an error and its remedy on stderr."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {_lines(str(error))}", err=True)
-    typer.echo(f"  → {_lines(error.remedy)}", err=True)
+    echo(f"{style('error:', fg='red', bold=True)} {error}", err=True)
+    echo(f"  → {error.remedy}", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -55,31 +84,25 @@ def print_json(value: Any) -> None:
 
     from hedgerow.wire.messages import encode_json
 
-    typer.echo(orjson.dumps(orjson.loads(encode_json(value, lossy=True)), option=orjson.OPT_INDENT_2))
+    _echo_json(orjson.dumps(orjson.loads(encode_json(value, lossy=True)), option=orjson.OPT_INDENT_2))
 
 
 def print_json_line(value: Any) -> None:
     """Print a value as a line of JSON, and flush it."""
     from hedgerow.wire.messages import encode_json
 
-    typer.echo(encode_json(value, lossy=True))
+    _echo_json(encode_json(value, lossy=True))
     sys.stdout.flush()
+
+
+def _echo_json(encoded: bytes) -> None:
+    """Print JSON, with escape sequences of its own for what JSON allows but a terminal acts upon."""
+    typer.echo(visible_json(encoded.decode()).encode())
 
 
 def on_terminal() -> bool:
     """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
-
-
-def printable(text: str) -> str:
-    """Return a text with its control characters escaped: untrusted text must not control the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(f"\\x{ord(char):02x}" if category(char)[0] == "C" else char for char in text)
-
-
-def _lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def human_readable(value: Any) -> str:

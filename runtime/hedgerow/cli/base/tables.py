@@ -1,7 +1,7 @@
 """Tables and lists of facts, fitted to the terminal. Output to a pipe or file is never shortened.
 
 A narrow table first elides texts at their end, then omits columns, then elides names in the middle.
-Lines may contain escape sequences for color and bold; `typer.echo` strips them where color is off.
+Lines may be styled (`console.style`); `echo` prints them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 from unicodedata import combining, east_asian_width
 
-import typer
-
-from hedgerow.cli.base.console import on_terminal, printable
+from hedgerow.cli.base.console import echo, on_terminal, rendered, style
 from hedgerow.terminal import supports_color
+from hedgerow.text import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -45,13 +44,13 @@ def print_table(
 ) -> None:
     """Print a table; see `table` for the arguments."""
     for line in table(headings, rows, terminal_width(), names=names, omit_first=omit_first):
-        typer.echo(line)
+        echo(line)
 
 
 def print_facts(rows: Iterable[Sequence[str]]) -> None:
     """Print rows without headings, each last cell wrapped to its own left edge."""
     for line in facts(rows, terminal_width()):
-        typer.echo(line)
+        echo(line)
 
 
 def terminal_width() -> int | None:
@@ -93,12 +92,12 @@ def table(
         fitted = (_fit(row[column], widths[column], column < names, column in numbers) for column in shown)
         return _GAP.join(fitted).rstrip()
 
-    return [typer.style(line(titles), bold=True), *map(line, cells)]
+    return [style(line(titles), bold=True), *map(line, cells)]
 
 
 def facts(rows: Iterable[Sequence[str]], width: int | None) -> list[str]:
     """Return rows without headings as lines: all cells are aligned, and the last is wrapped to its own left edge."""
-    cells = [[printable(cell) for cell in row] for row in rows]
+    cells = [[visible(cell) for cell in row] for row in rows]
     aligned = [max(map(_columns, each)) for each in zip(*(row[:-1] for row in cells), strict=True)]
     lines = []
     for row in cells:
@@ -125,10 +124,10 @@ def elided(text: str, width: int) -> str:
 
 
 def ansi_text(lines: Iterable[str]) -> Text:
-    """Return lines with escape sequences as a text that rich can draw."""
+    """Return lines, some of them styled, as a text that rich can draw."""
     from rich.text import Text
 
-    return Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop")
+    return Text.from_ansi("\n".join(map(rendered, lines)), no_wrap=True, overflow="crop")
 
 
 def _columns_that_fit(
@@ -169,7 +168,7 @@ def _fit(cell: str, width: int, is_name: bool, is_number: bool) -> str:
     else:
         text = str(cell)
     text = _pad(text, width, right=is_number)
-    return typer.style(text, fg="red", bold=True) if isinstance(cell, AlertCell) else text
+    return style(text, fg="red", bold=True) if isinstance(cell, AlertCell) else text
 
 
 def _pad(text: str, width: int, *, right: bool = False) -> str:
@@ -178,7 +177,7 @@ def _pad(text: str, width: int, *, right: bool = False) -> str:
 
 
 def _clean(cell: str) -> str:
-    return AlertCell(printable(cell)) if isinstance(cell, AlertCell) else printable(cell)
+    return AlertCell(visible(cell)) if isinstance(cell, AlertCell) else visible(cell)
 
 
 def _columns(text: str) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from hedgerow.cli.base.console import echo
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, log_skipped, prepare, reasons
 from hedgerow.errors import HedgerowError
@@ -97,7 +98,7 @@ def demo(
     quiet = json or not supports_redraw(sys.stdout)
     with Mosquitto(port=port) as mosquitto:
         broker = BrokerSection(url=mosquitto.url)
-        log = silent if json else typer.echo
+        log = silent if json else echo
         log_skipped(skipped, log)
         log(f"Broker on {mosquitto.url}. In another terminal:")
         log(f"  mosquitto_sub -p {mosquitto.port} -t 'hedgerow/#' -v")
@@ -114,7 +115,7 @@ def demo(
 def _finish(report: dict[str, Any], print_report: Callable[[], None], *, json: bool) -> None:
     """Print a demo's report. Raises: typer.Exit: the demo failed."""
     if json:
-        typer.echo(jsonlib.dumps(report))
+        echo(jsonlib.dumps(report))
     else:
         print_report()
     if not report["ok"]:
@@ -299,8 +300,8 @@ def _report(
 
 
 def _print_report(report: dict[str, Any], out: Path) -> None:
-    typer.echo("")
-    typer.echo(f"{report['frames']:,} frames in, {report['results']:,} results out in {report['seconds']} s.")
+    echo("")
+    echo(f"{report['frames']:,} frames in, {report['results']:,} results out in {report['seconds']} s.")
     rows = [
         (
             name,
@@ -311,12 +312,12 @@ def _print_report(report: dict[str, Any], out: Path) -> None:
         for name, each in report["pipelines"].items()
     ]
     print_table(("PIPELINE", ">FRAMES", ">RESULTS", "DROPPED"), rows)
-    typer.echo(f"Read: {', '.join(repr(text) for text in report['texts'][:4])}")
+    echo(f"Read: {', '.join(repr(text) for text in report['texts'][:4])}")
     found = ", ".join(f"{count:,} {label}" for label, count in list(report["labels"].items())[:6])
-    typer.echo(f"Found: {found}; {report['speech_s']} s of speech; {report['anomalies']:,} anomalous windows.")
+    echo(f"Found: {found}; {report['speech_s']} s of speech; {report['anomalies']:,} anomalous windows.")
     labelled = report["labelled"]
-    typer.echo(f"Classified {labelled['judged_right']:,} of {labelled['readings']:,} labelled readings correctly.")
-    typer.echo(f"Models ran on: {', '.join(sorted(set(report['devices'].values())))}.")
-    typer.echo(f"{report['pictures']} annotated pictures are in {out / 'pictures'}/.")
+    echo(f"Classified {labelled['judged_right']:,} of {labelled['readings']:,} labelled readings correctly.")
+    echo(f"Models ran on: {', '.join(sorted(set(report['devices'].values())))}.")
+    echo(f"{report['pictures']} annotated pictures are in {out / 'pictures'}/.")
     if shutil.which("xdg-open"):
-        typer.echo(f"  xdg-open {out / 'pictures'}")
+        echo(f"  xdg-open {out / 'pictures'}")

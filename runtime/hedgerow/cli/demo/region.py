@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import typer
-
+from hedgerow.cli.base.console import echo
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, log_skipped, prepare, reasons
 from hedgerow.cli.demo.processes import DemoProcesses, Log, SiteProcesses, silent
@@ -29,7 +28,7 @@ DIAGRAM: Final = """\
 
 def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
     """Run the demo and return its report."""
-    log: Log = silent if json else typer.echo
+    log: Log = silent if json else echo
     log(DIAGRAM)
     folder.mkdir(parents=True, exist_ok=True)
     skipped = prepare(folder, "demo.yaml")
@@ -125,7 +124,7 @@ def _log_counts(processes: DemoProcesses, state: str, elapsed: float, log: Log) 
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the report for people."""
-    typer.echo("")
+    echo("")
     rows = [
         (
             name,
@@ -140,8 +139,8 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     print_table(("SITE", *numbers), rows)
     cut = report["cut"]
     if "waiting_before_it_came_back" in cut:
-        typer.echo(
+        echo(
             f"While {cut['site']} was cut off for {cut['to_s'] - cut['from_s']:.0f} s, "
             f"{cut['waiting_before_it_came_back']:,} results waited on its disk."
         )
-    typer.echo(f"To explore: cd {os.path.relpath(folder)}; hedgerow results query; less topology.yaml rendered/")
+    echo(f"To explore: cd {os.path.relpath(folder)}; hedgerow results query; less topology.yaml rendered/")

@@ -22,8 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
+from hedgerow.cli.base.console import echo
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.models import (
     BAD,
@@ -59,7 +58,7 @@ _TIMEOUT_S: Final = 180.0
 
 def run(folder: Path, *, json: bool) -> dict[str, Any]:
     """Run the demo and return its report."""
-    log: Log = silent if json else typer.echo
+    log: Log = silent if json else echo
     log(DIAGRAM)
     started = time.monotonic()
     folder = folder.absolute()
@@ -288,7 +287,7 @@ def _version_report(published: PublishedVersion, by_version: Counter[str]) -> di
 
 def print_report(report: dict[str, Any], folder: Path) -> None:
     """Print the report for people."""
-    typer.echo("")
+    echo("")
     rows = [
         (
             version,
@@ -303,13 +302,13 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     ]
     print_table(("VERSION", "STATUS", "DIGEST", ">NODES", ">RESULTS", ">OVER THE WAN", "REASON"), rows, names=2)
     for node, one in report["serving"].items():
-        typer.echo(f"{node} serves {one['version']} ({one['digest'][7:19]}), file {one['file'][7:19]}.")
-    typer.echo(
+        echo(f"{node} serves {one['version']} ({one['digest'][7:19]}), file {one['file'][7:19]}.")
+    echo(
         f"{report['sent']:,} frames of sound, {report['results']:,} results produced, {report['stored']:,} stored in the region: "
         f"{report['lost']} lost, {report['duplicated']} duplicated, {report['disordered']} out of order; "
         f"{report['not_finite']} dead-lettered, as {BAD} gave NaN."
     )
-    typer.echo(
+    echo(
         f"To explore: cd {os.path.relpath(folder)}; hedgerow rollout history --config region.yaml; "
         "hedgerow audit --config region.yaml"
     )

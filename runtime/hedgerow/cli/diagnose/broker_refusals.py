@@ -11,10 +11,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json_line
+from hedgerow.cli.base.console import echo, plural, print_json_line
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
+from hedgerow.text import visible
 
 if TYPE_CHECKING:
     from hedgerow.topology.refusals import AccessDenial, AccessDenials, What
@@ -74,7 +75,7 @@ def refusals(
                     printed.clear()
                 if refusal.at - printed.get(key, refusal.at - _REPEAT_AFTER_S) >= _REPEAT_AFTER_S:
                     printed[key] = refusal.at
-                    typer.echo(_sentence(refusal))
+                    echo(visible(_sentence(refusal)))
         except KeyboardInterrupt:
             pass
     if not json:
@@ -94,7 +95,7 @@ def _print(counts: Counter[tuple[What, str]]) -> None:
     rows = [(user or "?", what, f"{count:,}") for (what, user), count in counts.most_common()]
     if rows:
         print_table(("USER", "REFUSED", ">TIMES"), rows, names=2)
-    typer.echo(f"{plural(sum(counts.values()), 'refusal')}.")
+    echo(f"{plural(sum(counts.values()), 'refusal')}.")
 
 
 def _text(path: Path) -> str:
@@ -138,7 +139,7 @@ def _served(reader: AccessDenials, port: int | None) -> Iterator[None]:
             yield family
 
     server = ProbeServer("127.0.0.1", port, RefusalCounts(), list, list)
-    typer.echo(f"Metrics: http://127.0.0.1:{server.port}/metrics", err=True)
+    echo(f"Metrics: http://127.0.0.1:{server.port}/metrics", err=True)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json, style
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import elided, hanging_indent, terminal_width
 
@@ -40,7 +40,7 @@ def doctor(broker: BrokerUrl = None, config: BrokerConfig = None, json: Json = F
         print_json({"ok": not failed, "checks": findings})
     else:
         warnings = sum(finding.state == "warning" for finding in findings)
-        typer.echo(f"\n{plural(failed, 'check')} failed, {plural(warnings, 'warning')}.")
+        echo(f"\n{plural(failed, 'check')} failed, {plural(warnings, 'warning')}.")
     if failed:
         raise typer.Exit(1)
 
@@ -58,5 +58,5 @@ def print_finding(finding: CheckResult) -> None:
         lines += hanging_indent(indent, text, width)
     if finding.remedy:
         lines += hanging_indent(indent, f"→ {finding.remedy}", width)
-    state = typer.style(finding.state, fg=_COLORS[finding.state], bold=finding.state != "ok")
-    typer.echo("\n".join([lines[0].replace(finding.state, state, 1), *lines[1:]]))
+    state = style(finding.state, fg=_COLORS[finding.state], bold=finding.state != "ok")
+    echo("\n".join([lines[0].replace(finding.state, state, 1), *lines[1:]]))

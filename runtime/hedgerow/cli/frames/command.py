@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json, style
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import print_facts
 from hedgerow.errors import CommandError, ConfigError
+from hedgerow.text import visible
 from hedgerow.topics import EVERY_NODE, Address, Channel, is_name, parse, upward
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def command(
         for reply in replies:
             _print(reply, many=many)
         if many and replies:
-            typer.echo(f"{sum(reply.ok for reply in replies):,} of {plural(len(replies), 'node')} succeeded.")
+            echo(f"{sum(reply.ok for reply in replies):,} of {plural(len(replies), 'node')} succeeded.")
     if not replies:
         raise CommandError(
             f"No reply from {address} within {timeout:g} s",
@@ -291,17 +292,18 @@ def _no_reply(node: str, name: str, timeout_s: float) -> Reply:
 
 
 def _print(reply: Reply, *, many: bool) -> None:
-    head = f"{reply.node}: " if many else ""
+    head = f"{visible(reply.node)}: " if many else ""
     if reply.error is not None:
-        typer.echo(
-            f"{head}{typer.style('error:', fg='red', bold=True)} {reply.error.message} ({reply.error.code})", err=True
+        echo(
+            f"{head}{style('error:', fg='red', bold=True)} {visible(reply.error.message)} ({visible(reply.error.code)})",
+            err=True,
         )
-        typer.echo(f"  → {reply.error.remedy}", err=True)
+        echo(f"  → {visible(reply.error.remedy)}", err=True)
     elif not isinstance(reply.value, dict) or not reply.value:
-        typer.echo(f"{head}{_text(reply.value) if reply.value not in (None, {}) else 'ok'}")
+        echo(f"{head}{visible(_text(reply.value)) if reply.value not in (None, {}) else 'ok'}")
     else:
         if head:
-            typer.echo(head.rstrip())
+            echo(head.rstrip())
         print_facts(_rows(reply.value))
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import CommandError, ConfigError, FrameError
+from hedgerow.text import visible
 from hedgerow.topics import ROOT, Channel, is_name
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _number(value: Any) -> float | None:
 
 
 def _print(branch: Branch, prefix: str = "", joint: str = "") -> None:
-    typer.echo(f"{prefix}{joint}{branch.text}")
+    echo(f"{prefix}{joint}{visible(branch.text)}")
     if joint:
         prefix += "   " if joint == "└─ " else "│  "
     for number, child in enumerate(branch.children):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.errors import BusError, ConfigError
 from hedgerow.terminal import supports_redraw
@@ -286,11 +286,11 @@ def _print_summary(summary: Summary, json: bool) -> None:
     if not summary.topics:
         return
     where = summary.topic if summary.topics == 1 else f"{summary.topic} and {plural(summary.topics - 1, 'other topic')}"
-    typer.echo(f"Sent {plural(summary.sent, 'frame')} ({size(summary.bytes)}) to {where} in {summary.seconds:.1f} s.")
+    echo(f"Sent {plural(summary.sent, 'frame')} ({size(summary.bytes)}) to {where} in {summary.seconds:.1f} s.")
     if summary.lost:
-        typer.echo(f"Lost {plural(summary.lost, 'frame')}: the broker was unavailable.", err=True)
+        echo(f"Lost {plural(summary.lost, 'frame')}: the broker was unavailable.", err=True)
     if summary.unheard:
-        typer.echo(
+        echo(
             f"No client subscribes to the topic of {plural(summary.unheard, 'frame')}. Check that a node is running and that "
             "the `subscribe` of one of its pipelines matches the topic.",
             err=True,

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import aiomqtt
-import typer
 from paho.mqtt.properties import Properties
 
 from hedgerow.cli.base.client import Connection
 from hedgerow.cli.base.connection import BrokerUnavailable, connected
-from hedgerow.cli.base.console import plural
+from hedgerow.cli.base.console import echo, plural
 from hedgerow.config import BrokerSection
 
 _MAX_IN_FLIGHT: Final = 20
@@ -93,7 +92,7 @@ class Sender:
             try:
                 async with connected(broker) as client:
                     if connected_before:
-                        typer.echo(f"reconnected, {plural(len(self._unsent), 'frame')} to send again", err=True)
+                        echo(f"reconnected, {plural(len(self._unsent), 'frame')} to send again", err=True)
                         self._reconnected_at = time.monotonic()
                     connected_before = True
                     try:
@@ -107,7 +106,7 @@ class Sender:
                     self.lost += len(self._unsent)
                     raise
                 if self._retries.first:
-                    typer.echo("broker unavailable, retrying…", err=True)
+                    echo("broker unavailable, retrying…", err=True)
                 await asyncio.sleep(pause_s)
 
     async def _send_all(self, client: Connection) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from hedgerow import topics
-from hedgerow.cli.base.console import print_json_line, printable
+from hedgerow.cli.base.console import echo, print_json_line, style
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
 from hedgerow.cli.base.tables import AlertCell, ansi_text, elided, table
 from hedgerow.errors import ConfigError
 from hedgerow.terminal import supports_redraw
+from hedgerow.text import visible
 from hedgerow.topics import ROOT, Channel, is_name
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ async def watched_messages(
 
 def print_outage(reason: str) -> None:
     """Print on stderr that the connection was lost and why, or with "" that it is back."""
-    typer.echo(f"broker unavailable, reconnecting… ({printable(reason)})" if reason else "reconnected", err=True)
+    echo(f"broker unavailable, reconnecting… ({visible(reason)})" if reason else "reconnected", err=True)
 
 
 def _print_json(message: WatchedMessage) -> None:
@@ -153,7 +154,7 @@ def _print_json(message: WatchedMessage) -> None:
 
 def _print_line(message: WatchedMessage) -> None:
     if message.channel is not Channel.HEALTH or message.body.get("state") != "ok":
-        typer.echo(message.line())
+        echo(visible(message.line()))
 
 
 class LiveTable:
@@ -199,11 +200,11 @@ def board_lines(board: Board, width: int, height: int | None, now: float, outage
     """
     nodes = sorted({node for node, _, _ in board.streams} | board.nodes.keys())
     below = _health_lines({node: board.nodes.get(node) for node in nodes if node}, width, height)
-    below += [typer.style(elided(printable(each.line()), width), dim=True) for each in board.news]
+    below += [style(elided(visible(each.line()), width), dim=True) for each in board.news]
     if outage:
-        below.append(typer.style(elided(f"Broker unavailable, reconnecting… ({printable(outage)})", width), fg="red"))
+        below.append(style(elided(f"Broker unavailable, reconnecting… ({visible(outage)})", width), fg="red"))
     if not board.streams:
-        return [typer.style("No results yet…", dim=True), *below]
+        return [style("No results yet…", dim=True), *below]
     most = len(board.streams) if height is None else max(_MIN_ROWS, height - len(below) - 2)
     shown = sorted(board.streams.items())[: min(most, _MAX_ROWS)]
     rows = [_row(*key, count, now) for key, count in shown]
@@ -230,7 +231,10 @@ def _health_lines(nodes: Mapping[str, Health | None], width: int, height: int | 
     lines = []
     for node, health in nodes.items():
         pipelines = health.pipelines if health is not None else {}
-        lines += [heads[node], *(elided(f"  {name} {_counts(each)}", width) for name, each in pipelines.items())]
+        lines += [
+            heads[node],
+            *(elided(visible(f"  {name} {_counts(each)}"), width) for name, each in pipelines.items()),
+        ]
     if most is None or len(lines) <= most:
         return lines
     unhealthy_first = sorted(nodes, key=lambda node: (health := nodes[node]) is not None and health.state == "ok")
@@ -241,8 +245,8 @@ def _health_lines(nodes: Mapping[str, Health | None], width: int, height: int | 
 def _health_line(node: str, health: Health | None, width: int) -> str:
     if health is None:
         return elided(f"{node}: no health report yet", width)
-    line = elided(printable(f"{node}: {'; '.join([health.state, *health.reasons])}"), width)
-    return line if health.state == "ok" else typer.style(line, fg="red")
+    line = elided(visible(f"{node}: {'; '.join([health.state, *health.reasons])}"), width)
+    return line if health.state == "ok" else style(line, fg="red")
 
 
 def _counts(pipeline: PipelineHealth) -> str:

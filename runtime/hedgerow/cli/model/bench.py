@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.console import echo, print_json
 from hedgerow.cli.base.options import Json, MaxBatch, MeasuringTime
 from hedgerow.cli.model.lookup import BundleName, From, all_files, open_bundle
 from hedgerow.cli.model.show import print_figures
@@ -92,7 +92,7 @@ def bench(
         else:
             print_figures(machine)
             if path is not None:
-                typer.echo(f"\nSaved to {path}.")
+                echo(f"\nSaved to {path}.")
     if not any(figure.backend for figure in machine.figures):
         raise typer.Exit(1)
 

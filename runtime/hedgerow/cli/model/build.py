@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_table
 from hedgerow.errors import ConfigError
@@ -226,25 +226,25 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, float], None] | None]:
             nonlocal current
             if (step := what.partition(":")[0]) != current:
                 current = step
-                typer.echo(f"{step}…", err=True)
+                echo(f"{step}…", err=True)
 
         yield line
 
 
 def _print(built: Built) -> None:
     manifest, bundle = built.bundle.manifest, built.bundle
-    typer.echo(f"{manifest.name} {manifest.version}  {bundle.digest}")
+    echo(f"{manifest.name} {manifest.version}  {bundle.digest}")
     loss_heading = f"LOSS ON {'SAMPLES' if built.samples else 'NOISE'}"
     headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", loss_heading, "HOW")
     print_table(headings, [variant_row(variant, built.made) for variant in manifest.variants], omit_first=("HOW",))
     for variant_name, refused in built.refused.items():
         for backend, why in refused.items():
-            typer.echo(f"\n{variant_name} does not run on {backend}: {why}")
-    typer.echo("")
+            echo(f"\n{variant_name} does not run on {backend}: {why}")
+    echo("")
     if not built.samples:
-        typer.echo("Without --samples, golden inputs are noise, and there are no statistics.")
+        echo("Without --samples, golden inputs are noise, and there are no statistics.")
     outcome = "is unchanged" if built.unchanged else "written"
-    typer.echo(
+    echo(
         f"{bundle.folder} {outcome}: {plural(len(manifest.golden), 'golden case')}, "
         f"{size(sum({file.path: file.size for file in manifest.files()}.values()))}."
     )

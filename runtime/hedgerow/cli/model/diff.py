@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import human_readable, plural, print_json, size
+from hedgerow.cli.base.console import echo, human_readable, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.lookup import From, open_bundle
@@ -77,17 +77,17 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
     old, new = (f"{each.manifest.name} {each.manifest.version}" for each in (one, two))
     print_facts([("A", old, one.digest), ("B", new, two.digest)])
     if found.same:
-        typer.echo("\nIdentical.")
+        echo("\nIdentical.")
         return
-    typer.echo("")
+    echo("")
     if found.changes:
         changes = [(each.what, _short(each.before), _short(each.after)) for each in found.changes]
         print_table(("CHANGED", "A", "B"), changes)
     else:
-        typer.echo("The manifests agree.")
+        echo("The manifests agree.")
     _print_golden(one, found)
     if found.moved:
-        typer.echo("")
+        echo("")
         moved = [
             (
                 each.tensor,
@@ -101,7 +101,7 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
         print_table(
             ("TENSOR", ">MEAN", ">DEVIATION", ">RANGE", ">SHIFT"), moved, omit_first=("RANGE", "DEVIATION", "MEAN")
         )
-    typer.echo("")
+    echo("")
     fetched = [(each.variant or "whole bundle", size(each.bytes), size(each.of)) for each in found.fetch]
     print_table((f"TO FETCH FOR {new}", ">NEW", ">OF"), fetched)
 
@@ -109,12 +109,12 @@ def _print(one: Bundle, two: Bundle, found: BundleDiff) -> None:
 def _print_golden(one: Bundle, found: BundleDiff) -> None:
     count = len(one.manifest.golden)
     if not found.golden_shared:
-        typer.echo(f"\nA and B share none of A's {plural(count, 'golden input')}, so outputs cannot be compared.")
+        echo(f"\nA and B share none of A's {plural(count, 'golden input')}, so outputs cannot be compared.")
         return
     if not found.golden:
-        typer.echo(f"\nThe outputs of {plural(found.golden_shared, 'shared golden case')} are the same.")
+        echo(f"\nThe outputs of {plural(found.golden_shared, 'shared golden case')} are the same.")
         return
-    typer.echo("")
+    echo("")
     rows = []
     for variant in dict.fromkeys(each.variant for each in found.golden):
         differences = [each for each in found.golden if each.variant == variant]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import BundleFolder, Json
 from hedgerow.cli.model.lookup import byte_progress
 from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, open_repository, secrets_of, signers_of
@@ -49,13 +49,13 @@ def publish(
     if json:
         print_json(done)
         return
-    typer.echo(
+    echo(
         f"Published {done.name} {done.version} for {done.selector or 'all nodes'}, signed by {done.owner}."
         if done.changed
         else f"{done.name} {done.version} is already published."
     )
-    typer.echo(f"{done.digest}; {plural(done.chunks, 'new chunk')}, {size(done.bytes)}")
+    echo(f"{done.digest}; {plural(done.chunks, 'new chunk')}, {size(done.bytes)}")
     if not done.live:
-        typer.echo(
+        echo(
             "Nodes see it once the region's service has refreshed the timestamp, or after `hedgerow trust refresh` there."
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import BundleFolder, Json
 from hedgerow.cli.model.lookup import byte_progress
 
@@ -69,5 +69,5 @@ def push(
     if json:
         print_json(done)
         return
-    typer.echo(f"{to}:{done.tag}: {plural(done.blobs, 'new blob')}, {size(done.bytes)}.")
-    typer.echo(done.digest)
+    echo(f"{to}:{done.tag}: {plural(done.blobs, 'new blob')}, {size(done.bytes)}.")
+    echo(done.digest)

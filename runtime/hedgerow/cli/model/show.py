@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import human_readable, plural, print_json, size
+from hedgerow.cli.base.console import echo, human_readable, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.build import loss
@@ -75,7 +75,7 @@ def bom(
         disk.replace(out, orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
     except OSError as error:
         raise ConfigError(f"Cannot write {out}: {error.strerror}", remedy="Name another file with --out.") from error
-    typer.echo(f"Wrote {out}.")
+    echo(f"Wrote {out}.")
 
 
 def _report(bundle: Bundle, measured: Figures, folder: Path | None) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _print(bundle: Bundle, measured: Figures) -> None:
     }
     print_facts([(name, shorten(text, _LONGEST, placeholder=" …")) for name, text in about.items() if text])
     _tensors(manifest)
-    typer.echo("")
+    echo("")
     headings = ("VARIANT", ">SIZE", ">MEMORY", "RUNS ON", "TOLERANCE", "LOSS")
     rows = [
         (
@@ -125,11 +125,11 @@ def _print(bundle: Bundle, measured: Figures) -> None:
         for variant in manifest.variants
     ]
     print_table(headings, rows, omit_first=("TOLERANCE",))
-    typer.echo("")
+    echo("")
     baseline = f"statistics of {plural(manifest.baseline.samples, 'sample')}" if manifest.baseline else "no statistics"
-    typer.echo(f"{plural(len(manifest.golden), 'golden case')}, {baseline}, {size(total_size(manifest))}.")
+    echo(f"{plural(len(manifest.golden), 'golden case')}, {baseline}, {size(total_size(manifest))}.")
     for machine in measured.machines:
-        typer.echo("")
+        echo("")
         print_figures(machine)
 
 
@@ -151,7 +151,7 @@ def _tensors(manifest: Manifest) -> None:
             else:
                 spread = f"{values.minimum:.4g} to {values.maximum:.4g}"
                 rows.append((*row, f"{values.mean:.4g}", f"{values.deviation:.4g}", spread))
-    typer.echo("")
+    echo("")
     print_table(headings, rows, names=2)
 
 

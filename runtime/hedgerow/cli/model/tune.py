@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.console import echo, print_json
 from hedgerow.cli.base.options import Json, MaxBatch, MeasuringTime
 from hedgerow.cli.base.tables import print_table
 from hedgerow.terminal import supports_redraw
@@ -89,7 +89,7 @@ def tune(
     else:
         _print(tuning, source.path, tuned.machine(cores), saved)
         if model_signature.unbatched is not None:
-            typer.echo(f"Its frames run one at a time: {model_signature.unbatched}.")
+            echo(f"Its frames run one at a time: {model_signature.unbatched}.")
     if tuning.choice is None:
         raise typer.Exit(1)
 
@@ -149,13 +149,13 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
             nonlocal shown
             if int(done * 4) > shown:
                 shown = int(done * 4)
-                typer.echo(f"measuring: {shown * 25} %", err=True)
+                echo(f"measuring: {shown * 25} %", err=True)
 
         yield line
 
 
 def _print(tuning: Tuning, path: Path, machine: str, saved: Path | None) -> None:
-    typer.echo(f"{path.name} on {machine}\n")
+    echo(f"{path.name} on {machine}\n")
     headings = ("", "BACKEND", ">STREAMS", ">THREADS", ">BATCH", ">FRAMES/S", ">MS/INFERENCE", "")
     rows = []
     choice = tuning.choice
@@ -181,16 +181,16 @@ def _print(tuning: Tuning, path: Path, machine: str, saved: Path | None) -> None
     if rows:
         print_table(headings, rows, names=2)
     for backend, why in tuning.refused.items():
-        typer.echo(f"\n{backend} cannot be chosen: {why}")
+        echo(f"\n{backend} cannot be chosen: {why}")
     if choice is None:
-        typer.echo("\nNo backend can run this model here.", err=True)
+        echo("\nNo backend can run this model here.", err=True)
         return
-    typer.echo(
+    echo(
         f"\nFastest: {choice.backend}, {choice.streams} × {choice.threads} threads, batches of up to {choice.max_batch}: "
         f"{choice.rows_per_s:,.0f} frames/s."
     )
     if saved is not None:
-        typer.echo(f"Saved to {saved}; models with `backend: auto` use it from their next start.")
+        echo(f"Saved to {saved}; models with `backend: auto` use it from their next start.")
 
 
 def _report(tuning: Tuning, path: Path, digest: str, machine: str, saved: Path | None) -> dict[str, Any]:

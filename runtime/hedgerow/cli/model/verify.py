@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import print_facts, print_table
 from hedgerow.cli.model.lookup import BundleName, From, all_files, byte_progress, open_bundle
@@ -101,19 +101,19 @@ def _print(
     each = {file.path: file for file in files}.values()
     chunks, bytes_ = sum(len(file.chunks) for file in each), sum(file.size for file in each)
     summary = f"{plural(len(each), 'file')}, {plural(chunks, 'chunk')}, {size(bytes_)}"
-    typer.echo(f"{summary}: {'intact' if not problems else plural(len(problems), 'problem')}.")
+    echo(f"{summary}: {'intact' if not problems else plural(len(problems), 'problem')}.")
     for problem in problems:
         print_facts([(str(problem),), (f"  → {problem.remedy}",)])
     if problems or not ran:
-        typer.echo("No golden cases were run.")
+        echo("No golden cases were run.")
         return
-    typer.echo("")
+    echo("")
     rows = [(each.variant, each.backend, each.device, _STATES[each.state], each.detail) for each in outcomes]
     print_table(("VARIANT", "BACKEND", "DEVICE", "GOLDEN", ""), rows, names=4)
     counts = ", ".join(
         f"{sum(each.state == state for each in outcomes)} {label.lower()}" for state, label in _STATES.items()
     )
-    typer.echo(f"\n{counts}.")
+    echo(f"\n{counts}.")
 
 
 def _report(

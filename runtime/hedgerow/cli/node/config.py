@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json, style
 from hedgerow.cli.base.options import Json
 
 if TYPE_CHECKING:
@@ -79,16 +79,14 @@ def _check_chains(file: Path, config: NodeConfig) -> tuple[list[Problem], list[d
 def _print_report(report: dict[str, Any]) -> None:
     file = report["file"]
     if report["ok"]:
-        ok = typer.style("ok", fg="green")
-        typer.echo(
-            f"{file}: {ok} ({plural(len(report['pipelines']), 'pipeline')}, {plural(len(report['models']), 'model')})"
-        )
+        ok = style("ok", fg="green")
+        echo(f"{file}: {ok} ({plural(len(report['pipelines']), 'pipeline')}, {plural(len(report['models']), 'model')})")
     for warning in report["warnings"]:
-        yellow = typer.style("warning:", fg="yellow", bold=True)
-        typer.echo(f"{file}: {yellow} {warning['field']}: {warning['message']}\n  → {warning['remedy']}", err=True)
+        yellow = style("warning:", fg="yellow", bold=True)
+        echo(f"{file}: {yellow} {warning['field']}: {warning['message']}\n  → {warning['remedy']}", err=True)
     for problem in report["problems"]:
-        typer.echo(f"{file}:{problem.line or 1}: {typer.style('error:', fg='red', bold=True)} {problem}", err=True)
-        typer.echo(f"  → {problem.remedy}", err=True)
+        echo(f"{file}:{problem.line or 1}: {style('error:', fg='red', bold=True)} {problem}", err=True)
+        echo(f"  → {problem.remedy}", err=True)
 
 
 def schema() -> None:

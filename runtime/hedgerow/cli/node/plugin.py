@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.console import echo, print_json, style
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import AlertCell, print_facts, print_table
 from hedgerow.errors import ConfigError, HedgerowError
@@ -70,14 +70,14 @@ def show(stage: Annotated[str, typer.Argument(help="Name of the stage.")], json:
         about = {"name": stage, "package": plugin.package, "version": plugin.version, "target": plugin.target}
         print_json({**about, "doc": _doc(found), "settings": settings, "schema": found.config_type.model_json_schema()})
         return
-    typer.echo(f"{typer.style(stage, bold=True)}: {_doc(found) or '(no docstring)'}\n")
-    typer.echo(f"From {plugin.package} {plugin.version}, {plugin.target}\n")
+    echo(f"{style(stage, bold=True)}: {_doc(found) or '(no docstring)'}\n")
+    echo(f"From {plugin.package} {plugin.version}, {plugin.target}\n")
     if settings:
-        typer.echo("Settings:")
+        echo("Settings:")
         print_facts([(f"  {item['name']}", item["type"], _facts(item)) for item in settings])
     else:
-        typer.echo("It takes no settings.")
-    typer.echo(f"\nIn a pipeline:\n  stages:\n    - {_example(stage, settings)}")
+        echo("It takes no settings.")
+    echo(f"\nIn a pipeline:\n  stages:\n    - {_example(stage, settings)}")
 
 
 def new(
@@ -99,8 +99,8 @@ def new(
     package = create(name, folder)
     for path in sorted(package.rglob("*")):
         if path.is_file():
-            typer.echo(f"  {path}")
-    typer.echo(f"\nNext:\n  pip install -e {package}\n  pytest {package}\n  hedgerow plugin show {name}")
+            echo(f"  {path}")
+    echo(f"\nNext:\n  pip install -e {package}\n  pytest {package}\n  hedgerow plugin show {name}")
 
 
 def try_(
@@ -143,8 +143,8 @@ def try_(
         print_json({"stage": stage, "ok": all(promise.kept for promise in promises), "promises": promises})
     else:
         for promise in promises:
-            state = typer.style("passed", fg="green") if promise.kept else typer.style("failed", fg="red", bold=True)
-            typer.echo(f"{state}  {promise.name}{f': {promise.detail}' if promise.detail else ''}")
+            state = style("passed", fg="green") if promise.kept else style("failed", fg="red", bold=True)
+            echo(f"{state}  {promise.name}{f': {promise.detail}' if promise.detail else ''}")
     if not all(promise.kept for promise in promises):
         raise typer.Exit(1)
 

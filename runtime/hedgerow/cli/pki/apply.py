@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json, style
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.pki.pki import FolderOptions, ListDays, as_json, on_folder, print_lists, print_root_key_warning
 from hedgerow.cli.topology.topology import File
@@ -108,7 +108,7 @@ def _as_json(done: Certified, folder: Path, *, dry_run: bool) -> dict[str, Any]:
 
 def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
     if done.created:
-        typer.echo(f"{'Would create' if dry_run else 'Created'} {', '.join(done.created)} in {folder}.")
+        echo(f"{'Would create' if dry_run else 'Created'} {', '.join(done.created)} in {folder}.")
     rows = [
         _row(one, dry_run=dry_run) for one in done.certificates if one.action not in ("kept", "elsewhere", "failed")
     ]
@@ -119,9 +119,9 @@ def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
         counts[one.action] = counts.get(one.action, 0) + 1
     words = _PLANNED if dry_run else {}
     parts = [f"{count} {words.get(did, did)}" for did, count in counts.items()]
-    typer.echo(f"{plural(len(done.certificates), 'certificate')}: {', '.join(parts)}.")
+    echo(f"{plural(len(done.certificates), 'certificate')}: {', '.join(parts)}.")
     if elsewhere := sorted({one.who.authority for one in done.certificates if one.action == "elsewhere"}):
-        typer.echo(f"Skipped certificates by {', '.join(elsewhere)}: the authority's key is not on this machine.")
+        echo(f"Skipped certificates by {', '.join(elsewhere)}: the authority's key is not on this machine.")
     for entry in done.surplus:
         _remark(f"{entry.name} is not in the topology", f"To withdraw it: `hedgerow pki revoke {entry.name}`.")
     for entry in done.expiring:
@@ -133,8 +133,8 @@ def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
         _remark(f"{entry.name} expires on {entry.ends:%Y-%m-%d}", remedy)
     for one in done.certificates:
         if one.action == "failed":
-            typer.echo(f"{typer.style('error:', fg='red', bold=True)} {one.why}", err=True)
-            typer.echo(f"  → {one.remedy}", err=True)
+            echo(f"{style('error:', fg='red', bold=True)} {one.why}", err=True)
+            echo(f"  → {one.remedy}", err=True)
 
 
 def _row(one: Provided, *, dry_run: bool) -> tuple[str, ...]:
@@ -144,5 +144,5 @@ def _row(one: Provided, *, dry_run: bool) -> tuple[str, ...]:
 
 
 def _remark(text: str, remedy: str) -> None:
-    typer.echo(f"{typer.style('remark:', fg='yellow')} {text}", err=True)
-    typer.echo(f"  → {remedy}", err=True)
+    echo(f"{style('remark:', fg='yellow')} {text}", err=True)
+    echo(f"  → {remedy}", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_error, print_json
+from hedgerow.cli.base.console import echo, plural, print_error, print_json
 from hedgerow.cli.base.options import Json, with_options
 from hedgerow.cli.base.tables import alert, print_table
 
@@ -126,17 +126,15 @@ def init(
     if options.json:
         print_json({"folder": str(folder), "made": created, "root_key": str(pki.root.key_file)})
         return
-    typer.echo(
-        f"Created {', '.join(created)} in {folder}." if created else f"Nothing to create: {folder} has all of it."
-    )
+    echo(f"Created {', '.join(created)} in {folder}." if created else f"Nothing to create: {folder} has all of it.")
     if pki.root.key_file.exists():
         print_root_key_warning(pki.root.key_file)
-        typer.echo("You need it again only to add a site, and to renew or revoke an authority.")
+        echo("You need it again only to add a site, and to renew or revoke an authority.")
 
 
 def print_root_key_warning(key_file: Path) -> None:
     """Tell the operator to take the root's key offline."""
-    typer.echo(
+    echo(
         f"Move {key_file} off this machine, onto two USB sticks kept apart: with it, anyone can impersonate any identity."
     )
 
@@ -197,12 +195,12 @@ def issue(
     if json:
         print_json(as_json(entry))
         return
-    typer.echo(
+    echo(
         f"{entry.name} ({entry.role}): certificate valid until {entry.ends:%Y-%m-%d %H:%M} UTC, serial {entry.serial}."
     )
-    typer.echo(f"{entry.folder}/: tls.crt, tls.key (secret), trust.crt, trust.crl")
+    echo(f"{entry.folder}/: tls.crt, tls.key (secret), trust.crt, trust.crl")
     if entry.ends - _now() < life - timedelta(minutes=1):
-        typer.echo("It expires earlier than requested, with its authority: see `hedgerow pki renew --authority`.")
+        echo("It expires earlier than requested, with its authority: see `hedgerow pki renew --authority`.")
 
 
 @on_folder
@@ -268,10 +266,10 @@ def renew(
         )
     else:
         for entry in renewed:
-            typer.echo(f"{entry.name}: valid until {entry.ends:%Y-%m-%d %H:%M} UTC, in {entry.folder}/")
+            echo(f"{entry.name}: valid until {entry.ends:%Y-%m-%d %H:%M} UTC, in {entry.folder}/")
         print_lists(pki, lists)
         if not renewed and not failed and not lists:
-            typer.echo("Nothing to renew.")
+            echo("Nothing to renew.")
         for error in failed:
             print_error(error)
     if failed:
@@ -327,19 +325,19 @@ def revoke(
             }
         )
         return
-    typer.echo(f"{who or authority}: {plural(count, 'certificate')} revoked, {reason}.")
-    typer.echo("Copy these files to their machines, brokers first:")
+    echo(f"{who or authority}: {plural(count, 'certificate')} revoked, {reason}.")
+    echo("Copy these files to their machines, brokers first:")
     for path in sorted(lists, key=lambda path: path.parent.name != "broker"):
-        typer.echo(f"  {path}")
+        echo(f"  {path}")
     if authority is None:
-        typer.echo(
+        echo(
             "Then `kill -HUP` each broker: Mosquitto reloads certificates and revocation lists, and refuses new connections\n"
             "by revoked clients. Open connections stay open until you restart the broker. With `persistence true`, sessions\n"
             "survive the restart."
         )
         return
-    typer.echo("Then restart each broker: a reload does not drop revocation lists read before.")
-    typer.echo(
+    echo("Then restart each broker: a reload does not drop revocation lists read before.")
+    echo(
         f"To replace the authority, move {options.folder / authority} away, run `hedgerow pki init --site {authority}`, and "
         "issue its certificates again."
     )

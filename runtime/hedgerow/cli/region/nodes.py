@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, print_json_line, size
+from hedgerow.cli.base.console import echo, plural, print_json, print_json_line, size
 from hedgerow.cli.base.options import Newest
 from hedgerow.cli.base.tables import AlertCell, print_facts, print_table
 from hedgerow.cli.region.options import (
@@ -80,7 +80,7 @@ def nodes(
         status = node["status"] if node["status"] == "ok" else AlertCell(node["status"])
         rows.append((node["node"], status, _generation(node), _state(node), _models(node), shown))
     print_table(headings, rows, names=2, omit_first=("LABELS", "GENERATION", "STATE"))
-    typer.echo(f"{plural(len(found), 'node')}.")
+    echo(f"{plural(len(found), 'node')}.")
 
 
 @on_store
@@ -158,7 +158,7 @@ def label(
     if options.store.json:
         print_json(reply)
     else:
-        typer.echo(f"{reply['node']}: " + ", ".join(f"{key}={value}" for key, value in sorted(reply["labels"].items())))
+        echo(f"{reply['node']}: " + ", ".join(f"{key}={value}" for key, value in sorted(reply["labels"].items())))
 
 
 @on_service
@@ -220,7 +220,7 @@ def pin(
     if options.store.json:
         print_json(reply)
     else:
-        typer.echo(f"Pinned {name} of {reply['node']} to {short_ref(reply['ref'])}.")
+        echo(f"Pinned {name} of {reply['node']} to {short_ref(reply['ref'])}.")
 
 
 @on_service
@@ -238,7 +238,7 @@ def unpin(
     if options.store.json:
         print_json(reply)
     else:
-        typer.echo(f"Unpinned {model} of {reply['node']}; rollouts apply to it again.")
+        echo(f"Unpinned {model} of {reply['node']}; rollouts apply to it again.")
 
 
 @on_store
@@ -294,7 +294,7 @@ def audit(
         return
     rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _why(line)) for line in lines]
     if not rows:
-        typer.echo("No entries.")
+        echo("No entries.")
         return
     print_table(("AT", "WHO", "ACTION", "ROLLOUT", "WHY"), rows, names=3, omit_first=("ROLLOUT",))
 

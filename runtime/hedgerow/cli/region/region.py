@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, printable, read_checked, size
+from hedgerow.cli.base.console import echo, plural, print_json, read_checked, size, style
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import AlertCell, hanging_indent, print_facts, print_table, terminal_width
 from hedgerow.cli.region.options import StoreOptions, on_store
+from hedgerow.text import visible
 
 if TYPE_CHECKING:
     from hedgerow.cli.diagnose.checks import CheckResult
@@ -92,7 +93,7 @@ def check(
 
     config = read_checked(load, file, json=json)
     if not json:
-        typer.echo(f"{file}: {typer.style('ok', fg='green')} (region {config.region.name})")
+        echo(f"{file}: {style('ok', fg='green')} (region {config.region.name})")
     findings = asyncio.run(_test_broker(config, packet_bytes, json=json)) if connect else []
     failed = [finding for finding in findings if finding.state == "failed"]
     if json:
@@ -146,10 +147,10 @@ def status(options: StoreOptions) -> None:
 def _print(current: dict[str, Any]) -> None:
     print_facts([(_summary(current),)])
     for problem in _problems(current):
-        for line in hanging_indent("", printable(problem), terminal_width()):
-            typer.echo(typer.style(line, fg="red"))
+        for line in hanging_indent("", visible(problem), terminal_width()):
+            echo(style(line, fg="red"))
     if not current["nodes"]:
-        typer.echo("No node has been seen yet.")
+        echo("No node has been seen yet.")
         return
     sites = [
         (
@@ -166,7 +167,7 @@ def _print(current: dict[str, Any]) -> None:
     print_table(
         ("SITE", ">NODES", ">OK", *_COUNTS, ">LAST SEEN", ">BYTES IN", ">BYTES OUT"), sites, omit_first=("MISSING",)
     )
-    typer.echo()
+    echo()
     nodes = []
     for node in current["nodes"]:
         status = AlertCell(node["status"]) if node["needs_help"] else node["status"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json_line
+from hedgerow.cli.base.console import echo, plural, print_json_line
 from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.region.options import StoreOptions, on_store, parse_time
 from hedgerow.errors import ConfigError
@@ -78,7 +78,7 @@ def query(
             from hedgerow.region.store.parquet import write
 
             count = write(found, parquet)
-            typer.echo(f"{plural(count, 'result')} in {parquet}")
+            echo(f"{plural(count, 'result')} in {parquet}")
         elif options.json:
             for result in found:
                 print_json_line(result.record())
@@ -100,4 +100,4 @@ def _print(found: Iterator[StoredResult], limit: int) -> None:
     if rows:
         headings = ("CAPTURED", "NODE", "PIPELINE", ">NUMBER", "RESULT")
         print_table(headings, rows, names=3, omit_first=("NUMBER",))
-    typer.echo(f"{plural(len(rows), 'result')}.")
+    echo(f"{plural(len(rows), 'result')}.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json, read_checked
+from hedgerow.cli.base.console import echo, plural, print_json, read_checked, style
 from hedgerow.cli.base.options import Json, Newest
 from hedgerow.cli.base.tables import print_table, terminal_width
 from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short_ref
@@ -56,7 +56,7 @@ def start(
 
 def _print_start(reply: dict[str, Any], *, dry_run: bool) -> None:
     for name, ref in reply["models"].items():
-        typer.echo(f"{name} → {short_ref(ref)}")
+        echo(f"{name} → {short_ref(ref)}")
     rows = []
     for number, wave in enumerate(reply["waves"], 1):
         nodes = [node.partition("/")[2] for node in wave["nodes"]]
@@ -65,21 +65,21 @@ def _print_start(reply: dict[str, Any], *, dry_run: bool) -> None:
         rows.append((f"{number} ({wave['wave']})", f"{len(nodes)}", f"{wave['not_heard'] or ''}", names))
     print_table(("WAVE", ">NODES", ">NOT SEEN", "NAMES"), rows)
     if reply["pinned"]:
-        typer.echo(f"Skipping pinned nodes: {', '.join(reply['pinned'])}")
+        echo(f"Skipping pinned nodes: {', '.join(reply['pinned'])}")
     for node, why in list(reply["unfit"].items())[:_MAX_NAMES]:
-        typer.echo(typer.style(f"{'Cannot serve it' if reply['refused'] else 'Skipping'}: {node}: {why}", fg="red"))
+        echo(style(f"{'Cannot serve it' if reply['refused'] else 'Skipping'}: {node}: {why}", fg="red"))
     if (left := len(reply["unfit"]) - _MAX_NAMES) > 0:
-        typer.echo(f"… and {left} more; --json lists all.")
+        echo(f"… and {left} more; --json lists all.")
     rollout, count = reply["rollout"], plural(reply["nodes"], "node")
     if dry_run and reply["refused"]:
-        typer.echo(
+        echo(
             f"{rollout} would be refused: {plural(len(reply['unfit']), 'node')} cannot serve it. Choose others with `target`, or "
             "set `without_model: skip`. Nothing was changed."
         )
     elif dry_run:
-        typer.echo(f"{rollout} would reach {count}. Nothing was changed.")
+        echo(f"{rollout} would reach {count}. Nothing was changed.")
     else:
-        typer.echo(f"Started {rollout} for {count}. To follow it: `hedgerow rollout status {rollout} --watch`")
+        echo(f"Started {rollout} for {count}. To follow it: `hedgerow rollout status {rollout} --watch`")
 
 
 def check(
@@ -99,7 +99,7 @@ def check(
     if json:
         print_json({"file": str(file), "ok": True, "problems": []})
     else:
-        typer.echo(f"{file}: {typer.style('ok', fg='green')} (rollout {plan.rollout})")
+        echo(f"{file}: {style('ok', fg='green')} (rollout {plan.rollout})")
 
 
 def schema() -> None:
@@ -142,7 +142,7 @@ def status(
         print_json(progress)
         return
     for line in render(progress, terminal_width()):
-        typer.echo(line)
+        echo(line)
 
 
 def _follow(options: StoreOptions, name: str | None, *, every_node: bool = False) -> None:
@@ -225,4 +225,4 @@ def _print_reply(reply: Any, json: bool, text: str) -> None:
     if json:
         print_json(reply)
     else:
-        typer.echo(text)
+        echo(text)

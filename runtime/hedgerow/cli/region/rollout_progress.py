@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
-from hedgerow.cli.base.console import print_json_line, printable
+from hedgerow.cli.base.console import echo, print_json_line, style
 from hedgerow.cli.base.tables import AlertCell, ansi_text, hanging_indent, table
 from hedgerow.cli.region.options import short_ref
 from hedgerow.errors import CommandError
 from hedgerow.terminal import supports_redraw
+from hedgerow.text import visible
 
 if TYPE_CHECKING:
     from hedgerow.region.store.database.database import Database
@@ -57,9 +56,7 @@ def follow(open_: Callable[[], Database], name: str | None, *, every_node: bool,
         for progress, error in states:
             lines = render(progress, live.console.width)
             if error:
-                lines += [
-                    typer.style(text, fg="red") for text in hanging_indent("", _outage(error), live.console.width)
-                ]
+                lines += [style(text, fg="red") for text in hanging_indent("", _outage(error), live.console.width)]
             live.update(ansi_text(lines), refresh=True)
     return progress
 
@@ -75,12 +72,12 @@ def summary(progress: dict[str, Any]) -> str:
 
 def render(progress: dict[str, Any], width: int | None) -> list[str]:
     """Return a rollout's progress as lines of at most `width` columns."""
-    phase = typer.style(progress["phase"], fg=_COLORS.get(progress["phase"], "red"))
+    phase = style(progress["phase"], fg=_COLORS.get(progress["phase"], "red"))
     models = ", ".join(f"{name} → {short_ref(ref)}" for name, ref in progress["models"].items())
-    head = hanging_indent(f"{progress['rollout']}: {progress['phase']}  ", printable(models), width)
+    head = hanging_indent(f"{progress['rollout']}: {progress['phase']}  ", visible(models), width)
     lines = [head[0].replace(progress["phase"], phase, 1), *head[1:]]
-    started = printable(f"by {progress['who']}: {progress['why']}")
-    lines += [typer.style(text, dim=True) for text in hanging_indent("", started, width)]
+    started = visible(f"by {progress['who']}: {progress['why']}")
+    lines += [style(text, dim=True) for text in hanging_indent("", started, width)]
     lines += table(
         ("WAVE", ">", ">GOOD", ">NODES", ">FAILED", ">LATE", ">ROLLED BACK"),
         [_wave(number, wave) for number, wave in enumerate(progress["waves"], 1)],
@@ -88,12 +85,12 @@ def render(progress: dict[str, Any], width: int | None) -> list[str]:
         omit_first=("",),
     )
     if reason := progress["waits_for"] or progress["because"]:
-        lines += hanging_indent("", printable(f"{reason[:1].upper()}{reason[1:]}."), width)
+        lines += hanging_indent("", visible(f"{reason[:1].upper()}{reason[1:]}."), width)
     for task in progress["tasks"]:
         failure = f": {task['code']}: {task['reason']}" if task["code"] else ""
         late = ", late" if task["late"] and task["state"] in ("queued", "in-progress") else ""
         back = {"asked": ", rolling back", "proved": ", rolled back", "kept": ", still served"}.get(task["back"], "")
-        lines += hanging_indent(f"{task['node']}: ", printable(f"{task['state']}{late}{back}{failure}"), width)
+        lines += hanging_indent(f"{task['node']}: ", visible(f"{task['state']}{late}{back}{failure}"), width)
     if progress["tasks_left_out"]:
         lines.append(f"… and {progress['tasks_left_out']} more; --nodes lists all.")
     return lines
@@ -116,15 +113,15 @@ def _print_changes(states: Iterator[tuple[dict[str, Any], str]], json: bool) -> 
     for progress, error in states:
         if bool(error) != unavailable:
             unavailable = bool(error)
-            typer.echo(_outage(error) if error else "store available again", err=True)
+            echo(_outage(error) if error else "store available again", err=True)
         if not error and printed != (current := {**progress, "changed_at": None}):
             printed = current
-            print_json_line(progress) if json else typer.echo(summary(progress))
+            print_json_line(progress) if json else echo(visible(summary(progress)))
     return progress
 
 
 def _outage(error: str) -> str:
-    return f"store unavailable, retrying… ({printable(error)})"
+    return f"store unavailable, retrying… ({visible(error)})"
 
 
 def _states(open_: Callable[[], Database], name: str | None, every_node: bool) -> Iterator[tuple[dict[str, Any], str]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from hedgerow.cli.base.console import echo
 from hedgerow.errors import ConfigError
 
 _NEW: Final = """\
@@ -108,8 +109,8 @@ def init(
         raise ConfigError(
             f"{file} cannot be written: {error.strerror}", remedy="Choose a folder that you may write to."
         ) from error
-    typer.echo(f"{file}: {'added' if exists else 'created with'} site {name}.")
-    typer.echo(
+    echo(f"{file}: {'added' if exists else 'created with'} site {name}.")
+    echo(
         "Next: add its sensors, and the results that may leave it, to the file; then\n"
         f"  hedgerow topology check {file}\n"
         f"  hedgerow pki apply {file} --init --passphrase\n"

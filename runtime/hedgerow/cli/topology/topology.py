@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json, style
 from hedgerow.cli.base.options import Json
 
 File = Annotated[
@@ -53,14 +53,12 @@ def _print_report(report: dict[str, Any]) -> None:
     file = report["file"]
     if report["ok"]:
         nodes = sum(map(len, report["sites"].values()))
-        typer.echo(
-            f"{file}: {typer.style('ok', fg='green')} ({plural(len(report['sites']), 'site')}, {plural(nodes, 'node')})"
-        )
+        echo(f"{file}: {style('ok', fg='green')} ({plural(len(report['sites']), 'site')}, {plural(nodes, 'node')})")
     for problem in report["problems"]:
-        typer.echo(f"{file}:{problem.line or 1}: {typer.style('error:', fg='red', bold=True)} {problem}", err=True)
-        typer.echo(f"  → {problem.remedy}", err=True)
+        echo(f"{file}:{problem.line or 1}: {style('error:', fg='red', bold=True)} {problem}", err=True)
+        echo(f"  → {problem.remedy}", err=True)
     for remark in report["remarks"]:
-        typer.echo(f"{typer.style('remark:', fg='yellow')} {remark}", err=True)
+        echo(f"{style('remark:', fg='yellow')} {remark}", err=True)
 
 
 def render(
@@ -97,10 +95,10 @@ def render(
         return
     for word, paths in (("created", written.created), ("changed", written.changed)):
         for path in paths:
-            typer.echo(f"{word:<8} {path}")
+            echo(f"{word:<8} {path}")
     for path in written.obsolete:
-        typer.echo(f"obsolete {path}: no longer in the topology; delete it once its machine is gone")
-    typer.echo(
+        echo(f"obsolete {path}: no longer in the topology; delete it once its machine is gone")
+    echo(
         f"{plural(len(written.created) + len(written.changed), 'file')} written, {len(written.unchanged)} unchanged in {out}."
     )
 

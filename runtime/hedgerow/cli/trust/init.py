@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, RepositoryFolder, new_passphrase, secrets_of
 from hedgerow.cli.trust.status import print_roles
@@ -90,13 +90,13 @@ def init(
             }
         )
         return
-    typer.echo(f"Created the repository {repository}. Give nodes {root} as `fleet: root_file`.")
+    echo(f"Created the repository {repository}. Give nodes {root} as `fleet: root_file`.")
     if new:
-        typer.echo(
+        echo(
             f"Move {', '.join(str(path) for path in new)} off this machine now, each to its holder: see\n"
             "docs/operator/trust.md. They are needed again to add or remove owners, and to change keys."
         )
-    typer.echo(f"Keep {online} with the region's service. Next: hedgerow trust add OWNER --model NAME --public-key KEY")
+    echo(f"Keep {online} with the region's service. Next: hedgerow trust add OWNER --model NAME --public-key KEY")
 
 
 def key(
@@ -119,7 +119,7 @@ def key(
     if json:
         print_json({"key": str(file), "public_key": str(public_half(file)), "id": new.keyid})
         return
-    typer.echo(f"Created {file} (secret) and {public_half(file)} (to hand out), with id {new.keyid[:8]}….")
+    echo(f"Created {file} (secret) and {public_half(file)} (to hand out), with id {new.keyid[:8]}….")
 
 
 def _print_plan(repository: Path, keys: Sequence[Path], threshold: int, *, json: bool) -> None:
@@ -137,11 +137,11 @@ def _print_plan(repository: Path, keys: Sequence[Path], threshold: int, *, json:
         )
         return
     print_roles()
-    typer.echo(
+    echo(
         f"Would create the repository {repository}, whose root needs {plural(threshold, 'signature')}, and these keys:"
     )
     for path in keys:
-        typer.echo(f"  {path}")
+        echo(f"  {path}")
 
 
 def _is_private(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.tables import alert, print_table
 from hedgerow.cli.trust.options import RepositoryFolder, RepositoryOptions, on_repository
@@ -37,7 +37,7 @@ def refresh(options: RepositoryOptions) -> None:
         version = timestamp.signed.version if timestamp else None
         print_json({"changed": changed, "timestamp": version, "expires": expires})
         return
-    typer.echo(f"{'Refreshed' if changed else 'Nothing was due'}; valid for nodes until {expires:%Y-%m-%d %H:%M} UTC.")
+    echo(f"{'Refreshed' if changed else 'Nothing was due'}; valid for nodes until {expires:%Y-%m-%d %H:%M} UTC.")
 
 
 def status(
@@ -75,10 +75,10 @@ def print_roles() -> None:
 
     for role, text in EXPLANATIONS.items():
         first, *rest = textwrap.wrap(text, 98)
-        typer.echo(f"{role:<10} {first}")
+        echo(f"{role:<10} {first}")
         for line in rest:
-            typer.echo(f"{'':<10} {line}")
-    typer.echo()
+            echo(f"{'':<10} {line}")
+    echo()
 
 
 def _print_status(current: RepositoryStatus, now: float) -> None:
@@ -99,15 +99,15 @@ def _print_status(current: RepositoryStatus, now: float) -> None:
     ]
     for what, published in (("MODEL", models), ("PIPELINES", pipelines)):
         if published:
-            typer.echo()
+            echo()
             print_table((what, "VERSION", "OWNER", "FOR", "DIGEST"), published, names=2, omit_first=("DIGEST",))
     for change in current.staged:
-        typer.echo(
+        echo(
             f"\n{change.role} {change.version} waits for {plural(change.missing, 'signature')} "
             f"from {', '.join(change.waits_for)}: hedgerow trust sign --key KEY"
         )
     for role_name in current.unseen:
-        typer.echo(
+        echo(
             f"\nNodes do not see the newest metadata of {role_name} yet. "
             "Where the online key is, run: hedgerow trust refresh"
         )

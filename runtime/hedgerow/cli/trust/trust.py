@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hedgerow.cli.base.console import plural, print_json
+from hedgerow.cli.base.console import echo, plural, print_json
 from hedgerow.cli.trust.options import NewKeys, RepositoryOptions, SigningKeys, Threshold, on_repository, signers_of
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def rotate(
         )
     _print_change(change, f"Changed the keys of {role}", json=options.json)
     if role == "online" and change.live and not options.json:
-        typer.echo(f"Replace the online key of the region's service with {repository.online_key}.")
+        echo(f"Replace the online key of the region's service with {repository.online_key}.")
 
 
 @on_repository
@@ -175,16 +175,16 @@ def _print_change(change: StagedChange, done: str, *, json: bool) -> None:
         print_json(change)
         return
     if change.missing:
-        typer.echo(
+        echo(
             f"{change.role} {change.version} waits for {plural(change.missing, 'more signature')} "
             f"from {', '.join(change.waits_for)}:\n"
             "  hedgerow trust sign --key KEY"
         )
         return
-    typer.echo(f"{done} ({change.role} {change.version}).")
+    echo(f"{done} ({change.role} {change.version}).")
     for role in change.to_renew:
-        typer.echo(f"Metadata of {role} is invalid until its new keys sign it: hedgerow trust renew {role} --key KEY")
+        echo(f"Metadata of {role} is invalid until its new keys sign it: hedgerow trust renew {role} --key KEY")
     if not change.live and "targets" not in change.to_renew:
-        typer.echo(
+        echo(
             "Nodes see it once the region's service has refreshed the timestamp, or after `hedgerow trust refresh` there."
         )
