@@ -492,8 +492,8 @@ class PipelineConfig(Section):
     )
     folder: Path | None = Field(
         None,
-        description="Folder of the files that its stages read; they can then read no others, and write none. By default paths "
-        "are relative to this file, and may lead anywhere.",
+        description="Folder of the files that its stages read, relative to this file; they can then read no others, and write "
+        "none. By default paths of stages are relative to this file too, and may lead anywhere.",
     )
     publish: PublishSection = Field(PublishSection(), description="How results are published.")
     dead_letters: DeadLettersSection = Field(DeadLettersSection(), description="What dead letters contain.")

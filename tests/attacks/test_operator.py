@@ -305,6 +305,23 @@ async def test_an_answer_does_not_quote_the_nodes_files(mistake: str, plant: Pla
         write(site, pipelines(site))
 
 
+async def test_an_answer_does_not_quote_the_environment(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEDGEROW_BROKER__KEEPALIVE_S", VARIABLE)
+    await plant.refused("reload", code="bad-config-file")
+    monkeypatch.setenv("HEDGEROW_PIPELINES", f"{{{VARIABLE}")
+    await plant.refused("reload", code="bad-config-file")
+
+
+async def test_an_answer_does_not_quote_a_password_file(plant: Plant) -> None:
+    """Neither its content nor its place, when the broker refuses it or it cannot be read."""
+    file = plant.site.folder / "password"
+    file.write_bytes(b"\xff" + SECRET.encode())
+    try:
+        await plant.refused("reload", code="bad-config")
+    finally:
+        file.write_text(f"{PASSWORD}\n")
+
+
 async def test_an_answer_does_not_have_the_password(plant: Plant) -> None:
     assert plant.node._link.options.read_password() == PASSWORD
     error = HedgerowError(f"refused: {PASSWORD} at mqtt://node:{VARIABLE}@broker", remedy=f"not {PASSWORD}")

@@ -30,13 +30,12 @@ from tuf.api.metadata import DelegatedRole, Metadata, Root, Signed, Snapshot, Ta
 
 from hedgerow.labels import Selector
 from hedgerow.models.bundle.manifest import MANIFEST, digest_of, read_manifest
-from hedgerow.models.bundle.pipelines_document import PIPELINES, PipelinesDocument
 from hedgerow.pki.files import locked, make_folder, read, write
 from hedgerow.trust.chunks import put_chunks
 from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished
 from hedgerow.trust.keys import Secrets, open_signer
 from hedgerow.trust.metadata import SignedFolder
-from hedgerow.trust.roles import REFRESH_EVERY, custom, lifetime, selector_of, signed_at, stamp, target_path
+from hedgerow.trust.roles import PIPELINES, REFRESH_EVERY, custom, lifetime, selector_of, signed_at, stamp, target_path
 
 Clock = Callable[[], float]
 
@@ -160,11 +159,15 @@ class Repository(SignedFolder):
         )
 
     def publish_pipelines(
-        self, document: PipelinesDocument, signer: Signer | Sequence[Signer], selector: Selector | None = None
+        self,
+        name: str,
+        version: str,
+        content: bytes,
+        signer: Signer | Sequence[Signer],
+        selector: Selector | None = None,
     ) -> Published:
-        """Publish a version of pipelines; arguments and errors as for `publish`."""
-        path = target_path(document.name, document.version, PIPELINES)
-        return self._publish(path, document.encode(), signer, selector, lambda: (0, 0))
+        """Publish a version of pipelines: a `PipelinesDocument`; other arguments and errors as for `publish`."""
+        return self._publish(target_path(name, version, PIPELINES), content, signer, selector, lambda: (0, 0))
 
     def _publish(
         self,

@@ -12,7 +12,6 @@ from tuf.api.metadata import DelegatedRole, Signed, TargetFile
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector, parse_selector
 from hedgerow.models.bundle.manifest import MANIFEST
-from hedgerow.models.bundle.pipelines_document import PIPELINES
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadMetadata, BadRepository
 
@@ -39,6 +38,12 @@ LIFETIMES: Final[Mapping[str, timedelta]] = {
 """How long a role's metadata is valid. The region's service signs the timestamp again every day, the snapshot every week."""
 
 REFRESH_EVERY: Final = timedelta(days=1)
+
+PIPELINES: Final = "pipelines.json"
+"""File name of signed pipelines in a repository."""
+
+LARGEST_PIPELINES: Final = 4 << 20
+"""Largest size of signed pipelines in bytes, with their files: for labels and calibrations, not for models."""
 
 SIGNED_AT: Final = "x-hedgerow-signed-at"
 """Field of signed metadata with its signing time in Unix seconds: a lower bound of the time."""
@@ -89,11 +94,11 @@ def patterns(models: Iterable[str], pipelines: Iterable[str] = ()) -> list[str]:
     Raises: BadRepository: one is neither a name nor a pattern.
     """
     found = set()
-    for names, file in ((models, MANIFEST), (pipelines, PIPELINES)):
+    for names, file, what in ((models, MANIFEST, "model"), (pipelines, PIPELINES, "pipelines")):
         for name in names:
             if not is_name(name.replace("*", "x")):
                 raise BadRepository(
-                    f"{name!r} is not a valid name or pattern",
+                    f"{name!r} is not a valid {what} name or pattern",
                     remedy="Use a name, or a pattern with `*`, such as `vision-*`.",
                 )
             found.add(target_path(name, "*", file))

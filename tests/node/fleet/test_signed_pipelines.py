@@ -18,8 +18,8 @@ from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.labels import parse_selector
 from hedgerow.models.bundle.manifest import digest_of
-from hedgerow.models.bundle.pipelines_document import BadPipelines, collect_pipelines, read_pipelines
 from hedgerow.node.node import Node
+from hedgerow.pipeline.pipelines_document import BadPipelines, collect_pipelines, read_pipelines
 from hedgerow.testing.repository import TestRepository, make_repository
 from hedgerow.topics import Channel
 from hedgerow.trust.errors import NotAllowed
@@ -41,7 +41,9 @@ class Owner:
         for name, text in files.items():
             (folder / f"{name}.txt").write_text(text)
         document = collect_pipelines(folder, "doors", version)
-        done = self.models.repository.publish_pipelines(document, self.models.owner, parse_selector(selector))
+        done = self.models.repository.publish_pipelines(
+            "doors", version, document.encode(), self.models.owner, parse_selector(selector)
+        )
         return ModelRef(name=done.name, version=done.version, digest=done.digest)
 
     async def desire(self, generation: int, state: str = "succeeded", **fields: Any) -> Reported:
@@ -229,7 +231,7 @@ def test_whoever_may_sign_models_may_not_sign_pipelines(tmp_path: Path) -> None:
     document = collect_pipelines(tmp_path / "doors", "doors", "1.0.0")
 
     with pytest.raises(NotAllowed, match="doors has no owner yet") as caught:
-        models.repository.publish_pipelines(document, models.owner)
+        models.repository.publish_pipelines("doors", "1.0.0", document.encode(), models.owner)
 
     assert "--pipelines doors" in caught.value.remedy
 

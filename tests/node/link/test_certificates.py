@@ -94,7 +94,7 @@ async def test_unusable_files_are_reported_once(watched: Watched) -> None:
     for name in ("tls.crt", "tls.key"):
         shutil.copy(watched.home.parent / "other" / name, watched.home / name)
     assert await watched.check(times=5) == ["certificate-unusable"]
-    assert "is the certificate of 'site/other'" in watched.events[0][1]["error"]
+    assert "is the certificate of 'site/other'" in str(watched.events[0][1]["error"])
     assert watched.expires_at == before
 
 

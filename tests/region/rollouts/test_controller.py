@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from tests.region.responders import ref
 from tests.region.world import TURN_S, World
 
 from hedgerow.errors import CommandError
+from hedgerow.models.bundle.manifest import digest_of
 from hedgerow.region.rollouts.planning.state import Phase
 from hedgerow.region.rollouts.requests import send_request
 from hedgerow.region.store.database.open import open_database
@@ -312,3 +314,29 @@ def test_a_region_killed_at_every_statement_loses_and_repeats_no_step(world: Wor
     assert started == [("faces-2.0.0", 0), ("faces-2.0.0", 1), ("faces-3.0.0", 0)]
     assert world.versions() == {"2.0.0"}
     assert world.kills > 50
+
+
+def test_a_node_is_sent_signed_pipelines_by_their_digest_until_they_are_taken_back(tmp_path: Path) -> None:
+    content = b"as the owner signed them"
+    folder = tmp_path / "models/targets/doors/1.0.0"
+    folder.mkdir(parents=True)
+    (folder / f"{hashlib.sha256(content).hexdigest()}.pipelines.json").write_bytes(content)
+    with World(str(tmp_path / "region.db"), 2) as world:
+        models = world.config.models.model_copy(update={"repository": tmp_path / "models"})
+        world._running_controller(None).fleet.config = world.config.model_copy(update={"models": models})
+        node = next(iter(world.nodes.values()))
+        world.turn()
+
+        def desired() -> Any:
+            world.turn()
+            return world._running_controller(None).fleet.desired[node.address].document
+
+        world.ask("node-pipelines", node=str(node.address), name="doors", version="1.0.0")
+        assert desired().signed_pipelines.digest == digest_of(content)
+        world.ask("node-label", node=str(node.address), labels={"ring": "early"})
+        assert desired().signed_pipelines.digest == digest_of(content), "other changes keep them"
+        for name, version in (("doors", "2.0.0"), ("../doors", "1.0.0"), ("doors", "..")):
+            world.ask("node-pipelines", node=str(node.address), name=name, version=version)
+            assert desired().generation == 2, "unknown ones are refused"
+        world.ask("node-pipelines", node=str(node.address), name=None, version=None)
+        assert desired().signed_pipelines is None

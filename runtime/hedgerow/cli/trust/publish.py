@@ -34,10 +34,10 @@ def publish_pipelines(
     own file has `remote: {signed_pipelines: true}`.
     """
     from hedgerow.labels import parse_selector
-    from hedgerow.models.bundle.pipelines_document import collect_pipelines
+    from hedgerow.pipeline.pipelines_document import collect_pipelines
 
-    document = collect_pipelines(folder, name, version)
-    done = options.repository.publish_pipelines(document, signers_of(key, options.secrets), parse_selector(selector))
+    content, signers = collect_pipelines(folder, name, version).encode(), signers_of(key, options.secrets)
+    done = options.repository.publish_pipelines(name, version, content, signers, parse_selector(selector))
     if options.json:
         print_json(done)
         return

@@ -17,8 +17,8 @@ import structlog
 from hedgerow import disk
 from hedgerow.errors import HedgerowError
 from hedgerow.models.bundle.manifest import digest_of
-from hedgerow.models.bundle.pipelines_document import PipelinesDocument, read_pipelines
 from hedgerow.node.pipelines.live_config import SignedPipelines
+from hedgerow.pipeline.pipelines_document import PipelinesDocument, read_pipelines
 from hedgerow.wire.fleet import ModelRef
 
 log = structlog.get_logger(__name__)

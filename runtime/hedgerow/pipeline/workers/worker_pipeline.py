@@ -254,7 +254,7 @@ class WorkerPipeline(BuiltPipeline):
             self._successors.pop(lane, None)
             reason = self._not_started(successor, error)
             if not self.retired:
-                self._on_event("worker-not-restarted", {"error": str(reason)})
+                self._on_event("worker-not-restarted", {"error": reason})
         if self.retired:
             successor.end()
 
@@ -285,7 +285,7 @@ class WorkerPipeline(BuiltPipeline):
         except (HedgerowError, EOFError, OSError) as error:
             reason = self._not_started(worker, error)
             if not self.retired:  # else it was ended with its pipeline
-                self._on_event("worker-not-restarted", {"error": str(reason)})
+                self._on_event("worker-not-restarted", {"error": reason})
 
     def _not_started(self, worker: Worker, error: Exception) -> HedgerowError:
         """End a worker that does not start, and return why."""

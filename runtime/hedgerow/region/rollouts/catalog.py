@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hedgerow.errors import ModelError
 from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, digest_of, read_manifest
-from hedgerow.models.bundle.pipelines_document import LARGEST_DOCUMENT, PIPELINES
 from hedgerow.region.rollouts.planning.spec import ModelSection
 from hedgerow.topics import is_name
+from hedgerow.trust.roles import LARGEST_PIPELINES, PIPELINES
 from hedgerow.wire.fleet import VERSION_PATTERN, ModelRef
 
 
@@ -83,7 +83,7 @@ def look_up_pipelines(repository: Path | None, name: str, version: str) -> Model
     found = {
         digest_of(content)
         for path in (repository / "targets" / name / version).glob(f"*{PIPELINES}")
-        if len(content := _read(path)) <= LARGEST_DOCUMENT
+        if len(content := _read(path)) <= LARGEST_PIPELINES
     }
     if len(found) != 1:
         raise UnknownModel(

@@ -24,13 +24,8 @@ from hedgerow.config import Name, PipelineConfig
 from hedgerow.configfile import Document
 from hedgerow.errors import ConfigError, first_problem
 from hedgerow.models.bundle.manifest import Part, check_path, is_canonical
+from hedgerow.trust.roles import LARGEST_PIPELINES
 from hedgerow.wire.fleet import Version
-
-PIPELINES: Final = "pipelines.json"
-"""File name of such a document in a repository."""
-
-LARGEST_DOCUMENT: Final = 4 << 20
-"""Largest size of a document in bytes: for labels and calibrations, not for models."""
 
 _MOST_FILES: Final = 100
 _SOURCE: Final = "pipelines.yaml"
@@ -38,8 +33,6 @@ _SOURCE: Final = "pipelines.yaml"
 
 class BadPipelines(ConfigError):
     """Pipelines to sign, or signed ones, are invalid."""
-
-    code = "bad-pipelines"
 
 
 def _decodable(text: str) -> str:
@@ -87,8 +80,8 @@ class PipelinesDocument(Part):
 def read_pipelines(content: bytes) -> PipelinesDocument:
     """Read a document. Raises: BadPipelines: it is too large, not canonical, or invalid."""
     remedy = "Publish it again with `hedgerow trust publish-pipelines`."
-    if len(content) > LARGEST_DOCUMENT:
-        raise BadPipelines(f"The pipelines have {len(content):,} bytes, more than {LARGEST_DOCUMENT:,}", remedy=remedy)
+    if len(content) > LARGEST_PIPELINES:
+        raise BadPipelines(f"The pipelines have {len(content):,} bytes, more than {LARGEST_PIPELINES:,}", remedy=remedy)
     if not is_canonical(content):
         raise BadPipelines("The pipelines are not canonical JSON", remedy=remedy)
     try:
@@ -116,9 +109,9 @@ def collect_pipelines(folder: Path, name: str, version: str) -> PipelinesDocumen
                 raise BadPipelines(f"{path} is not a regular file", remedy="Copy what it points to.")
             if path.is_file() and path != folder / _SOURCE:
                 total += path.stat().st_size
-                if total > LARGEST_DOCUMENT or len(files) >= _MOST_FILES:
+                if total > LARGEST_PIPELINES or len(files) >= _MOST_FILES:
                     raise BadPipelines(
-                        f"{folder} has more than {_MOST_FILES} files or {LARGEST_DOCUMENT:,} bytes",
+                        f"{folder} has more than {_MOST_FILES} files or {LARGEST_PIPELINES:,} bytes",
                         remedy="Leave in it only what the pipelines read; publish models with `hedgerow model publish`.",
                     )
                 files[path.relative_to(folder).as_posix()] = base64.b64encode(path.read_bytes()).decode()
