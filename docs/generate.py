@@ -26,6 +26,7 @@ from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.rollouts.planning import spec
 from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
+from hedgerow.topology import acl
 from hedgerow.topology import model as topology
 from hedgerow.wire import messages
 
@@ -126,6 +127,26 @@ def module_index() -> str:
     return "\n".join(lines)
 
 
+def rights_table() -> str:
+    """Return a table of the rights of each role on nodes' topics."""
+    places = {
+        "itself": "its own",
+        "everyone": "all nodes of its site at once (`~`)",
+        "site": "any node of the site, on its broker",
+        "place": "any node of its site; at the region, of any site",
+    }
+    rows = []
+    for role, grants in acl.RIGHTS.items():
+        for grant in grants or (None,):
+            if grant is None:
+                rows.append(f"| `{role}` | none | | |")
+                continue
+            where = "any node of its own site" if role == "bridge" else places[grant.on]
+            written, read = (", ".join(f"`{one}`" for one in sorted(group)) for group in (grant.write, grant.read))
+            rows.append(f"| `{role}` | {where} | {written} | {read} |")
+    return "\n".join(["| who | topics of | publishes on | reads |", "|---|---|---|---|", *rows])
+
+
 def _families(collector: Collector) -> list[str]:
     return [
         f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "
@@ -190,6 +211,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "metrics": metric_table,
         "modules": module_index,
         "region-metrics": region_metric_table,
+        "rights": rights_table,
     }
 
 

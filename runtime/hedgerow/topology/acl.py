@@ -7,13 +7,13 @@ pattern applies to every user: a sensor could then impersonate a node of the sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 from hedgerow.config import NodeConfig
 from hedgerow.topics import UP as UPWARD
 from hedgerow.topics import Address, Channel, upward
 from hedgerow.topology.check import subscriptions
-from hedgerow.topology.model import Role, Roles, Topology
+from hedgerow.topology.model import Roles, Topology
 
 UP: Final = (
     Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.REPLY, Channel.BLOB,
@@ -24,16 +24,49 @@ DOWN: Final = (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.BLOB)
 _OWN: Final = (Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.DEAD)
 _SEEN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED)
 
-_MAY_READ: Final[Mapping[Role, tuple[Channel, ...]]] = {
-    "viewer": _SEEN,
-    "operator": (*_SEEN, Channel.DESIRED, Channel.REPLY),
-    "collector": (*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB),
+
+class Grant(NamedTuple):
+    """What a role may do with the topics of some nodes.
+
+    Attributes:
+        on: whose topics: of the node itself; of every node of its site at once (`~`); of any node of the site, on the site's
+            broker; of any node of the place, which is the site on its broker and the region on the region's.
+    """
+
+    on: Literal["itself", "everyone", "site", "place"]
+    read: tuple[Channel, ...] = ()
+    write: tuple[Channel, ...] = ()
+
+
+RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
+    "node": (
+        Grant(
+            "itself",
+            read=(Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.REPLY, Channel.BLOB),
+            write=(*_OWN, Channel.REPLY, Channel.BLOB),
+        ),
+        Grant("everyone", read=(Channel.DESIRED, Channel.COMMAND), write=(Channel.REPLY,)),
+        Grant("site", read=(Channel.BLOB,)),
+    ),
+    "sensor": (),
+    "program": (Grant("site", read=_SEEN),),
+    "bridge": (Grant("place", read=DOWN, write=UP),),
+    "viewer": (Grant("place", read=_SEEN),),
+    "operator": (
+        Grant("place", read=(*_SEEN, Channel.DESIRED, Channel.REPLY), write=(Channel.COMMAND,)),
+        Grant("site", read=(Channel.DEAD,)),
+    ),
+    "collector": (
+        Grant(
+            "place",
+            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB),
+            write=(Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB),
+        ),
+    ),
 }
-_MAY_WRITE: Final[Mapping[Role, tuple[Channel, ...]]] = {
-    "viewer": (),
-    "operator": (Channel.COMMAND,),
-    "collector": (Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB),
-}
+"""Who may read and write which of the nodes' topics. The documentation's table is made from it, and `tests/topology/test_matrix.py`
+tries each of its entries, and everything else, on real brokers. Not in it are sensors' topics, which the topology names, and
+the connection state of bridges. `program` is one on the broker's machine, without a certificate (`loopback_port`)."""
 
 
 def pattern(address: Address, channel: Channel) -> str:
@@ -140,8 +173,9 @@ def _people(roles: Roles, suffix: str, address: Address, *, dead: bool = False, 
             if role == "operator" and dead:
                 yield "# Dead letters carry the frame that could not be processed; they do not leave the site."
                 yield from _topics("read", address, (Channel.DEAD,))
-            yield from _topics("read", address, _MAY_READ[role])
-            yield from _topics("write", address, _MAY_WRITE[role])
+            (grant,) = (one for one in RIGHTS[role] if one.on == "place")
+            yield from _topics("read", address, grant.read)
+            yield from _topics("write", address, grant.write)
             if bridges:
                 yield "topic read $SYS/broker/connection/+/state"
 
