@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,16 +162,18 @@ def test_the_audit_log_names_who_paused_resumed_and_aborted_and_why(operator: Op
     assert (twice.code, "is paused" in twice.err) == (1, True)
     assert (other.code, "faces-slow is in-progress and includes" in other.err) == (1, True)
     assert ended.code == 1
-    assert "aborted by eve: wrong version" in ended.out
+    user = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+    assert f"aborted by {user} (claims eve): wrong version" in " ".join(ended.out.split())
     assert operator.nodes.versions() == before
     lines = operator.hedgerow("audit", "--rollout", "faces-slow", "--json").out.splitlines()
-    entries = [(line["action"], line["who"], line["why"]) for line in map(json.loads, lines) if line["who"] == "eve"]
+    entries = [(line["action"], line["who"], line["why"]) for line in map(json.loads, lines) if line["claims"] == "eve"]
     assert entries == [
-        ("rollout-paused", "eve", "the line is busy"),
-        ("rollout-resumed", "eve", "it is not"),
-        ("rollout-aborted", "eve", "wrong version"),
-        ("nodes-put-back", "eve", "wrong version"),
+        ("rollout-paused", user, "the line is busy"),
+        ("rollout-resumed", user, "it is not"),
+        ("rollout-aborted", user, "wrong version"),
+        ("nodes-put-back", user, "wrong version"),
     ]
+    assert f"{user} (claims eve)" in operator.hedgerow("audit", "--rollout", "faces-slow", "--who", "eve").out
     refused = operator.hedgerow("audit", "--rollout", "faces-other").out
     assert "refused" in refused
     assert "faces-slow" in refused

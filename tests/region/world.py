@@ -124,7 +124,7 @@ class Node:
         desired = wire.Desired.model_validate_json(document)
         assert desired.node == str(self.address)
         self.seen.append(desired.generation)
-        if desired.generation <= self._generation:
+        if desired.generation <= self._generation and desired.supersedes != self._generation:
             return
         self._generation, self._desired = desired.generation, desired
         self._state, self._error, self._returned = "succeeded", None, False

@@ -96,6 +96,7 @@ def test_all_fields_of_a_rollout_in_progress(store: RolloutStore) -> None:
         "changed_at": "2027-01-15T08:00:01.000Z",
         "ended_at": None,
         "who": "eve",
+        "claims": "",
         "why": "a test",
         "because": "so",
         "waits_for": "soaking",
@@ -196,6 +197,7 @@ def test_the_newest_audit_entries_are_returned_oldest_first(store: RolloutStore)
         {
             "at": "2027-01-15T08:00:00.000Z",
             "who": "eve",
+            "claims": "",
             "why": "a test",
             "action": "first",
             "rollout": "one",
@@ -219,6 +221,8 @@ def test_the_audit_log_is_filtered_by_time_person_and_action(any_store: RolloutS
     assert who(action="node-pinned") == ["eve", "bob"]
     assert who(who="bob", action="node-pinned", rollout="one") == ["bob"]
     assert who(who="service", action="node-pinned") == []
+    any_store.fleet.audit(Actor("mallory", "a test", claims="bob"), "node-pinned", AT + 9, rollout="one")
+    assert who(who="bob") == ["bob", "mallory"], "also who only claims to be bob, shown as mallory"
 
 
 @pytest.mark.parametrize(

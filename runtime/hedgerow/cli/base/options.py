@@ -44,7 +44,10 @@ StoreConfig = Annotated[
     ),
 ]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Reason, for the audit log.")]
-As = Annotated[str | None, typer.Option("--as", metavar="WHO", help="Name for the audit log; default: USER@HOST.")]
+As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="WHO", help="Another name for the audit log, which shows it as claimed by USER@HOST."),
+]
 
 # Models
 

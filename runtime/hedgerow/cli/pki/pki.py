@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hedgerow.cli.base.console import echo, plural, print_error, print_json
+from hedgerow.cli.base.console import echo, plural, print_error, print_json, style
 from hedgerow.cli.base.options import Json, with_options
 from hedgerow.cli.base.tables import alert, print_table
 
@@ -187,8 +187,8 @@ def issue(
     entry = pki.issue(parse(who), life, role=role, hosts=host or (), allow_wildcard=allow_wildcard)
     for name in entry.hosts:
         if "*" in name:
-            typer.echo(
-                f"{typer.style('warning:', fg='yellow', bold=True)} {entry.name} can impersonate every host of {name}: "
+            echo(
+                f"{style('warning:', fg='yellow', bold=True)} {entry.name} can impersonate every host of {name}: "
                 "name single hosts if you can.",
                 err=True,
             )
@@ -281,7 +281,7 @@ def print_lists(pki: Pki, names: Iterable[str]) -> None:
     for name in names:
         known = pki.authority(name).revocations()
         assert known is not None  # noqa: S101 - it was just written
-        typer.echo(
+        echo(
             f"Revocation list of {name}: valid until {known.next_update_utc:%Y-%m-%d %H:%M} UTC. Copy "
             f"{pki.folder / name}/issued/*/trust.crl, then `kill -HUP` the broker."
         )
@@ -373,8 +373,8 @@ def show(folder: Folder = Path("pki"), json: Json = False) -> None:
         ]
         print_table(("WHO", "KIND", "ROLE", "EXPIRES (UTC)", "LEFT"), rows, omit_first=("ROLE", "KIND"))
     for trouble in lists:
-        typer.echo(alert(trouble.detail), err=True)
-        typer.echo(f"  → {trouble.remedy}", err=True)
+        echo(alert(trouble.detail), err=True)
+        echo(f"  → {trouble.remedy}", err=True)
     if any_expired:
         raise typer.Exit(1)
 

@@ -14,6 +14,7 @@ from hedgerow.cli.base.tables import AlertCell, print_facts, print_table
 from hedgerow.cli.region.options import (
     ServiceOptions,
     StoreOptions,
+    author,
     on_service,
     on_store,
     parse_time,
@@ -129,7 +130,7 @@ def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if node["store_max_bytes"]:
         rows.append(("model store", f"{size(node['store_bytes'])} of {size(node['store_max_bytes'])}"))
-    rows += [(line["at"][:19] + "Z", f"{line['action']} by {line['who']}: {line['why']}") for line in node["audit"]]
+    rows += [(line["at"][:19] + "Z", f"{line['action']} by {author(line)}: {line['why']}") for line in node["audit"]]
     return rows
 
 
@@ -188,9 +189,9 @@ def pipelines(
     if options.store.json:
         print_json(reply)
     elif reply["ref"] is None:
-        typer.echo(f"{reply['node']} runs only the pipelines of its own file.")
+        echo(f"{reply['node']} runs only the pipelines of its own file.")
     else:
-        typer.echo(f"{reply['node']} gets {short_ref(reply['ref'])}; `hedgerow node show` tells whether it runs them.")
+        echo(f"{reply['node']} gets {short_ref(reply['ref'])}; `hedgerow node show` tells whether it runs them.")
 
 
 @on_service
@@ -252,7 +253,12 @@ def audit(
         typer.Option("--node", metavar="NODE", help="Only entries about a node: REGION/SITE/NODE, SITE/NODE or NODE."),
     ] = None,
     who: Annotated[
-        str | None, typer.Option("--who", metavar="NAME", help="Only what this person, or `service`, did.")
+        str | None,
+        typer.Option(
+            "--who",
+            metavar="NAME",
+            help="Only what this user, or `service`, did, and what was done under this name by `--as`.",
+        ),
     ] = None,
     action: Annotated[
         str | None,
@@ -274,6 +280,7 @@ def audit(
       hedgerow audit --since 7d --who eve@ops --action rollout-aborted
       hedgerow audit --newest 1000 --json > audit.jsonl
 
+    WHO is the operating system's user, or the role in PostgreSQL; a name given with --as is shown as claimed.
     Refused requests are included. --json prints one line per entry, with the nodes and their generations.
     """
     from hedgerow.region.rollouts.handlers import find_node
@@ -292,7 +299,7 @@ def audit(
         for line in lines:
             print_json_line(line)
         return
-    rows = [(line["at"][:19] + "Z", line["who"], line["action"], line["rollout"] or "", _why(line)) for line in lines]
+    rows = [(line["at"][:19] + "Z", author(line), line["action"], line["rollout"] or "", _why(line)) for line in lines]
     if not rows:
         echo("No entries.")
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
 import socket
 import sys
@@ -44,12 +45,15 @@ class ServiceOptions(NamedTuple):
     """Location of a region's store, and the audit log's fields for a request to its service.
 
     Attributes:
-        why, who: reason and author of the request.
+        why: reason of the request.
+        who: its author, by the operating system.
+        claims: another name that the author gives; "" for none.
     """
 
     store: StoreOptions
     why: str
     who: str
+    claims: str
 
     def request(self, verb: str, args: dict[str, Any]) -> Any:
         """Send a request to the service and return its reply.
@@ -59,7 +63,7 @@ class ServiceOptions(NamedTuple):
         from hedgerow.region.rollouts.requests import send_request
 
         with closing(open_store(self.store.url, self.store.config, requests=True)) as database, _waiting():
-            return send_request(database, verb, args, who=self.who, why=self.why)
+            return send_request(database, verb, args, who=self.who, why=self.why, claims=self.claims)
 
 
 def _store_options(store: StoreUrl = None, config: StoreConfig = None, json: Json = False) -> StoreOptions:
@@ -69,7 +73,7 @@ def _store_options(store: StoreUrl = None, config: StoreConfig = None, json: Jso
 def _service_options(
     why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
 ) -> ServiceOptions:
-    return ServiceOptions(StoreOptions(store, config, json), why, as_ or _who())
+    return ServiceOptions(StoreOptions(store, config, json), why, _who(), as_ or "")
 
 
 on_store = with_options(_store_options)
@@ -110,11 +114,18 @@ def _waiting() -> AbstractContextManager[object]:
 
 
 def _who() -> str:
+    """Return the user of this process; not from the environment, where anyone can write anything."""
     try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        user = "unknown"
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user without a name
+        user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def author(entry: dict[str, Any]) -> str:
+    """Format who did something, with what they claim marked as such."""
+    claims = entry.get("claims")
+    return f"{entry['who']} (claims {claims})" if claims else str(entry["who"])
 
 
 def short_ref(ref: dict[str, Any]) -> str:

@@ -10,7 +10,15 @@ import typer
 from hedgerow.cli.base.console import echo, plural, print_json, read_checked, style
 from hedgerow.cli.base.options import Json, Newest
 from hedgerow.cli.base.tables import print_table, terminal_width
-from hedgerow.cli.region.options import ServiceOptions, StoreOptions, on_service, on_store, open_store, short_ref
+from hedgerow.cli.region.options import (
+    ServiceOptions,
+    StoreOptions,
+    author,
+    on_service,
+    on_store,
+    open_store,
+    short_ref,
+)
 
 _MAX_NAMES: Final = 8
 """Nodes of a wave that a dry run lists; --json has all."""
@@ -216,7 +224,7 @@ def history(
     for one in rollouts:
         models = ", ".join(f"{ref['name']} {ref['version']}" for ref in one["models"].values())
         started = one["started_at"][:16] + "Z"
-        rows.append((one["rollout"], one["phase"], started, models, one["who"], one["why"], one["because"]))
+        rows.append((one["rollout"], one["phase"], started, models, author(one), one["why"], one["because"]))
     headings = ("ROLLOUT", "STATUS", "STARTED", "MODELS", "WHO", "WHY", "REASON")
     print_table(headings, rows, names=2, omit_first=("WHO", "STARTED", "WHY"))
 

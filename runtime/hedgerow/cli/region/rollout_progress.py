@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hedgerow.cli.base.console import echo, print_json_line, style
 from hedgerow.cli.base.tables import AlertCell, ansi_text, hanging_indent, table
-from hedgerow.cli.region.options import short_ref
+from hedgerow.cli.region.options import author, short_ref
 from hedgerow.errors import CommandError
 from hedgerow.terminal import supports_redraw
 from hedgerow.text import visible
@@ -76,7 +76,7 @@ def render(progress: dict[str, Any], width: int | None) -> list[str]:
     models = ", ".join(f"{name} → {short_ref(ref)}" for name, ref in progress["models"].items())
     head = hanging_indent(f"{progress['rollout']}: {progress['phase']}  ", visible(models), width)
     lines = [head[0].replace(progress["phase"], phase, 1), *head[1:]]
-    started = visible(f"by {progress['who']}: {progress['why']}")
+    started = visible(f"by {author(progress)}: {progress['why']}")
     lines += [style(text, dim=True) for text in hanging_indent("", started, width)]
     lines += table(
         ("WAVE", ">", ">GOOD", ">NODES", ">FAILED", ">LATE", ">ROLLED BACK"),

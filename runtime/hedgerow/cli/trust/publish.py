@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import print_json
+from hedgerow.cli.base.console import echo, print_json
 from hedgerow.cli.trust.options import RepositoryOptions, SigningKeys, on_repository, signers_of
 
 
@@ -41,13 +41,13 @@ def publish_pipelines(
     if options.json:
         print_json(done)
         return
-    typer.echo(
+    echo(
         f"Published pipelines {done.name} {done.version} for {done.selector or 'all nodes'}, signed by {done.owner}."
         if done.changed
         else f"{done.name} {done.version} is already published."
     )
-    typer.echo(done.digest)
+    echo(done.digest)
     if not done.live:
-        typer.echo(
+        echo(
             "Nodes see it once the region's service has refreshed the timestamp, or after `hedgerow trust refresh` there."
         )

@@ -78,7 +78,7 @@ def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
     Raises: RegionStoreError: the store does not work.
     """
     for request in open_requests(fleet.database):
-        by = Actor(request.who, request.why)
+        by = Actor(request.who, request.why, request.claims)
         try:
             with fleet.database.transaction():
                 if now > request.expires_at:
@@ -111,7 +111,7 @@ def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
 
 
 def _refuse(fleet: Fleet, request: RolloutRequest, by: Actor, now: float, error: HedgerowError) -> None:
-    log.info("refused", verb=request.verb, who=by.who, code=error.code, error=str(error))
+    log.info("refused", verb=request.verb, who=by.name, code=error.code, error=str(error))
     detail = {"verb": request.verb, "code": error.code, "reason": str(error)}
     with fleet.database.transaction():
         fleet.store.audit(by, "refused", now, rollout=request.args.get("rollout"), **detail)
@@ -218,7 +218,7 @@ def _begin(
 def _pause(operation: Operation) -> Any:
     fleet, by, now = operation.fleet, operation.by, operation.now
     stored = _find_rollout(operation, Phase.RUNNING)
-    step = Pause(f"by {by.who}: {by.why}")
+    step = Pause(f"by {by.name}: {by.why}")
     fleet.save_rollout(replace(stored, rollout=apply_step(stored.rollout, step, now), changed_at=now, waits=""), stored)
     fleet.store.audit(by, "rollout-paused", now, rollout=stored.rollout.name)
     return {"rollout": stored.rollout.name, "phase": Phase.PAUSED.value}
@@ -236,7 +236,7 @@ def _abort(operation: Operation) -> Any:
     fleet, request, by, now = operation.fleet, operation.request, operation.by, operation.now
     stored = _find_rollout(operation, Phase.RUNNING, Phase.PAUSED)
     name, keep = stored.rollout.name, bool(request.args.get("keep"))
-    reason = f"aborted by {by.who}: {by.why}"
+    reason = f"aborted by {by.name}: {by.why}"
     step: Step = Finish(Phase.CANCELED, reason) if keep else roll_back(stored.rollout, Phase.CANCELED, reason)
     fleet.store.audit(by, "rollout-aborted", now, rollout=name, keep=keep)
     return {"rollout": name, "phase": fleet.execute(stored, step, by, now).phase.value}
@@ -304,12 +304,12 @@ def _pin(operation: Operation) -> Any:
     section = ModelSection.model_validate(request.args["version"])
     ref = look_up(fleet.config.models.repository, name, section).ref
     old = fleet.desired.get(node)
-    pins = {**(old.pins if old else {}), name: {"who": by.who, "why": by.why, "at": now}}
+    pins = {**(old.pins if old else {}), name: {"who": by.name, "why": by.why, "at": now}}
     desired = fleet.next_desired(node, now, models={name: ref}, swap=SwapPolicy(), pins=pins)
     for stored in list(fleet.rollouts.values()):
         if gone := superseded(stored.rollout, {name}, [node], also_in_progress=True):
             fleet.save_rollout(
-                replace(stored, rollout=remove_nodes(stored.rollout, gone, PINNED, f"by {by.who}: {by.why}")), stored
+                replace(stored, rollout=remove_nodes(stored.rollout, gone, PINNED, f"by {by.name}: {by.why}")), stored
             )
     fleet.save_desired({node: desired})
     given = {str(node): desired.document.generation}

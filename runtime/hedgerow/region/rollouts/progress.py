@@ -54,7 +54,7 @@ class AuditFilter:
     Attributes:
         rollout: the rollout they are about.
         node: the node they are about, REGION/SITE/NODE.
-        who, action: exactly.
+        who, action: exactly; `who` also finds those who only claim to be it.
         since, until: Unix seconds; `until` is exclusive.
     """
 
@@ -81,7 +81,7 @@ def audit(database: Database, *, newest: int, which: AuditFilter | None = None) 
     conditions = {
         "rollout = ?": which.rollout,
         "replace(detail, ?, '') <> detail": None if which.node is None else f'"{which.node}"',
-        "who = ?": which.who,
+        "? IN (who, claims)": which.who,
         "action = ?": which.action,
         "at >= ?": which.since,
         "at < ?": which.until,
@@ -89,12 +89,20 @@ def audit(database: Database, *, newest: int, which: AuditFilter | None = None) 
     used = {condition: value for condition, value in conditions.items() if value is not None}
     where = f" WHERE {' AND '.join(used)}" if used else ""
     rows = database.rows(
-        f"SELECT at, who, why, action, rollout, detail FROM audit{where} ORDER BY ingest DESC LIMIT ?",  # noqa: S608
+        f"SELECT at, who, claims, why, action, rollout, detail FROM audit{where} ORDER BY ingest DESC LIMIT ?",  # noqa: S608
         (*used.values(), newest),
     )
     return [
-        {"at": iso(at), "who": who, "why": why, "action": action, "rollout": name, "detail": _detail(detail)}
-        for at, who, why, action, name, detail in reversed(rows)
+        {
+            "at": iso(at),
+            "who": who,
+            "claims": claims,
+            "why": why,
+            "action": action,
+            "rollout": name,
+            "detail": _detail(detail),
+        }
+        for at, who, claims, why, action, name, detail in reversed(rows)
     ]
 
 
@@ -116,7 +124,8 @@ def _require_known(database: Database, which: AuditFilter) -> None:
     for column, value in (("who", which.who), ("action", which.action)):
         if value is None:
             continue
-        known = [found for (found,) in database.rows(f"SELECT DISTINCT {column} FROM audit ORDER BY {column}")]  # noqa: S608
+        also = " UNION SELECT claims FROM audit WHERE claims <> ''" if column == "who" else ""
+        known = sorted(found for (found,) in database.rows(f"SELECT DISTINCT {column} FROM audit{also}"))  # noqa: S608
         if value not in known:
             shown = ", ".join(known[:_MAX_NAMES_SHOWN]) + (" …" if len(known) > _MAX_NAMES_SHOWN else "")
             raise CommandError(
@@ -145,6 +154,7 @@ def _head(stored: StoredRollout) -> dict[str, Any]:
         "changed_at": iso(stored.changed_at),
         "ended_at": None if stored.ended_at is None else iso(stored.ended_at),
         "who": stored.by.who,
+        "claims": stored.by.claims,
         "why": stored.by.why,
         "because": rollout.reason,
         "waits_for": "" if rollout.phase.ended else stored.waits,

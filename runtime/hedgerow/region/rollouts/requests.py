@@ -1,6 +1,7 @@
 """Operators' requests to the region's service: rows that the command line writes to the store and the service answers.
 
-So write access to the store is the only permission needed. A request not handled in time expires.
+So write access to the store is the only permission needed. A request not handled in time expires. Who makes it is the user or role that
+writes the row, as far as the database can tell; any other name is kept as a claim.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ class RolloutRequest:
 
     Attributes:
         expires_at: Unix seconds after which it must not be carried out.
+        who: the operating system's user, or the database's role.
+        claims: another name that they give themselves.
     """
 
     id: int
     expires_at: float
     who: str
+    claims: str
     why: str
     verb: str
     args: dict[str, Any]
@@ -43,6 +47,7 @@ def send_request(
     *,
     who: str,
     why: str,
+    claims: str = "",
     wait_s: float = EXPIRES_AFTER_S,
 ) -> Any:
     """Send a request to the service, and wait for its reply.
@@ -50,7 +55,7 @@ def send_request(
     Args:
         database: opened with `alongside`.
         verb, args: the request.
-        who, why: for the audit log.
+        who, why, claims: for the audit log. PostgreSQL puts the connection's role in place of `who`, and adds that to the claims.
         wait_s: longest wait.
     Returns: the reply.
     Raises:
@@ -67,8 +72,8 @@ def send_request(
             )
     try:
         ((row,),) = database.rows(
-            "INSERT INTO intent (at, expires_at, who, why, verb, args) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            (now, now + wait_s, who, why, verb, orjson.dumps(args).decode()),
+            "INSERT INTO intent (at, expires_at, who, claims, why, verb, args) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+            (now, now + wait_s, who, claims, why, verb, orjson.dumps(args).decode()),
         )
     except RegionStoreError as error:
         if "intent" in str(error) and ("no such table" in str(error) or "does not exist" in str(error)):
@@ -93,11 +98,9 @@ def send_request(
 def open_requests(database: Database) -> list[RolloutRequest]:
     """Return the requests without a reply, oldest first."""
     rows = database.rows(
-        "SELECT id, expires_at, who, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
+        "SELECT id, expires_at, who, claims, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
     )
-    return [
-        RolloutRequest(row, expires_at, who, why, verb, _args(args)) for row, expires_at, who, why, verb, args in rows
-    ]
+    return [RolloutRequest(*row[:6], _args(row[6])) for row in rows]
 
 
 def _args(text: str) -> dict[str, Any]:

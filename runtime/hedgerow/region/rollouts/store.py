@@ -33,7 +33,7 @@ _TASK_COLUMNS: Final = (
     "memory_bytes", "dead_share",
 )  # fmt: skip
 _ROLLOUT_COLUMNS: Final = (
-    "id", "name", "plan", "models", "waves", "who", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
+    "id", "name", "plan", "models", "waves", "who", "claims", "why", "started_at", "changed_at", "ended_at", "phase", "wave",
     "soaking_since", "forgiven", "turned_at", "ending", "because", "waits",
 )  # fmt: skip
 _ROLLOUTS: Final = f"SELECT {', '.join(_ROLLOUT_COLUMNS)} FROM rollout"  # noqa: S608 - constant names
@@ -55,15 +55,26 @@ _SAVE_DESIRED: Final = (
     "SET generation = excluded.generation, document = excluded.document, pins = excluded.pins"
 )
 _PUBLISHED: Final = "UPDATE desired SET published = ? WHERE node = ? AND published <> ?"
-_SAVE_AUDIT: Final = "INSERT INTO audit (at, who, why, action, rollout, detail) VALUES (?, ?, ?, ?, ?, ?)"
+_SAVE_AUDIT: Final = "INSERT INTO audit (at, who, claims, why, action, rollout, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who performs an action, and why."""
+    """Who performs an action, and why.
+
+    Attributes:
+        who: the operating system's user, or the database's role.
+        claims: another name that they give themselves.
+    """
 
     who: str
     why: str = ""
+    claims: str = ""
+
+    @property
+    def name(self) -> str:
+        """Who, with what they claim marked as such."""
+        return f"{self.who} (claims {self.claims})" if self.claims else self.who
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +159,7 @@ class FleetStore:
             _json(models),
             _json(rollout.waves),
             stored.by.who,
+            stored.by.claims,
             stored.by.why,
             stored.started_at,
         )
@@ -194,7 +206,7 @@ class FleetStore:
 
     def audit(self, by: Actor, action: str, now: float, *, rollout: str | None = None, **detail: Any) -> None:
         """Add an entry to the audit log."""
-        self.database.run(_SAVE_AUDIT, (now, by.who, by.why, action, rollout, _json(detail)))
+        self.database.run(_SAVE_AUDIT, (now, by.who, by.claims, by.why, action, rollout, _json(detail)))
 
     def _stored(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
         one = dict(zip(_ROLLOUT_COLUMNS, row, strict=True))
@@ -214,7 +226,7 @@ class FleetStore:
             None if one["ending"] is None else Phase(one["ending"]),
             one["because"],
         )
-        by = Actor(one["who"], one["why"])
+        by = Actor(one["who"], one["why"], one["claims"])
         return StoredRollout(
             one["id"], rollout, by, one["started_at"], one["changed_at"], one["ended_at"], one["waits"]
         )

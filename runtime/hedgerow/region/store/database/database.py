@@ -81,9 +81,11 @@ def _migrations(dialect: str) -> dict[int, str]:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of a migration, split at semicolons; no literal contains one."""
+    """Yield the statements of a migration, split at semicolons outside `$$ … $$`; no other literal contains one."""
     bare = "\n".join(line.partition("--")[0] for line in script.splitlines())
-    yield from filter(None, map(str.strip, bare.split(";")))
+    parts = bare.split("$$")
+    parts[1::2] = [body.replace(";", "\0") for body in parts[1::2]]
+    yield from (one.strip().replace("\0", ";") for one in "$$".join(parts).split(";") if one.strip())
 
 
 def no_such_store(name: str) -> RegionStoreError:

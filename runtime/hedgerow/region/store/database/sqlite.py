@@ -142,6 +142,11 @@ class Sqlite:
                 raise RegionStoreError(
                     f"{self._path} is not a region's store: {error}", remedy="Give the path of the store's file."
                 ) from error
+            if "no such column" in str(error):
+                raise RegionStoreError(
+                    f"{self._path} was written by an earlier version: {error}",
+                    remedy="Restart the region's service (`hedgerow region run`): it migrates the store.",
+                ) from error
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 remedy = (
                     "Another program holds a lock on it, such as a backup or a `sqlite3` shell (`fuser` shows which); the "

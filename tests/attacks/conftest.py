@@ -1,0 +1,5 @@
+"""Fixtures of other areas that attacks use too."""
+
+from tests.region.conftest import postgres
+
+__all__ = ["postgres"]
