@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Sequence, Set
 
 from hedgerow.bus.message import Message
@@ -12,6 +11,7 @@ from hedgerow.errors import FrameError, HedgerowError, internal
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.delivery import Delivery, shed_reason
 from hedgerow.pipeline.frame_maker import message_error
+from hedgerow.pipeline.intake.known_streams import KnownStreams
 from hedgerow.pipeline.intake.placement import Placement
 from hedgerow.pipeline.intake.queue import FrameQueue
 from hedgerow.pipeline.intake.rate_limit import RateLimit
@@ -39,7 +39,7 @@ class Intake:
         )
         self._settler = settler
         self._tally = tally
-        self._streams: OrderedDict[str, int] = OrderedDict()
+        self._streams = KnownStreams()
         self._placement = Placement(len(self.queues))
         self._rate = RateLimit()
         self.use(built)
@@ -72,7 +72,7 @@ class Intake:
 
     def forgotten(self, streams: Set[str]) -> Set[str]:
         """Return the streams among these that are no longer tracked."""
-        return streams - self._streams.keys()
+        return streams - self._streams.names
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Account for messages and queue them."""
@@ -80,6 +80,7 @@ class Intake:
         tally.received += len(messages)
         max_age_s, deadline_s = built.config.queue.max_age_s, built.config.queue.deadline_s
         per_s, admits = built.config.queue.max_rate_per_stream, self._rate.admits
+        number_of, most = self._streams.next_number, built.config.stream.max_streams
         for message in messages:
             tally.bytes_in += len(message.payload)
             stream, expiry_s = message.topic, None
@@ -92,7 +93,7 @@ class Intake:
                     problem = error if isinstance(error, FrameError) else internal(error)
             else:
                 problem = message_error(message, built.config.max_payload_bytes)
-            delivery = Delivery(message, stream, self._next_number(stream), max_age_s)
+            delivery = Delivery(message, stream, number_of(stream, most, built.forget), max_age_s)
             if expiry_s is not None:
                 delivery.expire_in(expiry_s)
             if deadline_s is not None:
@@ -122,26 +123,13 @@ class Intake:
         if self._rate:
             self._rate.sweep(now)
         if len(self._placement) > len(self._streams):
-            self._placement.sweep(self._streams, lambda stream, lane: self.queues[lane].holds(stream))
+            self._placement.sweep(self._streams.names, lambda stream, lane: self.queues[lane].holds(stream))
 
     def drop_queued(self) -> None:
         """Drop every queued frame."""
         for queue in self.queues:
             for delivery in list(queue.drain()):
                 self._settler.drop(delivery, shed_reason(delivery))
-
-    def _next_number(self, stream: str) -> int:
-        """Return the next sequence number of a stream; above `max_streams` forget the one silent for longest."""
-        streams = self._streams
-        number = streams.get(stream)
-        if number is None:
-            while len(streams) >= self._built.config.stream.max_streams:
-                self._built.forget(streams.popitem(last=False)[0])
-            number = 0
-        else:
-            streams.move_to_end(stream)
-        streams[stream] = number + 1
-        return number
 
 
 def _share(limits: QueueSection, parts: int) -> QueueSection:
