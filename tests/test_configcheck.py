@@ -138,3 +138,24 @@ pipelines:
         "'$share/group/#' also matches what this node publishes, for example hedgerow/v1/north/mill/press/status"
     )
     assert "sensors" in remedy
+
+
+@pytest.mark.parametrize(
+    ("remote", "field", "message"),
+    [
+        ("keep_running: [alarm]", "remote.keep_running.0", "there is no pipeline 'alarm'"),
+        ("thresholds: {alarm: {parse.x: fixed}}", "remote.thresholds.alarm", "there is no pipeline 'alarm'"),
+        ("thresholds: {alarms: {yolo.min_score: fixed}}", "remote.thresholds.alarms.yolo.min_score", "names no stage"),
+        (
+            "thresholds: {alarms: {parse.max_bytes: fixed}}",
+            "remote.thresholds.alarms.parse.max_bytes",
+            "not a threshold",
+        ),
+    ],
+)
+def test_a_limit_that_would_protect_nothing_is_found(file: Write, remote: str, field: str, message: str) -> None:
+    path = file(f"pipelines:\n  alarms: {{subscribe: a, stages: [parse]}}\nremote:\n  {remote}\n")
+
+    ((line, found, said, remedy),) = problems(path)
+
+    assert (line, found, message in said, bool(remedy)) == (4, field, True, True)

@@ -702,7 +702,8 @@ class RemoteSection(Section):
     )
     keep_running: tuple[Name, ...] = Field(
         (),
-        description="Pipelines that nobody outside may pause or stop; then nobody may stop the node by command either.",
+        description="Pipelines that nobody outside may pause, stop, or have drop frames for their age or rate; then nobody may "
+        "stop the node by command either.",
     )
     limits: dict[Adjustable, Limit] = Field(
         default_factory=dict,

@@ -19,6 +19,7 @@ from hedgerow.configfile import BadConfigFile, Document, Problem
 from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.models.bundle import model_file
 from hedgerow.models.serving.pool import BUNDLE
+from hedgerow.stage import is_threshold
 from hedgerow.topics import check_feedback
 
 Keys = tuple[int | str, ...]
@@ -60,7 +61,7 @@ def load(path: Path) -> NodeConfig:
     try:
         config = document.validated()
         named = _named(config)
-        for keys, message, remedy in _feedback(config):
+        for keys, message, remedy in (*_feedback(config), *_threshold_findings(config)):
             problems.append(Problem(document.line_of(keys), ".".join(map(str, keys)), message, remedy))
     except BadConfigFile as error:
         problems += error.problems
@@ -120,6 +121,20 @@ def _findings(named: _Named, base_dir: Path) -> Iterator[_Finding]:
             yield _Finding(("models", name, "path"), str(error), error.remedy)
     for keys, entry in named.stages.items():
         yield from _stage_findings(keys, entry, named.known_models)
+
+
+def _threshold_findings(config: NodeConfig) -> Iterator[_Finding]:
+    """Find limits for what is not a threshold: they would limit nothing."""
+    for pipeline, limits in config.remote.thresholds.items():
+        for path in limits:
+            stage, _, setting = path.partition(".")
+            with suppress(HedgerowError):  # a stage that does not exist is found where the pipeline names it
+                if path != "*" and not is_threshold(plugins.find(stage).load().config_type, setting):
+                    yield _Finding(
+                        ("remote", "thresholds", pipeline, path),
+                        f"{path} is not a threshold",
+                        f"`hedgerow plugin show {stage}` lists the thresholds of the stage.",
+                    )
 
 
 def _stage_findings(keys: Keys, entry: StageEntry, known_models: Collection[str]) -> Iterator[_Finding]:

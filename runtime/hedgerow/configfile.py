@@ -143,12 +143,17 @@ class Document:
             if unknown := list(configenv.unknown_variables(os.environ)):
                 raise BadConfigFile(self._path, [_unknown_variable(*each) for each in unknown])
         try:
-            return _anchored(config_type(**self.content), self._path.parent.absolute())
+            config = _anchored(config_type(**self.content), self._path.parent.absolute())
         except ValidationError as error:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
         except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON
             problem = Problem(None, "", str(error), "Check the HEDGEROW_* environment variables.")
             raise BadConfigFile(self._path, [problem]) from error
+        if problems := [
+            Problem(self.line_of(keys), ".".join(map(str, keys)), *rest) for keys, *rest in _limits_of_nothing(config)
+        ]:
+            raise BadConfigFile(self._path, problems)
+        return config
 
     def as_a(self, model: type[Kind], check: str) -> Kind:
         """Return the content as another kind of file; the environment does not override it.
@@ -264,6 +269,25 @@ def merge(document: Any, changes: Mapping[str, Any]) -> None:
             document.insert(0, key, value)  # at the end it would separate a comment from the key that it describes
         else:
             document[key] = value
+
+
+def _limits_of_nothing(config: NodeConfig) -> Iterator[tuple[tuple[int | str, ...], str, str]]:
+    """Yield keys, message and remedy of limits for others on what does not exist: they would protect nothing."""
+    remote, known = config.remote, ", ".join(sorted(config.pipelines)) or "none"
+    named: list[tuple[int | str, ...]] = [("keep_running", number) for number in range(len(remote.keep_running))]
+    for keys, name in zip(
+        [*named, *(("thresholds", name) for name in remote.thresholds)],
+        [*remote.keep_running, *remote.thresholds],
+        strict=True,
+    ):
+        if name not in config.pipelines and not remote.signed_pipelines:
+            yield ("remote", *keys), f"there is no pipeline {name!r}", f"The pipelines: {known}."
+    for name, limits in remote.thresholds.items():
+        stages = [stage.name for stage in config.pipelines[name].stages] if name in config.pipelines else []
+        for path in limits:
+            if stages and path != "*" and path.partition(".")[0] not in stages:
+                remedy = f"Write STAGE.SETTING with one of {', '.join(stages)}, or `*`."
+                yield ("remote", "thresholds", name, path), "names no stage of that pipeline", remedy
 
 
 def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:

@@ -175,6 +175,7 @@ ATTEMPTS: dict[str, tuple[str, Any, str]] = {
     "results that are not durable": ("adjust", {"pipeline": "ledger", "publish.durable": False}, "not-adjustable"),
     "an age for durable frames": ("adjust", {"pipeline": "ledger", "queue": {"max_age_s": 1}}, "not-adjustable"),
     "a rate for durable frames": ("adjust", {"pipeline": "ledger", "queue.max_rate_per_stream": 1}, "not-adjustable"),
+    "a rate for what must run": ("adjust", {"pipeline": "alarms", "queue.max_rate_per_stream": 1}, "not-adjustable"),
     "a payload limit": ("adjust", {"pipeline": "p", "max_payload_bytes": 1}, "not-adjustable"),
     "a clock that drops all": ("adjust", {"pipeline": "p", "clock_tolerance_s": 1e-9}, "not-adjustable"),
     # Limits
@@ -297,8 +298,7 @@ async def test_an_answer_does_not_quote_the_nodes_files(mistake: str, plant: Pla
     """The file on the node has a mistake; the reply to `reload` and the event name the place, and the log has the rest."""
     change, sections, code = BROKEN[mistake]
     site = plant.site
-    listing = pipelines(site)
-    write(site, {**listing, "p": {**listing["p"], **change}}, **sections)
+    write(site, {**pipelines(site), "extra": site.pipeline("trial") | change}, **sections)
     try:
         await plant.refused("reload", code=code)
     finally:

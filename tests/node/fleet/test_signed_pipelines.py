@@ -123,7 +123,7 @@ async def test_an_unsigned_document_changes_only_what_the_file_allows(owner: Own
             assert reported.error.code == code
             assert node.config is before
         assert len(site.events("desired-not-carried-out")) == len(UNSIGNED)
-        allowed = {"p": {"batch": 3, "queue": {"max_age_s": 9}, "stages": {"trial": {"level": 0.7}}}}
+        allowed = {"p": {"batch": 3, "queue": {"max_frames": 9}, "stages": {"trial": {"level": 0.7}}}}
         await owner.desire(99, pipelines=allowed)
         assert node.config.pipelines["p"].batch == 3
         assert node.config.pipelines["p"].stages[0].config == {"level": 0.7}

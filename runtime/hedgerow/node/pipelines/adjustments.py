@@ -38,7 +38,7 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 """Least and most by default, or what the node's file has, if that is further out."""
 _LARGEST: Final = 1e300
 _DROPPING: Final = ("queue.max_age_s", "queue.deadline_s", "queue.max_rate_per_stream")
-"""Settings by which acknowledged frames are dropped: fixed where results are durable."""
+"""Settings by which acknowledged frames are dropped: fixed where results are durable, or the pipeline has to keep running."""
 
 
 class AdjustmentRefused(HedgerowError):
@@ -153,6 +153,8 @@ def _check_limit(file: NodeConfig, name: str, path: str, value: Any) -> None:
         raise _fixed(where, f"remote: limits: {path}")
     if path in _DROPPING and pipeline.publish.durable:
         raise _fixed(where, f"pipelines: {name}: publish: durable")
+    if path in _DROPPING and name in file.remote.keep_running:
+        raise _fixed(where, "remote: keep_running")
     if path == "queue.policy":
         if value not in ("latest", "fifo"):
             raise AdjustmentRefused(f"{where} must be 'latest' or 'fifo'", remedy="Send one of these.")
