@@ -169,6 +169,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "fields": config.FieldsSection,
         "dead-letters": config.DeadLettersSection,
         "outbox": config.OutboxSection,
+        "replies": config.RepliesSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
         "origins": config.OriginSection,

@@ -145,7 +145,7 @@ def test_yes_and_on_are_strings() -> None:
         ),
         pytest.param(
             "zzz: 1\n",
-            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines, remote.",
+            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines, remote, replies.",
             id="unknown",
         ),
         pytest.param(
@@ -196,6 +196,31 @@ def test_error_messages(text: str, message: str) -> None:
         configfile.parse(text, Path("node.yaml"))
 
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("replies: {prefixes: [hedgerow]}", "must not reach into hedgerow/v1"),
+        ("replies: {prefixes: [hedgerow/v1/a/b/c/result]}", "must not reach into hedgerow/v1"),
+        ("replies: {prefixes: [$SYS]}", "must be the first levels of topics"),
+        ("replies: {prefixes: [/]}", "must be the first levels of topics"),
+        ("replies: {prefixes: [a/+]}", "must be the first levels of topics"),
+        ("replies: {prefixes: ['#']}", "must be the first levels of topics"),
+        ("replies: {prefixes: [plant]}", "would be frames of pipeline p, which subscribes to 'plant/+/door'"),
+        ("node: {labels: {site: elsewhere}}", "the label 'site' is part of the node's address"),
+        ("node: {labels: {node: other}}", "Set `node: {name: …}`"),
+    ],
+)
+def test_replies_and_labels_cannot_claim_what_is_not_the_nodes(text: str, message: str) -> None:
+    pipelines = "\npipelines: {p: {subscribe: plant/+/door, stages: [parse]}}\n"
+
+    with pytest.raises(BadConfigFile) as refusal:
+        configfile.parse(text + pipelines, Path("node.yaml"))
+
+    assert message in refusal.value.explain()
+    good = configfile.parse("replies: {prefixes: [answers/, a/b]}" + pipelines, Path("node.yaml"))
+    assert good.replies.prefixes == ("answers", "a/b")
 
 
 def test_all_problems_are_reported() -> None:

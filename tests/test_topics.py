@@ -18,6 +18,7 @@ from hedgerow.topics import (
     is_name,
     matches,
     parse,
+    upward,
 )
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
@@ -43,6 +44,18 @@ def test_topics_have_the_documented_form() -> None:
     assert node.topic(Channel.HEALTH) == "hedgerow/v1/north/plant-7/press/health"
     assert node.everyone().topic(Channel.COMMAND, "ping") == "hedgerow/v1/north/plant-7/~/command/ping"
     assert str(node) == "north/plant-7/press"
+
+
+@pytest.mark.parametrize(
+    ("tail", "up"),
+    [("up", True), (upward("region", "1"), True), ("up/x/y", True), ("uplink", False), ("1", False), ("1/up/2", False)],
+)
+def test_only_replies_below_up_leave_the_site(tail: str, up: bool) -> None:
+    reply, event = (parse(f"hedgerow/v1/north/plant-7/press/{channel}/{tail}") for channel in ("reply", "event"))
+
+    assert reply is not None
+    assert event is not None
+    assert (reply.goes_up, event.goes_up) == (up, False)
 
 
 @given(addresses, st.sampled_from(Channel))

@@ -55,16 +55,76 @@ async def test_without_a_response_topic_the_reply_goes_to_the_default_topic(site
     assert site.published("reply", "ping")[0].body["ok"]
 
 
-async def test_an_invalid_response_topic_does_not_lose_the_reply(site: Site) -> None:
-    """A wildcard cannot be published to."""
+@pytest.mark.parametrize(
+    "topic", ["{own}/reply/1", "{own}/reply/a/b/c", "{own}/reply/up/region/1", "{all}/reply/1", "answers/1", "a/b/c/d"]
+)
+async def test_a_reply_goes_to_the_reply_topics_of_the_node_and_where_its_file_allows(site: Site, topic: str) -> None:
+    base = f"hedgerow/v1/test/{site.name}"
+    topic = topic.format(own=f"{base}/node", all=f"{base}/~")
+    async with site.node(replies={"prefixes": ["answers", "a/b/"]}):
+        await site.client.subscribe(topic, qos=1)
+        sent = properties(response_topic=topic, correlation=b"1")
+        await site.client.publish(f"{base}/node/command/ping", b"", qos=1, properties=sent)
+        await until(lambda: any(one.topic == topic and one.correlation == b"1" for one in site.received))
+
+    assert next(one for one in site.received if one.topic == topic).body["ok"]
+
+
+@pytest.mark.parametrize("topic", ["a/+/b", "answers", "answers/1/#", "answersx/1", "a/bc", "answers/\u200b"])
+async def test_a_command_with_another_response_topic_is_refused_on_the_default_topic(site: Site, topic: str) -> None:
+    async with site.node(replies={"prefixes": ["answers", "a/b"]}) as node:
+        sent = properties(response_topic=topic, correlation=b"1")
+        await site.client.publish(f"hedgerow/v1/{site.address}/command/pause", b"", qos=1, properties=sent)
+        await until(lambda: site.published("reply", "pause"))
+        assert error(site.published("reply", "pause")[0].body) == "response-topic-refused"
+        assert site.published("reply", "pause")[0].correlation == b"1"
+        assert node.runners["p"].state == "running"
+        assert (await site.wait_event("command-refused"))["detail"]["code"] == "response-topic-refused"
+        assert ("hedgerow_commands", {"what": "refused"}, 1) in [
+            (name, labels, value) for name, _, labels, value in node._commands.gauges()
+        ]
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_snapshot_goes_up_only_if_the_nodes_file_lets_frames_leave(site: Site, allowed: bool) -> None:
+    up = f"hedgerow/v1/{site.address}/reply/up/region/1"
+    async with site.node(replies={"frames_may_leave": allowed}):
+        await site.frame(1)
+        await site.wait_results(1)
+        sent = properties(response_topic=up)
+        await site.client.publish(f"hedgerow/v1/{site.address}/command/snapshot", b"", qos=1, properties=sent)
+        await until(lambda: site.published("reply", "up/region/1"))
+        (reply,) = (one.body for one in site.published("reply", "up/region/1"))
+
+    assert reply["ok"] is allowed
+    assert ("payload_base64" in json.dumps(reply)) is allowed
+    assert allowed or "frames_may_leave" in reply["error"]["remedy"]
+
+
+async def test_a_snapshot_has_no_payload_where_fields_are_kept_back(site: Site) -> None:
+    """The payload has the fields that the results leave out."""
+    async with site.node({"p": site.pipeline(publish={"fields": {"keep": ["n"]}})}):
+        await site.frame(1, secret="hidden")
+        await site.wait_results(1)
+        value = (await site.command("snapshot"))["value"]
+
+    assert (value["result"]["result"], value["payload_omitted"]) == ({"n": 1}, "kept-back")
+    assert "payload_base64" not in value
+
+
+async def test_the_event_of_an_open_circuit_quotes_no_frame(site: Site) -> None:
+    """Events leave the site; the stage's error has the whole frame in its text."""
     async with site.node():
-        await site.client.publish(
-            site.address.topic("command", "ping"),  # type: ignore[arg-type]
-            b"",
-            qos=1,
-            properties=properties(response_topic="a/+/b", correlation=b"1"),
-        )
-        await until(lambda: site.published("reply", "ping"))
+        await asyncio.gather(*(site.frame(n, "unknown", secret="hidden") for n in range(30)))
+        event = await site.wait_event("circuit-open")
+        letters = await site.wait_dead_letters(30)
+
+    assert event["detail"]["error"].startswith("AssertionError in trial_stages.py:")
+    assert any("hidden" in letter["message"] for letter in letters)
+    up = [
+        one for one in site.received if one.parsed is not None and one.parsed.channel in ("event", "health", "status")
+    ]
+    assert not [one.topic for one in up if b"hidden" in one.payload]
 
 
 async def test_a_pipeline_without_frames_makes_the_node_unready_after_flow_timeout_s(site: Site) -> None:

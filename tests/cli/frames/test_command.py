@@ -10,9 +10,12 @@ from typing import Any
 
 import aiomqtt
 import pytest
+import trustme
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from hedgerow.cli.frames.command import _above
+from hedgerow.config import BrokerSection
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel, parse
 from hedgerow.wire.messages import Command, ErrorBody, Reply, Status
@@ -163,6 +166,64 @@ async def test_json_prints_the_replies_of_a_site_as_a_list(in_background, broker
 
     assert result.code == 0
     assert sorted(reply["value"] for reply in result.json) == [1, 2]
+
+
+@pytest.mark.parametrize(("above", "beginning"), [((), ""), (("--above", "region"), "up/region/")])
+async def test_a_reply_goes_up_only_to_who_is_above(
+    in_background, broker, site: Address, above: tuple[str, ...], beginning: str
+) -> None:
+    async with Responder(broker, site, {"press": None}) as node:
+        result = await in_background(
+            "command", f"local/{site.site}/press", "ping", "--timeout", "60", "--broker", broker.url, *above
+        )
+
+    ((_, _, properties),) = node.requests
+    reply_to = parse(properties.ResponseTopic)
+    assert reply_to is not None
+    assert (result.code, reply_to.goes_up) == (0, bool(above))
+    assert reply_to.tail.startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "expected"),
+    [
+        ("kim@hall", "hall", None),
+        ("anna@region", "hall", "region"),
+        ("chief@world", "hall", "world"),
+        ("kim@hall", "~", None),
+        ("anna@region", "~", "region"),
+        ("hall/a", "hall", None),
+        (None, "hall", None),
+        (None, "~", "region"),
+    ],
+)
+def test_the_certificate_says_who_is_above(tmp_path: Path, name: str | None, site: str, expected: str | None) -> None:
+    tls = {}
+    if name is not None:
+        certificate = trustme.CA().issue_cert("localhost", common_name=name)
+        certificate.cert_chain_pems[0].write_to_path(tmp_path / "tls.crt")
+        tls = {"cert_file": tmp_path / "tls.crt"}
+    broker = BrokerSection.model_validate({"tls": tls})
+
+    assert _above(broker, Address("north", site, "~"), ["hall", "yard"]) == expected
+
+
+async def test_a_reply_in_the_name_of_a_node_elsewhere_is_ignored(in_background, broker, site: Address) -> None:
+    """Only nodes of a site publish on its reply topics, so none of them speaks for another site's."""
+
+    class Impostor(Responder):
+        async def _reply(self, client: aiomqtt.Client, request: Any, command: str, name: str, answer: Any) -> None:
+            self._site = self._site._replace(site="elsewhere") if name == "thief" else site
+            await super()._reply(client, request, command, name, answer)
+
+    async with Impostor(broker, site, {"thief": 1, "press": 2}):
+        result = await in_background(
+            "command", f"local/{site.site}/~", "ping", "--timeout", "2", "--broker", broker.url
+        )
+
+    assert f"local/{site.site}/press: 2\n" in result.out
+    assert "in the name of local/elsewhere/thief" in result.err
+    assert "elsewhere" not in result.out
 
 
 async def test_an_online_node_without_a_reply_is_named(in_background, broker, site: Address) -> None:

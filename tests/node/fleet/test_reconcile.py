@@ -97,6 +97,25 @@ def test_an_impossible_document_is_refused_as_a_whole(fields: dict[str, Any], co
     assert refusal.value.remedy
 
 
+@pytest.mark.parametrize("labels", [{"ring": "late"}, {"tier": "gold", "ring": "late"}, {"spare": ""}, {}])
+def test_labels_that_leave_the_nodes_own_alone_are_accepted(labels: dict[str, str]) -> None:
+    own = {"site": "shop-1", "ring": "late", "spare": ""}
+
+    assert reconcile(desired(labels=labels), Running({}, labels=own)) == []
+
+
+@pytest.mark.parametrize("labels", [{"ring": "early"}, {"site": "shop-2"}, {"spare": "x"}, {"a": "b", "ring": ""}])
+def test_a_label_that_would_hide_one_of_the_nodes_own_is_refused(labels: dict[str, str]) -> None:
+    """Otherwise the region could make a node serve what was signed for others."""
+    running = Running({"faces": "bundle:door"}, labels={"site": "shop-1", "ring": "late", "spare": ""})
+
+    with pytest.raises(DesiredError, match="but the node's own is") as refusal:
+        reconcile(desired(labels=labels, models={"faces": ref(1)}), running)
+
+    assert refusal.value.code == "label-collision"
+    assert f"`hedgerow node label {NODE} " in refusal.value.remedy
+
+
 def test_steps_are_in_order_of_names_models_first() -> None:
     files = {"b": "door.onnx", "a": "door.onnx", "d": "own.onnx", "c": "own.onnx", "e": "bundle:door"}
     running = Running(files, {"d": ref(1), "c": ref(1), "e": ref(1), "gone": ref(1)}, frozenset({ref(3).digest}))

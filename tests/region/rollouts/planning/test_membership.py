@@ -11,7 +11,9 @@ from hedgerow.region.rollouts.planning.membership import (
     PINNED,
     SUPERSEDED,
     conflict,
+    effective_labels,
     joins,
+    own_labels,
     relevant,
     superseded,
     why_unfit,
@@ -25,6 +27,21 @@ IN_PROGRESS = (Phase.RUNNING, Phase.PAUSED, Phase.ROLLING_BACK)
 
 def of_models(one: Rollout, *names: str) -> Rollout:
     return replace(one, models=dict.fromkeys(names, NEW))
+
+
+# Labels
+
+
+def test_no_label_says_where_a_node_is_and_none_of_the_regions_hides_one_of_its_own() -> None:
+    claimed = {"site": "elsewhere", "node": "other", "region": "x", "ring": "late"}
+
+    labels = effective_labels(A, claimed, {"ring": "early", "tier": "gold", "site": "mine"})
+
+    assert labels == {"region": A.region, "site": A.site, "node": A.node, "ring": "late", "tier": "gold"}
+
+
+def test_labels_that_a_node_repeats_from_the_region_are_not_its_own() -> None:
+    assert own_labels({"ring": "early", "arch": "arm64"}, {"ring": "early", "arch": "z80"}) == {"arch": "arm64"}
 
 
 # Relevant rollouts
