@@ -38,6 +38,8 @@ from hedgerow.bus.packets import (
     encode_subscribe,
     session_expiry,
 )
+from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.queries import ResultQuery, results
 from hedgerow.testing import processes
 from hedgerow.topology.refusals import AccessDenials
 
@@ -71,22 +73,30 @@ class Estate(Running):
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.stranger = trustme.CA(organization_name="hall")  # another authority of the same name
-        self._node_log = self.folder / "node.log"
+        self.sent: list[str] = []  # ids of frames
 
-    def start_node(self) -> None:
-        file = self.out / "hall" / "nodes" / "a.yaml"
-        with self._node_log.open("wb") as log:
-            self._processes["node"] = processes.start(
-                [sys.executable, "-m", "hedgerow", "node", "run", file], stdout=log, stderr=log
-            )
+    def start_services(self) -> None:
+        """Start the node of `hall` and the region's service."""
+        region = self.out / "north" / "service" / "region.yaml"
+        region.write_text(re.sub(r"(metrics:\n  host: .*\n  port:) \d+", r"\1 0", region.read_text()))
+        (self.folder / "state" / "north" / "region").mkdir(exist_ok=True)
+        services = {"node": self.out / "hall" / "nodes" / "a.yaml", "region": region}
+        for name, file in services.items():
+            with (self.folder / f"{name}.log").open("wb") as log:
+                command = [sys.executable, "-m", "hedgerow", name, "run", file]
+                self._processes[name] = processes.start(command, stdout=log, stderr=log)
         deadline = time.monotonic() + TIMEOUT_S
-        while '"node-started"' not in self.node_log:
-            assert time.monotonic() < deadline, self.node_log
+        while not all(f'"{name}-started"' in self.log(name) for name in services):
+            assert time.monotonic() < deadline, self.log("node") + self.log("region")
             time.sleep(0.02)
 
-    @property
-    def node_log(self) -> str:
-        return self._node_log.read_text("utf-8", errors="replace")
+    def stored(self) -> list[str]:
+        """Return the ids of the frames whose results the collector has stored."""
+        database = open_database(str(self.folder / "state" / "north" / "region" / "region.db"), write=False)
+        try:
+            return [stored.body["frame"]["id"] for stored in results(database, ResultQuery())]
+        finally:
+            database.close()
 
     @property
     def token(self) -> str:
@@ -94,7 +104,7 @@ class Estate(Running):
 
     @property
     def metrics_port(self) -> int:
-        (url,) = (json.loads(line)["url"] for line in self.node_log.splitlines() if '"probes"' in line)
+        (url,) = (json.loads(line)["url"] for line in self.log("node").splitlines() if '"probes"' in line)
         return int(url.rpartition(":")[2].partition("/")[0])
 
     def loopback(self, site: str) -> int:
@@ -133,7 +143,7 @@ def estate() -> Iterator[Estate]:
         conf.write_text(unreachable)
         for name in ("north", "hall", "yard"):
             running.start(name)
-        running.start_node()
+        running.start_services()
         yield running
     finally:
         running.close()
@@ -187,8 +197,9 @@ def subscribe_with(options: int, filters: str, properties: bytes = b"") -> bytes
 class Line:
     """Frames into the site, and what arrives of them at the region."""
 
-    def __init__(self, hall: Window, north: Window) -> None:
+    def __init__(self, estate: Estate, hall: Window, north: Window) -> None:
         self.hall, self.north = hall, north
+        self._all = estate.sent
         self._name = uuid.uuid4().hex
         self._sent: list[str] = []
 
@@ -196,6 +207,7 @@ class Line:
         for _ in range(count):
             name = f"{self._name}-{len(self._sent)}"
             self._sent.append(name)
+            self._all.append(name)
             properties = Properties(PacketTypes.PUBLISH)
             properties.UserProperty = ("id", name)
             await self.hall.client.publish(FRAMES, b"[1]", qos=1, properties=properties)
@@ -219,7 +231,7 @@ class Line:
 @asynccontextmanager
 async def line(estate: Estate) -> AsyncIterator[Line]:
     async with estate.window("hall") as hall, estate.window("north") as north:
-        yield Line(hall, north)
+        yield Line(estate, hall, north)
 
 
 async def until_logged(estate: Estate, broker: str, pattern: str, start: int) -> None:
@@ -279,7 +291,7 @@ async def test_the_token_of_a_node_is_in_nothing_that_an_outsider_can_read(estat
 def test_only_the_owner_can_read_the_files_with_a_token(estate: Estate) -> None:
     state = estate.folder / "state"
     tokens = [path.read_text().strip() for path in state.rglob("client-token")]
-    assert len(tokens) == 4
+    assert len(tokens) == 5
     for path in (path for path in estate.folder.rglob("*") if path.is_file()):
         if path.suffix not in (".log", ".db") and any(token.encode() in path.read_bytes() for token in tokens):
             assert path.stat().st_mode & 0o077 == 0, path
@@ -629,3 +641,15 @@ async def test_connections_that_are_not_meant_well_stop_no_frame(
     finally:
         while _open:
             _open.pop().close()
+
+
+async def test_the_collector_has_stored_every_result_once(estate: Estate) -> None:
+    """Of all frames that were sent during the attempts above."""
+    async with line(estate) as victims:
+        await victims.send()
+        await victims.all_arrive()
+    deadline = time.monotonic() + TIMEOUT_S
+    while set(estate.stored()) != set(estate.sent):
+        assert time.monotonic() < deadline, set(estate.sent) - set(estate.stored())
+        await asyncio.sleep(0.05)
+    assert sorted(estate.stored()) == sorted(estate.sent)
