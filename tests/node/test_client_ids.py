@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import shutil
+from pathlib import Path
 
+import pytest
 from trial_site import Site, until
 
 from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.client_ids import FILE
 from hedgerow.testing import Mosquitto
 
+_PLUGINS = [*Path("/usr/lib").glob("**/mosquitto_dynamic_security.so")]
 _CONNECTED = re.compile(r"New client connected from \S+ as (hedgerow/\S*) ")
 
 
@@ -71,3 +76,33 @@ async def test_another_node_of_the_same_name_is_reported(own_site: Site) -> None
     async with own_site.node():
         await asyncio.gather(own_site.command("ping"), own_site.command("health"))
     assert len(own_site.events("name-in-use")) == count, "an earlier run is not another node"
+
+
+async def test_a_node_that_has_lost_its_state_says_that_its_sessions_are_gone(own_site: Site) -> None:
+    async with own_site.node():
+        await own_site.command("ping")
+    assert own_site.events("session-lost") == [], "a new node"
+    async with own_site.node():
+        await own_site.command("ping")
+    assert own_site.events("session-lost") == []
+    shutil.rmtree(own_site.folder / "state")
+    async with own_site.node():
+        event = await own_site.wait_event("session-lost")
+    assert "its state folder is empty" in event["detail"]["error"]
+
+
+@pytest.mark.skipif(not _PLUGINS, reason="Mosquitto's plug-in for dynamic security is not installed")
+async def test_a_broker_that_lets_no_node_read_its_status_is_no_problem(tmp_path: Path) -> None:
+    """Mosquitto's plug-in refuses subscriptions, which its access lists do not."""
+    state = tmp_path / "rights.json"
+    rule = {"acltype": "subscribePattern", "topic": "hedgerow/v1/test/+/node/status", "priority": 1, "allow": False}
+    roles = [{"rolename": "all", "acls": [rule]}]
+    every = {"publishClientSend": True, "publishClientReceive": True, "subscribe": True, "unsubscribe": True}
+    groups = [{"groupname": "all", "roles": [{"rolename": "all"}]}]
+    rights = {"defaultACLAccess": every, "roles": roles, "groups": groups, "anonymousGroup": "all", "clients": []}
+    state.write_text(json.dumps(rights))
+    with Mosquitto(config=[f"plugin {_PLUGINS[0]}", f"plugin_opt_config_file {state}"]) as broker:
+        async with Site(broker.port, tmp_path) as site, site.node() as node:
+            await site.command("ping")
+            assert node._link.refused == {}
+            assert node.health().state == "ok", node.health().reasons

@@ -44,6 +44,24 @@ def test_a_refused_publish_names_its_user_whatever_the_client_id(client: str, to
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "OpenSSL Error[0]: error:0A0000C7:SSL routines::peer did not return a certificate",
+        "Client connection from 127.0.0.1 failed: error:0A0000C7:SSL routines::peer did not return a certificate.",
+    ],
+)
+def test_a_client_without_a_certificate_is_counted_however_its_bytes_arrive(line: str) -> None:
+    """If its first bytes come with the connection, Mosquitto logs another line."""
+    assert read(line) == [AccessDenial(AT, "connect", "", "", "no certificate")]
+
+
+def test_a_refusal_does_not_show_the_token_of_a_client_id() -> None:
+    client = "hedgerow/north/hall/a/doors/0123456789abcdef0123456789abcdef"
+    (found,) = read(connected(client, "hall/a"), denied(client, "x"))
+    assert found.client == "hedgerow/north/hall/a/doors/…"
+
+
 @given(texts, awkward)
 def test_every_refusal_is_counted_whatever_the_topic(client: str, topic: str) -> None:
     (found,) = read(connected(client, "hall/a"), denied(client, topic))

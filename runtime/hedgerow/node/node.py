@@ -78,6 +78,7 @@ class Node:
         base_dir = path.parent if path is not None else Path.cwd()
         state_dir = config.node.state_dir
         state_folder.prepare(state_dir, base_dir)
+        self._state_is_new = state_folder.is_new(state_dir)
 
         options = link_options(
             config.broker,
@@ -245,6 +246,7 @@ class Node:
 
     async def _start(self) -> None:
         filters = self._commands.filters()
+        filters[self._status_topic] = 1
         if self._fleet is not None:
             filters[self._desired_topic] = 1
         await self._link.subscribe(filters)
@@ -290,15 +292,15 @@ class Node:
         return self.address.topic(Channel.STATUS)
 
     async def _watch_name(self) -> None:
-        with suppress(BusError):  # not every broker lets a node read its own status
-            await self._link.subscribe({self._status_topic: 1})
+        if self._status_topic in self._link.refused:  # a broker that lets no node read its own status
+            await self._link.unsubscribe([self._status_topic])
 
     def _receive(self, messages: list[Message]) -> None:
         for message in messages:
             if self._fleet is not None and message.topic == self._desired_topic:
                 self._fleet.agent.receive(message)
             elif message.topic == self._status_topic:
-                self._announcer.check_name(message)
+                self._announcer.check_name(message, state_is_new=self._state_is_new)
             else:
                 self._keep(tasks.start(self._commands.answer(message), "command"))
             self._link.ack(message)

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from hedgerow.bus.client_ids import FILE as TOKEN
 from hedgerow.bus.outbox import OutboxError
 from hedgerow.bus.outbox.store import OutboxStore
 from hedgerow.disk import close_folder, why_unwritable
@@ -49,6 +50,11 @@ def prepare(folder: Path, config_folder: Path) -> None:
     _close_to_others(folder)
     for stray in _earlier_folders(folder, config_folder.absolute()):
         _adopt(stray, folder)
+
+
+def is_new(folder: Path) -> bool:
+    """Return whether no earlier run has left its client ids or sessions in a state folder."""
+    return not (folder / TOKEN).exists() and not (folder / "sessions").exists()
 
 
 def _close_to_others(folder: Path) -> None:

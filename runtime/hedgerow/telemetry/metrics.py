@@ -169,6 +169,8 @@ class ProbeServer:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
         path = environ.get("PATH_INFO", "/")
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
+            return _respond(start_response, "405 Method Not Allowed", "text/plain", b"Use GET.\n")
         if path == "/metrics":
             encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
             return _respond(start_response, "200 OK", content_type, encode(self._registry))

@@ -23,6 +23,8 @@ What = Literal["connect", "publish", "subscribe", "disconnect", "drop", "expire"
 
 _LINE: Final = re.compile(r"(?:^|\s)(\d{9,11}): (.*)$")  # after any prefix of a container's or the system's log
 _CONNECTED: Final = re.compile(r"New client connected from \S+ as (.*) \(p\d, c\d, k\d+(?:, u'(.*)')?\)\.")
+_FAILED: Final = re.compile(r"Client connection from \S+ failed: error:")
+"""In place of an OpenSSL error, if the client's first bytes came with the connection."""
 _GONE: Final = re.compile(r"Client (.*?) (?:disconnected|closed its connection|has exceeded timeout)")
 _ENDED: Final = re.compile(r"Client (.*) disconnected due to (.*)\.")
 _DROPPED: Final = re.compile(r"Outgoing messages are being dropped for client (.*)\.")
@@ -112,7 +114,7 @@ class AccessDenials:
             return AccessDenial(at, "publish", self._users.get(match[1], ""), match[1], match[2])
         elif (match := _SUBSCRIBE.fullmatch(message)) is not None:
             self._subscribing = match[1]
-        elif message.startswith("OpenSSL Error"):
+        elif message.startswith("OpenSSL Error") or _FAILED.match(message) is not None:
             cause = next((meaning for text, meaning in _CAUSES.items() if text in message), None)
             return AccessDenial(at, "connect", "", "", cause) if cause is not None else None
         return None

@@ -60,17 +60,26 @@ class Announcer:
         status = _status(self.address, self.session, state, reason, time.time())
         self.publish(Channel.STATUS, status.encode(), qos=1, retain=True)
 
-    def check_name(self, message: Message) -> None:
-        """Warn if a status of this node comes from another one: since their client ids differ, the broker keeps both."""
-        if message.retain:  # of an earlier run
-            return
-        with suppress(ValueError):
+    def check_name(self, message: Message, *, state_is_new: bool) -> None:
+        """Warn of what a status of this node tells that comes from another run.
+
+        Args:
+            message: the status.
+            state_is_new: whether this run began with an empty state folder.
+        """
+        try:
             status = wire.Status.model_validate_json(bytes(message.payload))
-            if status.state == "online" and status.session != self.session:
-                remedy = (
-                    "Give each node its own name (`node: {region, site, name}`). Until then, both process all frames."
-                )
-                self.warn("name-in-use", {"error": f"Another node runs as {self.address}", "remedy": remedy})
+        except ValueError:
+            return
+        if status.session == self.session:
+            return
+        if message.retain and state_is_new:
+            error = "This node ran before, but its state folder is empty: what waits at the broker for its former client ids is lost"
+            remedy = "Keep `node: {state_dir}` on a disk that outlives the container or the installation."
+            self.warn("session-lost", {"filters": [], "error": error, "remedy": remedy})
+        elif not message.retain and status.state == "online":  # their client ids differ, so the broker keeps both
+            remedy = "Give each node its own name (`node: {region, site, name}`). Until then, both process all frames."
+            self.warn("name-in-use", {"error": f"Another node runs as {self.address}", "remedy": remedy})
 
     def publish(self, channel: Channel, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
         """Publish JSON on one of the node's topics."""
