@@ -97,11 +97,16 @@ def parent_conf(topology: Topology, parent: RegionSection) -> str:
     return text + _limits(topology, parent.name, topology.limits.bridge_packet_bytes, allowed)
 
 
-def start_files(topology: Topology, name: str) -> dict[str, str]:
+def start_files(topology: Topology, name: str, allowed: BrokerLimits) -> dict[str, str]:
     """Return the start script of a broker, if it needs one."""
     if not topology.log_refusals:
         return {}
-    values = {"where": name, "config": topology.machine.config / name, "state": state_of(topology, name)}
+    values = {
+        "where": name,
+        "config": topology.machine.config / name,
+        "state": state_of(topology, name),
+        "files": allowed.files,
+    }
     return {"broker.sh": template("broker.sh", **values)}
 
 
