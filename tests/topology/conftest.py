@@ -135,6 +135,9 @@ class Running:
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.01)
 
+    def pid(self, name: str) -> int:
+        return self._processes[name].pid
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", errors="replace")
 

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,48 @@ def test_a_session_that_should_never_expire_does(tmp_path: Path, monkeypatch: py
 
 def test_values_stay_within_what_mosquitto_reads(tmp_path: Path) -> None:
     """Many sites: many connections, and still a queue for the collector. Mosquitto reads most numbers into 31 bits."""
-    sites = "".join(f"  s{number}: {{broker: s{number}.lan, nodes: [a]}}\n" for number in range(300))
+    sites = "".join(f"  s{number}: {{broker: s{number}.lan, nodes: [a]}}\n" for number in range(20))
     text = TOPOLOGY.replace("  hall: {broker: hall.lan, nodes: [a, b], roles: {viewer: [kim]}}\n", sites)
     found: dict[str, Any] = limits(tmp_path, text + "machine: {broker_memory_bytes: 68719476736}\n", "north")
-    assert int(found["max_connections"]) == 4 * 302 + 64
+    assert int(found["max_connections"]) == 4 * 22 + 64
     assert all(0 <= int(value.rstrip("h")) < 2**31 for name, value in found.items() if name != "memory_limit")
     assert int(limits(tmp_path, text, "north")["max_queued_messages"]) >= 1000
+
+
+def test_connections_are_limited_by_open_files_although_mosquitto_counts_wrongly(tmp_path: Path) -> None:
+    """2.0.11 counts each connection that ends twice, so that `max_connections` allows ever more."""
+    text = "region: {name: north, broker: mqtts://localhost:PORT}\nsites: {hall: {broker: mqtts://localhost:PORT, nodes: [a]}}\n"
+    running = prepare(tmp_path, f"{text}pipelines: base.yaml\nlimits: {{connections: 20}}")
+    try:
+        running.start("hall")
+        allowed = Path(f"/proc/{running.pid('hall')}/limits").read_text()
+        assert re.search(r"^Max open files\s+104\s+104\s", allowed, re.MULTILINE), allowed
+        links = []
+        with suppress(OSError):
+            while len(links) < 200:
+                links.append(socket.create_connection(("127.0.0.1", running.windows["hall"])))
+                links[-1].sendall(b"\x10\x10\0\x04MQTT\x05\2\0\x3c\0\0\3" + f"{len(links):03}".encode())
+                if not links[-1].recv(1):
+                    break
+        assert 60 < len(links) < 104
+        running.wait_for_log(
+            "hall", " denied access by tcpd" if "tcpd" in running.log("hall") else "socket count has been exceeded"
+        )
+        links[0].sendall(b"\xc0\0")  # those that are connected stay
+        links[0].settimeout(60)
+        answer = b""
+        while not answer.endswith(b"\xd0\0"):
+            answer += (received := links[0].recv(100))
+            assert received
+        for link in links:
+            link.close()
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("memory_bytes", [2**26, 2**30])
+def test_open_files_are_as_many_as_a_quarter_of_the_memory_holds_connections(tmp_path: Path, memory_bytes: int) -> None:
+    text = TOPOLOGY + f"machine: {{broker_memory_bytes: {memory_bytes}}}\n"
+    script = {str(path): content for path, content in render(described(tmp_path, text)).items()}["hall/broker.sh"]
+    (files,) = re.findall(r"^ulimit -n (\d+) ", script, re.MULTILINE)
+    assert int(files) == max(2 * (4 * 13 + 64) + 64, memory_bytes // 4 // 28_000)

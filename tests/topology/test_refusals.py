@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow.topology.refusals import AccessDenial, AccessDenials, is_chatter, readable
+from hedgerow.topology.refusals import AccessDenial, AccessDenials, is_chatter, readable, writable
 
 ACL = "# Ours.\nuser hall/a\ntopic read plant/+/door\ntopic write x/#\n\nuser hall/b\ntopic readwrite x/b\n"
 AT = 1795642290
@@ -128,6 +128,15 @@ def test_prefixes_added_by_log_collectors_are_ignored(before: str) -> None:
             "Client connection from 10.0.0.7 denied: max_connections exceeded.",
             ("connect", "", "", "too many connections"),
         ),
+        (
+            "Client connection from 10.0.0.7 denied access by tcpd.",
+            ("connect", "", "", "too many connections (open files"),
+        ),
+        (
+            'Unable to accept new connection, system socket count has been exceeded. Try increasing "ulimit -n" or equivalent.',
+            ("connect", "", "", "too many connections (open files"),
+        ),
+        ("Bad socket read/write on client c: Unknown error.", ("disconnect", "hall/a", "c", "Unknown error")),
         ("Client c disconnected due to out of memory.", ("disconnect", "hall/a", "c", "out of memory")),
         ("Client c disconnected due to oversize packet.", ("disconnect", "hall/a", "c", "oversize packet")),
         ("Client c disconnected due to malformed packet.", ("disconnect", "hall/a", "c", "malformed packet")),
@@ -140,3 +149,21 @@ def test_what_a_limit_ends_is_reported_with_its_user(line: str, expected: tuple[
 
     assert (found.what, found.user, found.client) == expected[:3]
     assert found.detail.startswith(expected[3])
+
+
+@pytest.mark.parametrize(
+    ("topic", "allowed"), [("x/1", True), ("x/b", True), ("plant/1/door", False), ("other", False)]
+)
+def test_a_last_will_that_is_not_allowed_is_reported_when_its_client_connects(topic: str, allowed: bool) -> None:
+    """Mosquitto drops it later without a word."""
+    reader = AccessDenials(readable(ACL), writable(ACL))
+    lines = [
+        connected("c", "hall/a"),
+        "Will message specified (4 bytes) (r0, q1).",
+        f"\t{topic}",
+        "Sending CONNACK to c (0, 0)",
+    ]
+    found = [denial for line in lines if (denial := reader.take(f"{AT}: {line}")) is not None]
+
+    assert found == ([] if allowed else [AccessDenial(AT, "will", "hall/a", "c", topic)])
+    assert reader.counts["will", "hall/a"] == (not allowed)

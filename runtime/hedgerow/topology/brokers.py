@@ -97,7 +97,7 @@ def parent_conf(topology: Topology, parent: RegionSection) -> str:
     return text + _limits(topology, parent.name, topology.limits.bridge_packet_bytes, allowed)
 
 
-def start_files(topology: Topology, name: str) -> dict[str, str]:
+def start_files(topology: Topology, name: str, allowed: BrokerLimits) -> dict[str, str]:
     """Return the start script of a broker."""
     text = template(
         "broker.sh",
@@ -105,6 +105,7 @@ def start_files(topology: Topology, name: str) -> dict[str, str]:
         purpose=" so that its log shows refused requests" if topology.log_refusals else "",
         config=topology.machine.config / name,
         state=state_of(topology, name),
+        files=allowed.files,
         user=topology.machine.broker_user,
         start=template("broker-log.sh") if topology.log_refusals else 'exec mosquitto -c "$state/mosquitto.conf"\n',
     )

@@ -18,6 +18,7 @@ QUEUED_BYTES: Final = 94
 """Memory of a QoS 1 message in the queue of one more client; the message itself is stored once for all."""
 
 _LINKS_BESIDE_PIPELINES: Final = 3  # a node's own link, its outbox, model chunks
+_OTHER_FILES: Final = 64
 _MOST_QUEUED: Final = 100_000
 _LEAST_QUEUED: Final = 10_000
 _LEAST_QUEUE_BYTES: Final = 2**24
@@ -29,12 +30,15 @@ class BrokerLimits(NamedTuple):
 
     Attributes:
         connections: for each listener.
+        files: open files of the broker, each connection among them: as many as memory holds. Mosquitto 2.0.11 counts a
+            connection that ends twice, so that `max_connections` allows more after each.
         clients: how many connect if all do.
         queue_messages, queue_bytes: for one client.
         memory_bytes: what the broker allocates, without TLS.
     """
 
     connections: int
+    files: int
     clients: int
     queue_messages: int
     queue_bytes: int
@@ -83,4 +87,8 @@ def _limits(topology: Topology, clients: int, queues: int) -> BrokerLimits:
     # Half of the memory for queues of as many clients as may connect; three quarters if only those are absent that should wait.
     messages = min(_MOST_QUEUED, max(_LEAST_QUEUED, allowed // 2 // QUEUED_BYTES // connections))
     size = min(_MOST_QUEUE_BYTES, max(_LEAST_QUEUE_BYTES, allowed * 3 // 4 // queues))
-    return BrokerLimits(connections, clients, limits.queue_messages or messages, limits.queue_bytes or size, allowed)
+    least = 2 * connections + _OTHER_FILES  # two listeners
+    files = least if limits.connections else max(least, memory // 4 // CONNECTION_BYTES)
+    return BrokerLimits(
+        connections, files, clients, limits.queue_messages or messages, limits.queue_bytes or size, allowed
+    )

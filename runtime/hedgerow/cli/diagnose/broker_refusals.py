@@ -25,6 +25,7 @@ _MOST_REMEMBERED: Final = 10_000
 _REQUESTS: Final = {
     "connect": "refused a connection by",
     "publish": "refused a publish by",
+    "will": "refused the last will of",
     "subscribe": "refused a subscription by",
     "disconnect": "disconnected",
     "drop": "dropped messages for",
@@ -53,13 +54,14 @@ def refusals(
 
     Reads the log of a Mosquitto started by the `broker.sh` from `hedgerow topology render`, or with `mosquitto -v`. A
     refusal repeated within a minute is counted, but not printed again. Mosquitto accepts any subscription and then
-    delivers nothing; with --acl, subscriptions that receive nothing at all are reported. Whatever a limit of the broker
+    delivers nothing, and drops a last will that is not allowed; with --acl, these are reported too. Whatever a limit of the broker
     ends is reported too: connections, packets, memory, queued messages, sessions. The counts are printed at the end of the
     log or on Ctrl-C. With --json each refusal is a line.
     """
-    from hedgerow.topology.refusals import AccessDenials, readable
+    from hedgerow.topology.refusals import AccessDenials, readable, writable
 
-    reader = AccessDenials(None if acl is None else readable(_text(acl)))
+    rights = None if acl is None else _text(acl)
+    reader = AccessDenials() if rights is None else AccessDenials(readable(rights), writable(rights))
     printed: dict[tuple[str, ...], int] = {}
     with _opened(log) as lines, _served(reader, metrics_port):
         try:
