@@ -411,8 +411,10 @@ class FetchScheduler:
                 return min(self._last_seen[entry.source] + _OFFER_S, self._turn_ends(digest, entry.source))
         usual = self._window.timeout_s
         timeout_s = max(usual, min(usual * (1 << self._attempts.get(digest, 0)), _MAX_TIMEOUT_S))
+        if entry.owner == self._node:
+            return entry.since + timeout_s
         # The requesting node retries; peers give it time for that.
-        return entry.since + timeout_s * (1.0 if entry.owner == self._node else _PEER_TIMEOUTS)
+        return min(entry.since + _PEER_TIMEOUTS * timeout_s, self._turn_ends(digest, entry.owner))
 
     def _wake_times(self, now: float) -> Iterator[float]:
         in_flight, own = self._requests_in_flight()
