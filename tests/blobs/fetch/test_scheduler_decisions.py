@@ -943,24 +943,6 @@ def test_a_peer_is_left_out_for_longer_each_time_also_by_the_next_fetch() -> Non
     assert times == [120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0]
 
 
-def test_a_peer_that_behaved_for_four_hours_starts_over() -> None:
-    distrust = PeerDistrust()
-    assert distrust.leave_out("m", 0.0) == 120.0
-    assert distrust.leave_out("m", 120.0 + 4 * 3600.0 - 1) == 240.0
-    ends = 120.0 + 4 * 3600.0 - 1 + 240.0
-    assert distrust.leave_out("m", ends + 4 * 3600.0) == 120.0
-
-
-def test_at_most_1024_peers_are_remembered() -> None:
-    distrust = PeerDistrust()
-    for number in range(1025):
-        distrust.leave_out(f"m{number}", 0.0)
-
-    assert not distrust.includes("m0", 1.0)
-    assert distrust.includes("m1", 1.0)
-    assert len(distrust.names(1.0, 5000)) == 1024
-
-
 # Outages
 
 

@@ -1,4 +1,4 @@
-"""Whose turn it is to request a chunk: the peers', for a limited time, then this node's. Pure: no clock.
+"""Gives peers a limited turn to fetch a chunk, then this node. Pure: no clock.
 
 Whatever peers announce or repeat, a turn is over after a fixed time since the first of them held the chunk. A peer that delivers
 may go on, but not for ever. Peers have another turn once this node has requested the chunk.
