@@ -10,7 +10,9 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -41,9 +43,9 @@ class Authority:
         self.file = folder / "authority.pem"
         self._ca.cert_pem.write_to_path(self.file)
 
-    def certificate(self, name: str) -> tuple[Path, Path]:
-        """Issue a certificate for 127.0.0.1. Returns: its file, and its key's file."""
-        cert = self._ca.issue_cert("127.0.0.1")
+    def certificate(self, name: str, host: str = "127.0.0.1") -> tuple[Path, Path]:
+        """Issue a certificate for a host, and for `localhost`. Returns: its file, and its key's file."""
+        cert = self._ca.issue_cert(host, "localhost")
         chain, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         key.write_bytes(cert.private_key_pem.bytes())
         chain.write_bytes(b"".join(each.bytes() for each in cert.cert_chain_pems))
@@ -169,6 +171,89 @@ class FolderServer:
         to.end_headers()
         to.wfile.write(content)
         return True
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it arrived."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+Script = Callable[[socket.socket, Request], bool]
+"""Replies to a request, in bytes. Returns whether the connection stays open."""
+
+
+class ScriptedServer:
+    """An HTTPS server whose every byte is written by a script; it records all requests with all their headers.
+
+    Args:
+        host: address to listen on.
+    Attributes:
+        script: what replies now.
+        requests: those received so far.
+        connections: connections accepted so far, before TLS.
+    """
+
+    def __init__(self, authority: Authority, script: Script, host: str = "127.0.0.1") -> None:
+        self.script = script
+        self.requests: list[Request] = []
+        self.connections = 0
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*authority.certificate(f"scripted-{id(self)}", host))
+        self._listener = socket.create_server((host, 0))
+        self.host, self.port = host, int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.host}:{self.port}/repository"
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, raw: socket.socket) -> None:
+        with suppress(OSError), raw, self._context.wrap_socket(raw, server_side=True) as connection:
+            while (request := _read_request(connection)) is not None:
+                self.requests.append(request)
+                if not self.script(connection, request):
+                    return
+
+
+def _read_request(connection: socket.socket) -> Request | None:
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        if not (byte := connection.recv(1)):
+            return None
+        head += byte
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = dict(line.split(": ", 1) for line in lines if line)
+    left = int(headers.get("Content-Length", 0))
+    while left > 0:
+        left -= len(connection.recv(min(left, 1 << 16)))
+    return Request(method, path, headers)
+
+
+def reply(connection: socket.socket, status: int, body: bytes = b"", **headers: str) -> bool:
+    """Reply properly; header names have `_` for `-`."""
+    fields = {"Content-Length": str(len(body))} | {name.replace("_", "-"): text for name, text in headers.items()}
+    head = f"HTTP/1.1 {status} x\r\n" + "".join(f"{name}: {text}\r\n" for name, text in fields.items())
+    connection.sendall(head.encode("latin-1") + b"\r\n" + body)
+    return True
 
 
 class ConnectProxy:

@@ -37,7 +37,7 @@ from hedgerow.trust.errors import TrustError
 from hedgerow.trust.rejected_updates import REFUSALS, explain
 from hedgerow.trust.roles import selector_of, signed_at, target_path
 from hedgerow.trust.updater import JudgedUpdater
-from hedgerow.web.errors import OriginEndless, OriginSlow, RedirectRefused
+from hedgerow.web.errors import CredentialsWithheld, OriginEndless, OriginSlow, RedirectRefused
 from hedgerow.wire.fleet import ModelRef
 
 log = structlog.get_logger(__name__)
@@ -47,7 +47,14 @@ _RACES: Final = 5
 """How often a refresh starts over because another one stored newer metadata meanwhile."""
 _SIGNED_LATER: Final = (errors.UnknownTarget, errors.WrongDigest, errors.NotForThisNode)
 """Refusals that a signature made a moment ago may resolve."""
-MISBEHAVES: Final = (errors.SlowData, errors.EndlessData, OriginSlow, OriginEndless, RedirectRefused)
+MISBEHAVES: Final = (
+    errors.SlowData,
+    errors.EndlessData,
+    OriginSlow,
+    OriginEndless,
+    RedirectRefused,
+    CredentialsWithheld,
+)
 """What a source does to hold a node up: the next one is asked, because nothing was learned about the metadata itself."""
 
 Result = TypeVar("Result")

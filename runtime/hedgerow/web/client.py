@@ -34,6 +34,7 @@ _NO_COMPRESSION: Final = {"Accept-Encoding": "identity"}
 _LONGEST_TOKEN: Final = 64 << 10
 _PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 _BROKEN: Final = (urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError)
+_NO_CONNECTION: Final = urllib3.exceptions.NewConnectionError  # also a TimeoutError
 
 
 class WebClient:
@@ -171,7 +172,7 @@ class WebClient:
                             response.drain_conn()  # so that the connection can be reused
                         return bytes(received)
             except OriginUnavailable as error:
-                if not isinstance(error.__cause__, _BROKEN):
+                if not isinstance(error.__cause__, _BROKEN) or isinstance(error.__cause__, _NO_CONNECTION):
                     raise
         raise OriginUnavailable(
             f"The connection for {url} broke {_ATTEMPTS} times, last after {len(received):,} of {size:,} bytes",
@@ -282,7 +283,7 @@ class WebClient:
                     retries=False,
                     redirect=False,
                 )
-            except (*_BROKEN, urllib3.exceptions.NewConnectionError):
+            except _BROKEN:
                 exchange.left_s(0)
                 if last or method == "POST":
                     raise

@@ -765,14 +765,13 @@ CLAIMS = {
 def test_the_region_is_asked_after_a_fixed_time_whatever_peers_claim(
     kinds: list[AnnouncementKind], peers: list[str]
 ) -> None:
-    """They claim ten times a second, and deliver nothing. The region answers.
-
-    A request in the last moment of the peers' turn, and the own hold, come on top.
-    """
+    """They claim ten times a second, and deliver nothing. The region answers."""
     bench = SchedulerBench("abcd")
     requested: dict[str, float] = {}
-    for tenth in range(2000):
+    for tenth in range(1000):
         now = tenth / 10
+        if len(requested) == 4:
+            break
         steps = bench.next(now)
         if steps.want:
             bench.receive(AnnouncementKind.WANT, steps.want, "n", now)
@@ -785,7 +784,7 @@ def test_the_region_is_asked_after_a_fixed_time_whatever_peers_claim(
                 bench.receive(AnnouncementKind.HAVE, "x", peer, now)
 
     assert sorted(requested) == ["a", "b", "c", "d"], "although two requests fill the window"
-    assert max(requested.values()) <= 2 * TURN_S + 1.2 + 0.4
+    assert max(requested.values()) <= TURN_S + 1.2 + 0.4
 
 
 def test_peers_have_one_turn_between_two_requests_of_this_node() -> None:
@@ -942,24 +941,6 @@ def test_a_peer_is_left_out_for_longer_each_time_also_by_the_next_fetch() -> Non
         assert not distrust.includes("m", now)
 
     assert times == [120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0]
-
-
-def test_a_peer_that_behaved_for_four_hours_starts_over() -> None:
-    distrust = PeerDistrust()
-    assert distrust.leave_out("m", 0.0) == 120.0
-    assert distrust.leave_out("m", 120.0 + 4 * 3600.0 - 1) == 240.0
-    ends = 120.0 + 4 * 3600.0 - 1 + 240.0
-    assert distrust.leave_out("m", ends + 4 * 3600.0) == 120.0
-
-
-def test_at_most_1024_peers_are_remembered() -> None:
-    distrust = PeerDistrust()
-    for number in range(1025):
-        distrust.leave_out(f"m{number}", 0.0)
-
-    assert not distrust.includes("m0", 1.0)
-    assert distrust.includes("m1", 1.0)
-    assert len(distrust.names(1.0, 5000)) == 1024
 
 
 # Outages

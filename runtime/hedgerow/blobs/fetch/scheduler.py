@@ -29,6 +29,7 @@ from typing import Final, NamedTuple
 
 from hedgerow.blobs.announcements import MAX_DIGESTS, RESEND_AFTER_S, Announcement, AnnouncementKind
 from hedgerow.blobs.fetch.pacing import FetchWindow, TokenBucket
+from hedgerow.blobs.fetch.turns import PEER_TIMEOUTS, PeerTurns
 from hedgerow.blobs.peers.distrust import PeerDistrust
 
 HOLD_S: Final = 0.5
@@ -48,12 +49,6 @@ _OFFER_S: Final = 5.0
 """How long a peer that offered may take to send."""
 _STALL_S: Final = 20.0
 """How long peers may hold claims without any chunk arriving."""
-_TURN_S: Final = 45.0
-"""How long peers may hold a chunk in all, at least; a peer that delivers others meanwhile, longer."""
-_MAX_TURN: Final = 10.0
-"""Longest turn, in shortest ones."""
-_PEER_TIMEOUTS: Final = 1.5
-"""How long a peer's request is waited for, in timeouts of one's own."""
 _MAX_TIMEOUT_S: Final = 30.0
 """Longest wait for a reply, unless replies usually take longer."""
 _EARLIEST_S: Final = 0.01
@@ -149,9 +144,8 @@ class FetchScheduler:
         self._first_requested_at: dict[str, float] = {}
         self._distrust = distrust or PeerDistrust()
         self._left_out: list[LeftOut] = []
-        self._turn_began: dict[str, float] = {}
+        self._turns = PeerTurns(window)
         self._charged: set[str] = set()
-        self._delivered: dict[str, float] = {}
         self._last_seen: dict[str, float] = {}
         self._busy: list[str] = []
         self._window = window
@@ -186,7 +180,7 @@ class FetchScheduler:
                     self._peer_is_busy(digest, entry, sender, now)
                 case AnnouncementKind.HAVE if sender != self._node and not self._distrust.includes(sender, now):
                     waiting = entry is None or entry.state in (ChunkState.ANNOUNCED, ChunkState.CLAIMED)
-                    if waiting and self._is_peers_turn(digest, sender, now):
+                    if waiting and self._turns.may_hold(digest, sender, now):
                         self._last_seen[sender] = now
                         owner = self._node if entry is None else entry.owner
                         self._set_entry(digest, _ChunkEntry(owner, ChunkState.OFFERED, now, now, source=sender))
@@ -203,7 +197,7 @@ class FetchScheduler:
         entry = self._entries.pop(digest, None)
         self._progress_at = now
         deliverer = sender or (entry.owner if entry is not None and entry.state is ChunkState.REQUESTED else self._node)
-        self._delivered[deliverer] = now
+        self._turns.delivered(deliverer, now)
         if sender is not None:
             self._last_seen[sender] = now
         elif self._attempts.get(digest) and digest in self._first_requested_at:
@@ -224,7 +218,8 @@ class FetchScheduler:
         for entry in self._entries.values():
             entry.since += seconds
             entry.announced_at += seconds
-        for times in (self._last_seen, self._first_requested_at, self._turn_began, self._delivered):
+        self._turns.paused(seconds)
+        for times in (self._last_seen, self._first_requested_at):
             for name in times:
                 times[name] += seconds
         if self._progress_at is not None:
@@ -244,24 +239,6 @@ class FetchScheduler:
 
     # Peers
 
-    def _is_peers_turn(self, digest: str, peer: str, now: float) -> bool:
-        """Return whether a peer may hold a chunk; the first to do so begins the turn of all."""
-        self._turn_began.setdefault(digest, now)
-        return now < self._turn_ends(digest, peer)
-
-    def _is_own_turn(self, digest: str, now: float) -> bool:
-        """Return whether this node is to request a chunk, because peers have had their turn."""
-        return digest in self._turn_began and now >= self._turn_ends(digest, self._node)
-
-    def _turn_ends(self, digest: str, peer: str) -> float:
-        """Return when a peer's turn ends: one that delivers may go on, but not for ever."""
-        shortest_s = max(_TURN_S, _PEER_TIMEOUTS * self._window.timeout_s)
-        began = self._turn_began[digest]
-        ends = began + shortest_s
-        if peer != self._node:
-            ends = max(ends, self._delivered.get(peer, -math.inf) + shortest_s)
-        return min(ends, began + _MAX_TURN * shortest_s)
-
     def _charge(self, digest: str, size: int, now: float) -> None:
         """Count a peer's request against the rate limit: once, or repetitions could keep this node from requesting."""
         if digest not in self._charged:
@@ -278,7 +255,7 @@ class FetchScheduler:
         # Neither does a repetition extend a peer's request, nor does any replace one of this node's.
         if entry is not None and entry.state is ChunkState.REQUESTED and (entry.confirmed or entry.owner == self._node):
             return
-        if self._is_peers_turn(digest, sender, now):
+        if self._turns.may_hold(digest, sender, now):
             taken = announcement.kind is AnnouncementKind.TAKE
             self._set_entry(
                 digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, source=other_group, from_mirror=taken)
@@ -291,7 +268,7 @@ class FetchScheduler:
             or (entry.owner == sender and entry.state is ChunkState.REQUESTED)
         ):
             # A peer that requested it and wants it again has given up on its request.
-            if self._is_peers_turn(digest, sender, now):
+            if self._turns.may_hold(digest, sender, now):
                 self._set_entry(digest, _ChunkEntry(sender, ChunkState.CLAIMED, now, now))
         elif entry.owner == sender:
             entry.announced_at = now
@@ -305,7 +282,7 @@ class FetchScheduler:
         # If two nodes told each other to wait, the one whose name sorts first wins on both.
         if entry is not None and entry.owner == self._node and entry.busy_sent and self._node < sender:
             return
-        if self._is_peers_turn(digest, sender, now):
+        if self._turns.may_hold(digest, sender, now):
             self._set_entry(digest, _ChunkEntry(sender, ChunkState.REQUESTED, now, now, confirmed=False))
 
     def _own_want_received(self, digest: str, entry: _ChunkEntry | None, now: float) -> None:
@@ -321,11 +298,11 @@ class FetchScheduler:
         for digest, entry in self._entries.items():
             if self._bucket.free_at(now) > now:
                 return
-            if (own if self._is_own_turn(digest, now) else in_flight) >= int(self._window.size):
+            if (own if self._turns.is_own(digest, now) else in_flight) >= int(self._window.size):
                 continue
             if entry.owner == self._node and entry.state is ChunkState.CLAIMED and now >= entry.since + entry.hold_s:
                 entry.state, entry.since = ChunkState.REQUESTED, now
-                self._turn_began.pop(digest, None)
+                self._turns.requested(digest)
                 self._first_requested_at.setdefault(digest, now)
                 self._bucket.take(self._missing[digest], now)
                 steps.request.append(digest)
@@ -381,15 +358,14 @@ class FetchScheduler:
                     if entry.confirmed and not entry.source:
                         self._window.on_loss(now)
                     self._give_up(digest, now)
-                    others_arrive = max(self._delivered.values(), default=-math.inf) > entry.since
-                    if entry.owner != self._node and others_arrive:
+                    if entry.owner != self._node and self._turns.has_any_delivered(entry.since):
                         self._leave_out(entry.owner, Reason.REQUEST_NOT_KEPT, now)
                 case ChunkState.ANNOUNCED:
                     self._release(digest)
 
     def _claim_ended(self, digest: str, peer: str, reason: Reason, entry: _ChunkEntry, now: float) -> None:
         """Take a chunk back from a peer, and leave the peer out unless it was busy delivering others to the end."""
-        if now >= self._turn_ends(digest, peer) and self._delivered.get(peer, -math.inf) >= entry.since:
+        if now >= self._turns.ends(digest, peer) and self._turns.has_delivered(peer, entry.since):
             self._release(digest)
         else:
             self._leave_out(peer, reason, now)
@@ -406,13 +382,15 @@ class FetchScheduler:
             case ChunkState.CLAIMED if entry.owner == self._node:
                 return math.inf
             case ChunkState.CLAIMED:
-                return min(entry.announced_at + _LEASE_S, self._turn_ends(digest, entry.owner))
+                return min(entry.announced_at + _LEASE_S, self._turns.ends(digest, entry.owner))
             case ChunkState.OFFERED:
-                return min(self._last_seen[entry.source] + _OFFER_S, self._turn_ends(digest, entry.source))
+                return min(self._last_seen[entry.source] + _OFFER_S, self._turns.ends(digest, entry.source))
         usual = self._window.timeout_s
         timeout_s = max(usual, min(usual * (1 << self._attempts.get(digest, 0)), _MAX_TIMEOUT_S))
+        if entry.owner == self._node:
+            return entry.since + timeout_s
         # The requesting node retries; peers give it time for that.
-        return entry.since + timeout_s * (1.0 if entry.owner == self._node else _PEER_TIMEOUTS)
+        return min(entry.since + PEER_TIMEOUTS * timeout_s, self._turns.ends(digest, entry.owner))
 
     def _wake_times(self, now: float) -> Iterator[float]:
         in_flight, own = self._requests_in_flight()
@@ -420,7 +398,7 @@ class FetchScheduler:
             yield self._deadline(digest, entry)
             if entry.owner == self._node and entry.state is ChunkState.CLAIMED:
                 yield entry.announced_at + REFRESH_S
-                if (own if self._is_own_turn(digest, now) else in_flight) < int(self._window.size):
+                if (own if self._turns.is_own(digest, now) else in_flight) < int(self._window.size):
                     yield max(entry.since + entry.hold_s, self._bucket.free_at(now))
         if self._free and len(self._entries) < MAX_DIGESTS:
             yield now + HOLD_S

@@ -1,4 +1,4 @@
-"""Which peers are left out, and for how long: each time for longer. Pure: no clock.
+"""Leaves out peers that harm a fetch, each time for longer. Pure: no clock.
 
 It outlives a fetch, so that a peer cannot start over with each version.
 """
