@@ -163,6 +163,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-collector": region.CollectorSection,
         "region-store": region.StoreSection,
         "region-retention": region.RetentionSection,
+        "region-quotas": region.QuotasSection,
         "region-ping": region.PingSection,
         "region-models": region.ModelsSection,
         "rollout": spec.RolloutPlan,

@@ -100,7 +100,10 @@ def open_requests(database: Database) -> list[RolloutRequest]:
     rows = database.rows(
         "SELECT id, expires_at, who, claims, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
     )
-    return [RolloutRequest(*row[:6], _args(row[6])) for row in rows]
+    return [
+        RolloutRequest(row, expires_at, who, claims, why, verb, _args(args))
+        for row, expires_at, who, claims, why, verb, args in rows
+    ]
 
 
 def _args(text: str) -> dict[str, Any]:
