@@ -28,11 +28,13 @@ from hedgerow.telemetry import metrics
 from hedgerow.telemetry.tally import DropReason, Tally
 from hedgerow.topology import acl
 from hedgerow.topology import model as topology
-from hedgerow.wire import messages
+from hedgerow.wire import messages, ranges
 
 DOCS = Path(__file__).parent
 RUNTIME = DOCS.parent / "runtime" / "hedgerow"
 _SENTENCE = re.compile(r"(?<=[.!])\s+(?=[^a-z])")
+_OUT_OF_RANGE = ranges.LATEST_TIME
+"""Limits from here on are those of every number on the wire, and not repeated."""
 _PLACE = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,7 +65,7 @@ def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
     limits = [
         f"{sign} {field[key]:,}"
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-        if key in field
+        if key in field and abs(field[key]) < _OUT_OF_RANGE
     ]
     kind = {"string": "text", "boolean": "yes or no"}.get(field.get("type", ""), field.get("type", "value"))
     return " ".join([kind, *limits])
@@ -186,6 +188,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-collector": region.CollectorSection,
         "region-store": region.StoreSection,
         "region-retention": region.RetentionSection,
+        "region-quotas": region.QuotasSection,
         "region-ping": region.PingSection,
         "region-models": region.ModelsSection,
         "rollout": spec.RolloutPlan,

@@ -103,6 +103,7 @@ class Fleet:
     async def __aenter__(self) -> Fleet:
         enter = self._stack.enter_context
         region = enter(Mosquitto())
+        self.region_port, self.site_ports = region.port, list[int]()
         self.store = self._folder / "region.db"
         config = {
             "region": {"name": REGION},
@@ -126,6 +127,7 @@ class Fleet:
                 *(f"topic {base}/{down} in 1" for down in ("ack", "command/#")),
             ]
             broker = enter(Mosquitto(config=bridge))
+            self.site_ports.append(broker.port)
             for node in range(self._nodes_a_site):
                 light = LightNode(Address(REGION, f"s{site}", f"n{node}"), broker.url)
                 await self._stack.enter_async_context(light.client)
@@ -149,6 +151,11 @@ class Fleet:
     def _end(self) -> None:
         self._collector.kill()
         self._collector.wait()
+
+    @property
+    def collector_pid(self) -> int:
+        """Process id of the collector."""
+        return self._collector.pid
 
     async def keep_sending(self, per_s: float) -> None:
         """Publish results from the nodes in turns, until cancelled."""

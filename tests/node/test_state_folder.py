@@ -170,3 +170,31 @@ def test_an_outbox_that_another_node_uses_is_not_moved(tmp_path: Path, outbox) -
 def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Cannot write to the state folder /proc/hedgerow"):
         state_folder.prepare(Path("/proc/hedgerow"), tmp_path)
+
+
+def test_a_state_folder_is_closed_to_other_users_whatever_the_umask(tmp_path: Path) -> None:
+    """What an earlier version left open is mended, and told; what a link points to is left alone."""
+    folder, outside = tmp_path / "state", tmp_path / "outside"
+    outside.write_text("x")
+    outside.chmod(0o644)
+    (folder / "sessions").mkdir(parents=True, mode=0o755)
+    (folder / "sessions" / "p").write_text("x")
+    for path in (folder, folder / "sessions", folder / "sessions" / "p"):
+        path.chmod(0o777)
+    (folder / "link").symlink_to(outside)
+    umask = os.umask(0)
+    try:
+        with capture_logs() as lines:
+            state_folder.prepare(folder, tmp_path)
+        OutboxStore(folder / "outbox.db", max_bytes=1 << 20).close()
+        store = OutboxStore(folder / "outbox.db", max_bytes=1 << 20)
+        modes = {path.name: path.stat().st_mode & 0o077 for path in folder.rglob("*") if not path.is_symlink()}
+        store.close()
+    finally:
+        os.umask(umask)
+
+    assert [(line["event"], line["files"]) for line in lines] == [("permissions-mended", 3)]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert set(modes.values()) == {0}, modes
+    assert {"outbox.db", "p"} <= modes.keys()
+    assert outside.stat().st_mode & 0o777 == 0o644

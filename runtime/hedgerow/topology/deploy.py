@@ -120,6 +120,8 @@ def region_yaml(topology: Topology, service: Service) -> str:
         broker=topology.region.broker,
         tls=service.tls,
         state=service.state,
+        # Room for a node beside each, such as its replacement, and for a site that grows before it is rendered again.
+        nodes=2 * max(len(site.nodes) for site in topology.sites.values()) + 8,
         models=f"models:\n  repository: {service.state}/models\n" if topology.models else "",
         stop_s=_STOP_S,
         port=_PORT,

@@ -45,8 +45,8 @@ class SiteRates:
             now: monotonic seconds.
         """
         levels = topic.split("/", 5)
-        site = levels[3] if len(levels) > 5 else ""
-        node = f"{site}/{levels[4]}" if len(levels) > 5 else ""
+        site, name = (levels[3], levels[4]) if len(levels) > 5 else ("", "")
+        node = f"{site}/{name}"
         of_node, of_site = self._bucket(node, self.per_s / 2, now), self._bucket(site, self.per_s, now)
         if of_node.left < 1 or of_site.left < 1:
             self.refused[site] += 1

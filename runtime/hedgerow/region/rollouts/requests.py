@@ -101,8 +101,8 @@ def open_requests(database: Database) -> list[RolloutRequest]:
         "SELECT id, expires_at, who, claims, why, verb, args FROM intent WHERE answered_at IS NULL ORDER BY id"
     )
     return [
-        RolloutRequest(number, expires_at, who, claims, why, verb, _args(args))
-        for number, expires_at, who, claims, why, verb, args in rows
+        RolloutRequest(row, expires_at, who, claims, why, verb, _args(args))
+        for row, expires_at, who, claims, why, verb, args in rows
     ]
 
 
