@@ -29,8 +29,6 @@ _MOST_REQUIREMENTS: Final = 64
 _REMEDY: Final = (
     "Separate requirements by commas: `site=shop-12, hardware in (jetson, nuc), ring!=late, camera, !spare`."
 )
-_SHOWN: Final = 300
-"""Most characters of a selector that an error repeats."""
 
 Labels = Mapping[str, str]
 """A node's labels: key → value."""
@@ -105,8 +103,7 @@ def parse_selector(text: str) -> Selector:
     while position < end:
         part = _PART.match(text, position)
         if part is None:
-            where = text[position : position + _SHOWN]
-            raise ConfigError(f"{text[:_SHOWN]!r} is not a label selector: syntax error at {where!r}", remedy=_REMEDY)
+            raise ConfigError(f"{text!r} is not a label selector: syntax error at {text[position:]!r}", remedy=_REMEDY)
         requirements.append(_requirement(part, text))
         position = part.end()
     if text[:end].endswith(","):
@@ -154,5 +151,5 @@ def _requirement(part: re.Match[str], text: str) -> Requirement:
         for value in values or [""]:
             check_labels({key: value})
     except ConfigError as error:
-        raise ConfigError(f"{text[:_SHOWN]!r} is not a label selector: {error}", remedy=error.remedy) from error
+        raise ConfigError(f"{text!r} is not a label selector: {error}", remedy=error.remedy) from error
     return Requirement(key, operator, frozenset(values))
