@@ -107,7 +107,7 @@ def parse_selector(text: str) -> Selector:
         requirements.append(_requirement(part, text))
         position = part.end()
     if text[:end].endswith(","):
-        raise ConfigError(f"{text[:_SHOWN]!r} is not a label selector: it ends with a comma", remedy=_REMEDY)
+        raise ConfigError(f"{text!r} is not a label selector: it ends with a comma", remedy=_REMEDY)
     if len(requirements) > _MOST_REQUIREMENTS:
         raise ConfigError(
             f"A label selector of {len(requirements)} requirements is too long; at most {_MOST_REQUIREMENTS}",
