@@ -28,8 +28,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from tests import unchecked
 from tests.topology.conftest import TIMEOUT_S, Running
+from tests.wire import unchecked
 
 from hedgerow.bus.packets import encode_connect, encode_publish_head, encode_subscribe
 from hedgerow.bus.properties import Property

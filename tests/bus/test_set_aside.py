@@ -9,13 +9,14 @@ from typing import Any
 
 import orjson
 import pytest
-from tests import unchecked
+from tests.wire import unchecked
 
-from hedgerow.bus import Client, ClientOptions, Message, set_aside
+from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outgoing import Outgoing
 from hedgerow.bus.packets import encode_publish_head
 from hedgerow.bus.properties import Property
-from hedgerow.bus.set_aside import MessageSetAside
+from hedgerow.bus.set_aside import messages as set_aside
+from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.testing import Mosquitto
 

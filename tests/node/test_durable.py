@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import unchecked
+from tests.wire import unchecked
 from trial_site import Received, Site, tally_counts, until
 
 from hedgerow import configfile

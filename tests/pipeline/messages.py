@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests import unchecked
+from tests.wire import unchecked
 
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property

@@ -56,7 +56,7 @@ from hedgerow.bus.packets import (
     reason_name,
 )
 from hedgerow.bus.properties import MalformedPacket, Property
-from hedgerow.bus.set_aside import MessageSetAside, keep
+from hedgerow.bus.set_aside.messages import MessageSetAside, keep
 from hedgerow.bus.subscriptions import Refused, Subscriptions
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.text import visible

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from hedgerow.bus import set_aside
+from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.errors import published
 from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.built_pipeline import REPLACED

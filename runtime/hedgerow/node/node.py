@@ -20,11 +20,11 @@ import structlog
 
 from hedgerow import tasks
 from hedgerow.backends.cores import cores
-from hedgerow.bus import set_aside
 from hedgerow.bus.client import Client
 from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.diagnosis import diagnose
 from hedgerow.bus.message import Message
+from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.models.monitor.quarantine import QuarantineLog

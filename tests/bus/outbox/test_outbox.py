@@ -21,7 +21,7 @@ from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import key_of
 from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
-from hedgerow.bus.set_aside import MessageSetAside
+from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto

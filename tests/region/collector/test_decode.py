@@ -9,8 +9,8 @@ from typing import Any
 
 import msgpack
 import pytest
-from tests import unchecked
 from tests.region.conftest import result
+from tests.wire import unchecked
 
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ACK_NOW, Gap, Number, key_of

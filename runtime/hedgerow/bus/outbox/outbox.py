@@ -47,7 +47,7 @@ from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, REMEMBERED_ORIGINS, O
 from hedgerow.bus.outbox.window import SendWindow
 from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, OutboxWriter, Sweep
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.bus.set_aside import MessageSetAside
+from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.telemetry.throttle import EVERY_S
 

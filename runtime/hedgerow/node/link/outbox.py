@@ -10,11 +10,11 @@ from typing import Any, Final
 import structlog
 
 from hedgerow import tasks, topics
-from hedgerow.bus import set_aside
 from hedgerow.bus.client import Client
 from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
+from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.node.link.options import link_options
 from hedgerow.topics import Channel

@@ -1,0 +1,1 @@
+"""Messages over which the broker ends the link: set aside and kept for an operator."""
