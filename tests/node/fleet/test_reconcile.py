@@ -13,6 +13,7 @@ from hedgerow.node.fleet.reconcile import (
     Admission,
     ChangePipelines,
     DesiredError,
+    FetchPipelines,
     FetchVersion,
     Running,
     Step,
@@ -157,6 +158,28 @@ def test_a_pipeline_missing_in_the_file_is_new_if_it_has_subscriptions() -> None
     new = {"subscribe": "a/b", "stages": []}
 
     assert reconcile(desired(pipelines={"new": new}), Running({})) == [ChangePipelines({"new": new})]
+
+
+def test_signed_pipelines_are_verified_first_and_run_last() -> None:
+    running = Running({"faces": "bundle:door"}, accepts_signed=True)
+    document = desired(models={"faces": ref(1)}, signed_pipelines=ref(5, "doors"))
+
+    steps = reconcile(document, running)
+
+    assert steps[0] == FetchPipelines(ref(5, "doors"))
+    assert steps[-1] == ChangePipelines({}, ref(5, "doors"))
+    running = Running({}, accepts_signed=True, signed=ref(5, "doors"))
+    assert reconcile(desired(signed_pipelines=ref(5, "doors")), running) == []
+    assert reconcile(desired(), running) == [ChangePipelines({}, None)]
+    changed = reconcile(desired(signed_pipelines=ref(6, "doors")), running)
+    assert changed == [FetchPipelines(ref(6, "doors")), ChangePipelines({}, ref(6, "doors"))]
+
+
+def test_signed_pipelines_are_refused_unless_the_file_allows_them() -> None:
+    with pytest.raises(DesiredError) as caught:
+        reconcile(desired(signed_pipelines=ref(5, "doors")), Running({}))
+    assert caught.value.code == "signed-pipelines-off"
+    assert "signed_pipelines: true" in caught.value.remedy
 
 
 RELEASE = f"`hedgerow command {NODE} release digest={ref(9).digest}`"
