@@ -11,6 +11,7 @@ import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -22,8 +23,10 @@ from tests.conftest import version_maker
 from tests.node.plugins.trial_site import Site, properties, until
 
 from hedgerow import configfile
+from hedgerow.blobs.fetch.fetcher import MAX_UNSTORED_CHUNKS
 from hedgerow.blobs.serve import BlobServer
 from hedgerow.bus.connect import ClientOptions
+from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack
 from hedgerow.labels import parse_selector
 from hedgerow.models.bundle.version import ModelVersion
@@ -514,6 +517,22 @@ async def test_content_that_nobody_asked_for_is_counted(estate: Estate, tail: st
         await until(lambda: counts.unreadable == before + 1)
     finally:
         estate.fetcher._scheduler = scheduler
+    await estate.unharmed()
+
+
+async def test_a_flood_of_chunks_without_acknowledgement_is_bounded(estate: Estate) -> None:
+    """Those of QoS 1 are bounded by Receive Maximum."""
+    fetcher, digest, group = estate.fetcher, "0" * 64, "0" * 16
+    before = fetcher.counts.duplicate_chunks
+    chunk = Message(f"hedgerow/v1/test/{estate.site.name}/~/blob/part/{group}/{digest}", bytes(3), 0, 0, 0.0, b"")
+    fetcher._scheduler, fetcher._group = SimpleNamespace(missing={digest: 3}), group
+    for _ in range(1000):
+        fetcher._handle(chunk)
+    waiting = fetcher._parts.qsize()
+    fetcher._scheduler = None
+
+    assert waiting == MAX_UNSTORED_CHUNKS
+    await until(lambda: fetcher.counts.duplicate_chunks == before + 1000)
     await estate.unharmed()
 
 

@@ -136,15 +136,16 @@ def test_a_region_counts_all_garbage_and_continues(
             "event/gap": gap,
             "result/p": result("p", 1, 1e9),
             "result/p/late": result("p", 2, 1e9),
-            "reported": b'{"generation":1}',
-            "reply/region-ping": b'{"schema":"hedgerow.reply/1","command":"ping","node":"n","ok":true,"value":{"at":1}}',
+            "reported": b'{"node":"n","session":"s","at":1,"generation":1}',
+            "reply/up/region/region-ping": b'{"schema":"hedgerow.reply/1","command":"ping","node":"n","ok":true,"value":{"at":1}}',
         }
         numbers = ["e1/0/1", "e1/9/281474976710655", "e1/0", "x" * 300, "e1/-1/2", "", "e 1/0/1", "e2/3/4"]
         for _ in range(messages):
             channel = dice.choice(list(valid))
             user = [("number", dice.choice(numbers))] * dice.randint(0, 2) + [("id", garbage(dice, b"f1").hex()[:3000])]
-            topic = f"hedgerow/v1/{REGION}/s{dice.randrange(3)}/n{dice.randrange(3)}/{channel}"
-            sender.send(topic, garbage(dice, valid[channel]), user, dice.choice(_TYPES))
+            node = f"{REGION}/s{dice.randrange(3)}/n{dice.randrange(3)}"
+            payload = garbage(dice, valid[channel].replace(b'"node":"n"', f'"node":"{node}"'.encode()))
+            sender.send(f"hedgerow/v1/{node}/{channel}", payload, user, dice.choice(_TYPES))
         sender.settle()
         sender.send(f"hedgerow/v1/{REGION}/s1/n1/result/last", result("last", 7), [("id", "last")], "application/json")
 
