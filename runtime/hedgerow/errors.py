@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT: Final = 10_000
 """Most characters of an error that are reported."""
+_TOKEN: Final = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 class HedgerowError(Exception):
@@ -182,6 +183,11 @@ class CommandError(HedgerowError):
         super().__init__(message, remedy=remedy)
         if code is not None:
             self.code = code
+
+
+def without_token(text: str) -> str:
+    """Return a text with the tokens of client ids replaced, for those who must not know them."""
+    return _TOKEN.sub("…", text)
 
 
 def without_secrets(text: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.causes import refused
-from hedgerow.bus.client_ids import FILE, client_id, client_token, former_client_id
-from hedgerow.bus.moving_client import FormerSession, MovingClient, connect_or_move
+from hedgerow.bus.identity.client_ids import FILE, client_id, client_token, former_client_id
+from hedgerow.bus.identity.moving_client import FormerSession, MovingClient, connect_or_move
 from hedgerow.testing import Mosquitto
 
 OLD = "hedgerow/r/s/n/p"

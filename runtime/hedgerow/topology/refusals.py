@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
-from hedgerow.bus.client_ids import without_token
+from hedgerow.errors import without_token
 from hedgerow.topics import overlap
 
 What = Literal["connect", "publish", "subscribe"]
