@@ -32,6 +32,7 @@ import psutil  # type: ignore[import-untyped]
 import structlog
 
 from hedgerow.bus import Client, ClientOptions
+from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.bus.outbox.records import Number
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.testing import processes
@@ -79,9 +80,9 @@ def _session() -> Any:
     return properties
 
 
-async def fill(url: str, client_id: str, count: int) -> None:
+async def fill(url: str, session: str, count: int) -> None:
     """Queue results in the session of a client that has not started yet."""
-    options = ClientOptions(url=url, client_id=client_id, session_expiry_s=3600)
+    options = ClientOptions(url=url, client_id=session, session_expiry_s=3600)
     async with Client(options, lambda _: None) as placeholder:
         await placeholder.wait_connected(10)
         await placeholder.subscribe({FILTER: 1})
@@ -114,7 +115,7 @@ def measure(contender: str, count: int) -> dict[str, float]:
     with Mosquitto() as broker, tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store.db"
         if contender == "ours":
-            client_id = f"hedgerow/{REGION}/collector"
+            session = client_id(REGION, client_token(Path(folder)), "collector")
             config = {
                 "region": {"name": REGION},
                 "broker": {"url": broker.url},
@@ -126,9 +127,9 @@ def measure(contender: str, count: int) -> dict[str, float]:
             file.write_text(json.dumps(config))
             command = [sys.executable, "-m", "hedgerow", "region", "run", str(file)]
         else:
-            client_id = "loop"
+            session = "loop"
             command = [sys.executable, __file__, "--loop", str(broker.port), str(store)]
-        asyncio.run(fill(broker.url, client_id, count))
+        asyncio.run(fill(broker.url, session, count))
         with processes.start(command, stderr=subprocess.DEVNULL) as process:
             try:
                 return _measure(psutil.Process(process.pid), store, count)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT: Final = 10_000
 """Most characters of an error that are reported."""
+_TOKEN: Final = re.compile(r"\b[0-9a-f]{32}\b")
 
 LONGEST_PUBLISHED: Final = 2_000
 """Most characters of an error's message, and of its remedy, that are published."""
@@ -210,6 +211,11 @@ def keep_secret(text: str) -> None:
         _secrets[text] = None
         if len(_secrets) > _MOST_SECRETS:
             del _secrets[next(iter(_secrets))]
+
+
+def without_token(text: str) -> str:
+    """Return a text with the tokens of client ids replaced, for those who must not know them."""
+    return _TOKEN.sub("…", text)
 
 
 def without_secrets(text: str) -> str:

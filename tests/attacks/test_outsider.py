@@ -29,7 +29,7 @@ from paho.mqtt.properties import Properties
 from tests.topology.conftest import TIMEOUT_S, Running, Window, prepare
 
 from hedgerow.bus import Client, ClientOptions, Message, Property, Publication, encode_properties
-from hedgerow.bus.client_ids import client_id
+from hedgerow.bus.identity.client_ids import client_id
 from hedgerow.bus.packets import (
     PINGREQ_PACKET,
     PINGRESP,

@@ -12,8 +12,9 @@ import pytest
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.causes import refused
-from hedgerow.bus.client_ids import FILE, client_id, client_token, former_client_id
-from hedgerow.bus.moving_client import FormerSession, MovingClient, connect_or_move
+from hedgerow.bus.identity import moving_client
+from hedgerow.bus.identity.client_ids import FILE, client_id, client_token, former_client_id
+from hedgerow.bus.identity.moving_client import FormerSession, MovingClient, connect_or_move
 from hedgerow.testing import Mosquitto
 
 OLD = "hedgerow/r/s/n/p"
@@ -174,6 +175,27 @@ async def test_messages_published_while_the_former_ones_are_processed_come_once(
         await publish(mosquitto.url, range(40, 41))
         await eventually(lambda: len(frames.messages) >= 41)
     assert frames.payloads == [str(number) for number in range(41)]
+
+
+async def test_messages_behind_slow_ones_are_not_given_up(
+    mosquitto: Mosquitto, tmp_path: Path, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first 8 fill the Receive Maximum and take longer than a marker may; 12 more wait behind them."""
+    monkeypatch.setattr(moving_client, "_MARKER_S", 0.01)
+    monkeypatch.setattr(moving_client, "_WAITS", 2)
+    await leave_session(mosquitto.url, tmp_path)
+    frames = Frames(mosquitto.url, tmp_path, acks=False)
+    async with frames.client:
+        await frames.client.subscribe({"frames/#": 1})
+        await eventually(lambda: len(frames.messages) >= 8)
+        sent = frames.client._former.sent  # type: ignore[attr-defined]
+        await eventually(lambda: frames.client._former.sent > sent + 6)  # type: ignore[attr-defined]
+        assert not frames.moved()
+        frames.acks = True
+        for message in frames.messages[:8]:
+            frames.client.ack(message)
+        await eventually(frames.moved)
+    assert frames.payloads == [str(number) for number in range(20)]
 
 
 async def test_a_run_that_ends_during_the_move_loses_nothing(

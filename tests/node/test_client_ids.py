@@ -12,7 +12,7 @@ import pytest
 from trial_site import Site, until
 
 from hedgerow.bus import Client, ClientOptions
-from hedgerow.bus.client_ids import FILE
+from hedgerow.bus.identity.client_ids import FILE
 from hedgerow.testing import Mosquitto
 
 _PLUGINS = [*Path("/usr/lib").glob("**/mosquitto_dynamic_security.so")]

@@ -22,8 +22,11 @@ import pytest
 from cryptography import x509
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from tests.e2e.conftest import until
 from tests.topology.conftest import TIMEOUT_S, Running, Window, prepare
 
+from hedgerow.bus import Client, ClientOptions, Message
+from hedgerow.bus.identity.moving_client import FormerSession, MovingClient
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto, TlsFiles
 
@@ -498,3 +501,46 @@ async def test_what_waits_in_the_session_of_a_bridge_without_a_token_goes_up_onc
     alone.start("hall")
     assert len(bridge_ids(alone, "hall")) == 2
     assert not (state / "former-bridge").exists()
+
+
+@pytest.mark.parametrize(
+    ("broker", "authority", "name", "marker", "topic"),
+    [
+        ("hall", "hall", "a", f"{NODE}/reply/move-doors", "plant/1/door"),
+        ("north", "region", "collector", "hedgerow/v1/north/collector-move/collector/desired", f"{NODE}/event/moved"),
+    ],
+)
+async def test_rendered_access_lists_let_a_former_session_be_emptied(
+    two_levels: Running, tmp_path: Path, broker: str, authority: str, name: str, marker: str, topic: str
+) -> None:
+    """Markers come back to the node and to the region's service, each with its own certificate."""
+    own = two_levels.folder / "pki" / authority / "issued" / name
+    url = f"mqtts://localhost:{two_levels.port(broker)}"
+    files: dict[str, Any] = {"ca_file": own / "trust.crt", "cert_file": own / "tls.crt", "key_file": own / "tls.key"}
+    former = FormerSession(f"former-{name}", tmp_path / "mark", marker)
+    old = ClientOptions(url=url, client_id=former.client_id, session_file=former.mark, **files)
+    async with Client(old, lambda _: None) as client:
+        await client.subscribe({topic: 1})
+        await client.wait_connected(TIMEOUT_S)
+    async with two_levels.window(broker) as window:
+        for number in range(3):
+            await window.client.publish(topic, f"{number}", qos=1)
+    taken: list[bytes] = []
+    events: list[str] = []
+
+    def take(messages: list[Message]) -> None:
+        for message in messages:
+            taken.append(bytes(message.payload))
+            moving.ack(message)
+
+    moving = MovingClient(
+        ClientOptions(url=url, client_id=f"own-{name}", **files),
+        former,
+        take,
+        on_event=lambda kind, _: events.append(kind),
+    )
+    async with moving, asyncio.timeout(TIMEOUT_S):
+        await moving.subscribe({topic: 1})
+        await asyncio.to_thread(until, lambda: not moving.moving)
+        await moving.close(forget_session=True)
+    assert (taken, events) == ([b"0", b"1", b"2"], [])

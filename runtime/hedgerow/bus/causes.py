@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from hedgerow.bus.client_ids import without_token
 from hedgerow.bus.packets import reason_name
-from hedgerow.errors import BusError
+from hedgerow.errors import BusError, without_token
 
 _CONNECT_REMEDIES: Final = {
     0x84: "Use a broker that speaks MQTT 5, such as Mosquitto 2.",

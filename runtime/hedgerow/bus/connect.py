@@ -34,7 +34,7 @@ class ClientOptions:
     Attributes:
         url: mqtt://HOST[:PORT], mqtts://HOST[:PORT] (TLS), ws://HOST[:PORT][/PATH], wss://HOST[:PORT][/PATH] (WebSocket, with
             TLS) or unix:///path/to/socket.
-        client_id: names the session, and whoever knows it can end it (`client_ids.py`); "" lets the broker choose, and then no
+        client_id: names the session, and whoever knows it can end it (`identity/client_ids.py`); "" lets the broker choose, and then no
             session outlives the process.
         username, password: if the broker requires them.
         password_file: file with the password on its first line, read for every connection; instead of `password`.

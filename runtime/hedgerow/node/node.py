@@ -21,8 +21,8 @@ import structlog
 from hedgerow import tasks
 from hedgerow.backends.cores import cores
 from hedgerow.bus.client import Client
-from hedgerow.bus.client_ids import client_id, client_token
 from hedgerow.bus.diagnosis import diagnose
+from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from hedgerow.bus.client_ids import FILE as TOKEN
+from hedgerow.bus.identity.client_ids import FILE as TOKEN
 from hedgerow.bus.outbox import OutboxError
 from hedgerow.bus.outbox.store import OutboxStore
 from hedgerow.disk import close_folder, why_unwritable

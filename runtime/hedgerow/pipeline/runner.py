@@ -23,8 +23,8 @@ import structlog
 from hedgerow import tasks
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
+from hedgerow.bus.identity.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.message import Message
-from hedgerow.bus.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.outbox import Outbox
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Snapshot
 from hedgerow.pipeline.chain.chain import EventSink

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
-from hedgerow.bus.client_ids import without_token
+from hedgerow.errors import without_token
 from hedgerow.topics import matches, overlap
 
 What = Literal["connect", "publish", "will", "subscribe", "disconnect", "drop", "expire"]

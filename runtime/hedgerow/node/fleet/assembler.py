@@ -10,7 +10,7 @@ from pathlib import Path
 from hedgerow.blobs.fetch.fetcher import BlobFetcher
 from hedgerow.blobs.origins.origins import OriginDocuments, open_origins, web_client
 from hedgerow.blobs.store.store import BlobStore
-from hedgerow.bus.client_ids import client_id, client_token
+from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.config import NodeConfig
 from hedgerow.errors import ConfigError
 from hedgerow.node.fleet.agent import Agent

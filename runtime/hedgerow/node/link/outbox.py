@@ -11,7 +11,7 @@ import structlog
 
 from hedgerow import tasks, topics
 from hedgerow.bus.client import Client
-from hedgerow.bus.client_ids import client_id, client_token
+from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
 from hedgerow.bus.set_aside import messages as set_aside

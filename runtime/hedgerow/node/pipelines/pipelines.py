@@ -14,8 +14,8 @@ from functools import partial
 import structlog
 
 from hedgerow import tasks
-from hedgerow.bus.client_ids import client_id, client_token, former_client_id
-from hedgerow.bus.moving_client import FormerSession
+from hedgerow.bus.identity.client_ids import client_id, client_token, former_client_id
+from hedgerow.bus.identity.moving_client import FormerSession
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.errors import BusError, CommandError, HedgerowError, internal

@@ -24,10 +24,10 @@ from typing import Any, Final
 import structlog
 
 from hedgerow import tasks
-from hedgerow.bus.client_ids import FILE, client_id, client_token, former_client_id
 from hedgerow.bus.connect import ClientOptions
+from hedgerow.bus.identity.client_ids import FILE, client_id, client_token, former_client_id
+from hedgerow.bus.identity.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.message import Message
-from hedgerow.bus.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link.options import is_plain_text_on_network, link_options

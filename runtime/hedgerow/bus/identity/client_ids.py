@@ -34,11 +34,6 @@ def former_client_id(name: object, *link: str) -> str:
     return "/".join(("hedgerow", str(name), *link))
 
 
-def without_token(text: str) -> str:
-    """Return a text with the tokens of client ids replaced, for those who must not know them."""
-    return _TOKEN.sub("…", text)
-
-
 def client_token(folder: Path) -> str:
     """Return the token that a folder keeps; make it at first use.
 

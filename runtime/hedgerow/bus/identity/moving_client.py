@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 _MARKER_S: Final = 3.0
 """How long a marker may take when no message arrives before it."""
+_WAITS: Final = 20
+"""How often a marker is waited for while messages arrive or are processed, before the next one: a full queue drops markers too."""
 _MARKERS: Final = 4
 """Markers sent in vain before the broker counts as not delivering them, for example because its rules forbid the topic."""
 _MOST_RECONNECTS: Final = 5
@@ -246,20 +248,25 @@ class MovingClient(Client):
 
     async def _send_marker(self, client: Client) -> _Left | None:
         """Send markers until the former session has received one. Returns: None, or why it never will."""
-        tries, heard = 0, -1
-        while tries < _MARKERS:
+        vain = 0
+        while vain < _MARKERS:
             await self._former.wait_connected()
-            if self._former.reconnects > _MOST_RECONNECTS:
+            link = self._former.reconnects
+            if link > _MOST_RECONNECTS:
                 return _Left("another client uses its id too", forget=False)
-            if heard == self._heard:
-                tries += 1
-            heard = self._heard
             self._marker_seen.clear()
             self._publish_marker(client)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_MARKER_S):
-                    await self._marker_seen.wait()
-                return None
+            for _ in range(_WAITS):
+                heard = self._heard
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_MARKER_S):
+                        await self._marker_seen.wait()
+                    return None
+                if self._former.reconnects != link:
+                    break
+                if heard == self._heard and not self._unacked:  # nothing is under way, so the marker is lost
+                    vain += 1
+                    break
         return _Left(f"messages to {self._topic} do not come back, so some messages may come twice", forget=True)
 
     def _publish_marker(self, client: Client) -> None:
