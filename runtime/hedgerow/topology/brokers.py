@@ -1,4 +1,8 @@
-"""Mosquitto configurations of sites, regions and parents. Pure: a topology in, texts out."""
+"""Mosquitto configurations of sites, regions and parents. Pure: a topology in, texts out.
+
+Limits are derived from what connects to a broker. Mosquitto has none for each user, so what one client may take is small
+enough that many of them leave room for others, and `memory_limit` stops the broker before the machine would kill it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,48 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from hedgerow.config import NodeConfig
 from hedgerow.topics import Address, Channel, is_name
-from hedgerow.topology import limits
 from hedgerow.topology.acl import pattern, rising
-from hedgerow.topology.limits import BrokerLimits
-from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, SiteSection, Topology
+from hedgerow.topology.model import REGION_AUTHORITY, ParentSection, RegionSection, SiteSection, Topology
 from hedgerow.topology.nodes import certificate
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
+
+_CONNECTION_BYTES: Final = 28_000
+"""Memory of an idle TLS connection, which `memory_limit` does not count. Measured, as all of these, with Mosquitto 2.0.11."""
+_QUEUED_BYTES: Final = 94
+"""Memory of a QoS 1 message in the queue of one more client; the message itself is stored once for all."""
+
+_LINKS_BESIDE_PIPELINES: Final = 3  # a node's own link, its outbox, model chunks
+_OTHER_FILES: Final = 64
+_MOST_QUEUED: Final = 100_000
+_LEAST_QUEUED: Final = 10_000
+_LEAST_QUEUE_BYTES: Final = 2**24
+_MOST_QUEUE_BYTES: Final = 2**31 - 1  # Mosquitto reads it into 32 bits
+
+
+class BrokerLimits(NamedTuple):
+    """Limits of one broker.
+
+    Attributes:
+        connections: for each listener.
+        files: open files of the broker, each connection among them: as many as memory holds. Mosquitto 2.0.11 counts a
+            connection that ends twice, so that `max_connections` allows more after each.
+        clients: how many connect if all do.
+        queue_messages, queue_bytes: for one client.
+        memory_bytes: what the broker allocates, without TLS.
+    """
+
+    connections: int
+    files: int
+    clients: int
+    queue_messages: int
+    queue_bytes: int
+    memory_bytes: int
 
 
 def template(name: str, /, **values: object) -> str:
@@ -47,7 +81,7 @@ def site_conf(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) ->
     place, region = topology.sites[site], topology.region
     up = _up_of_site(topology, site)
     text = f"# The broker of site {site}, region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
-    allowed = limits.of_site(topology, site, nodes)
+    allowed = site_limits(topology, site, nodes)
     text += _listener(topology, site, site, place, allowed)
     if place.loopback_port is not None:
         text += template(
@@ -72,7 +106,7 @@ def region_conf(topology: Topology) -> str:
     """Return the configuration of the region's broker, with a bridge to its parent, if it has one."""
     region, parent = topology.region, topology.parent
     text = f"# The broker of region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
-    allowed = limits.of_region(topology)
+    allowed = region_limits(topology)
     text += _listener(topology, region.name, REGION_AUTHORITY, region, allowed)
     text += _limits(topology, region.name, topology.limits.bridge_packet_bytes, allowed)
     if parent is None:
@@ -89,10 +123,10 @@ def region_conf(topology: Topology) -> str:
     )
 
 
-def parent_conf(topology: Topology, parent: RegionSection) -> str:
+def parent_conf(topology: Topology, parent: ParentSection) -> str:
     """Return the configuration of the broker above the region."""
     text = f"# The broker {parent.name}, above the regions, for Mosquitto 2.0.11 or later.\n\n"
-    allowed = limits.of_parent(topology, parent)
+    allowed = parent_limits(topology, parent)
     text += _listener(topology, parent.name, parent.name, parent, allowed)
     return text + _limits(topology, parent.name, topology.limits.bridge_packet_bytes, allowed)
 
@@ -199,6 +233,55 @@ def _limits(topology: Topology, name: str, packet_bytes: int, allowed: BrokerLim
         state=state_of(topology, name),
         autosave_s=settings.autosave_s,
         user=topology.machine.broker_user,
+    )
+
+
+def site_limits(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> BrokerLimits:
+    """Return the limits of a site's broker.
+
+    Args:
+        nodes: configurations of its nodes.
+    """
+    pipelines = sum(len(config.pipelines) for config in nodes.values())
+    clients = pipelines + _LINKS_BESIDE_PIPELINES * len(nodes) + len(topology.sensors_of(site))
+    people = sum(len(names) for names in topology.sites[site].roles.values())
+    return _derived(topology, clients + people, queues=pipelines + 1)  # one more: the bridge
+
+
+def region_limits(topology: Topology) -> BrokerLimits:
+    """Return the limits of the region's broker."""
+    collectors = len(topology.region.roles.get("collector", ()))
+    return _derived(topology, len(topology.sites) + _people(topology.region), queues=collectors + 1)
+
+
+def parent_limits(topology: Topology, parent: ParentSection) -> BrokerLimits:
+    """Return the limits of the broker above the region."""
+    return _derived(topology, 1 + len(parent.regions) + _people(parent), queues=1)
+
+
+def _people(place: RegionSection) -> int:
+    return sum(len(names) for names in place.roles.values())
+
+
+def _derived(topology: Topology, clients: int, queues: int) -> BrokerLimits:
+    """Derive what the topology leaves open.
+
+    Args:
+        clients: connections if every client has one.
+        queues: clients for which messages must wait while they are absent.
+    """
+    limits, memory = topology.limits, topology.machine.broker_memory_bytes
+    # A link that is lost is replaced before the broker notices, and people use several tools.
+    connections = limits.connections or 4 * clients + 64
+    # Not all of it: snapshots, TLS and the memory allocator need some too.
+    allowed = limits.memory_bytes or max(memory // 2, memory * 3 // 4 - connections * _CONNECTION_BYTES)
+    # Half of the memory for queues of as many clients as may connect; three quarters if only those are absent that should wait.
+    messages = min(_MOST_QUEUED, max(_LEAST_QUEUED, allowed // 2 // _QUEUED_BYTES // connections))
+    size = min(_MOST_QUEUE_BYTES, max(_LEAST_QUEUE_BYTES, allowed * 3 // 4 // queues))
+    least = 2 * connections + _OTHER_FILES  # two listeners
+    files = least if limits.connections else max(least, memory // 4 // _CONNECTION_BYTES)
+    return BrokerLimits(
+        connections, files, clients, limits.queue_messages or messages, limits.queue_bytes or size, allowed
     )
 
 

@@ -155,7 +155,7 @@ class ParentSection(RegionSection):
 
 
 class LimitsSection(Section):
-    """Limits of connections, sessions and messages. What is left out is derived from the topology: see `limits.py`."""
+    """Limits of connections, sessions and messages. What is left out is derived from the topology: see `brokers.py`."""
 
     connections: int | None = Field(
         None,

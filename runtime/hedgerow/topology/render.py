@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from hedgerow.topology import acl, brokers, deploy, k3s, limits, readme
+from hedgerow.topology import acl, brokers, deploy, k3s, readme
 from hedgerow.topology.load import Described
 from hedgerow.topology.model import REGION_AUTHORITY, ParentSection, Topology
 from hedgerow.topology.nodes import certificate
@@ -41,7 +41,7 @@ def _site(described: Described, site: str) -> dict[str, str]:
         for node, config in nodes.items()
     ]
     broker = {"mosquitto.conf": brokers.site_conf(topology, site, nodes), "acl": acl.site_acl(topology, site, nodes)}
-    broker |= brokers.start_files(topology, site, limits.of_site(topology, site, nodes))
+    broker |= brokers.start_files(topology, site, brokers.site_limits(topology, site, nodes))
     if place.loopback_port is not None:
         broker["acl.loopback"] = acl.loopback_acl(topology, site)
     tls = {"broker": certificate(topology, site, "broker"), "bridge": certificate(topology, REGION_AUTHORITY, site)}
@@ -71,7 +71,7 @@ def _region(topology: Topology) -> dict[str, str]:
     manifests = ""
     if not region.external:
         broker["mosquitto.conf"] = brokers.region_conf(topology)
-        broker |= brokers.start_files(topology, region.name, limits.of_region(topology))
+        broker |= brokers.start_files(topology, region.name, brokers.region_limits(topology))
         if parent is not None:
             tls["bridge"] = certificate(topology, parent.name, region.name)
         manifests += k3s.broker(topology, region.name, region, broker, tls, parent)
@@ -93,7 +93,7 @@ def _parent(topology: Topology, parent: ParentSection) -> dict[str, str]:
     if parent.external:
         return broker
     broker["mosquitto.conf"] = brokers.parent_conf(topology, parent)
-    broker |= brokers.start_files(topology, parent.name, limits.of_parent(topology, parent))
+    broker |= brokers.start_files(topology, parent.name, brokers.parent_limits(topology, parent))
     tls = {"broker": certificate(topology, parent.name, "broker")}
     return {
         **broker,
