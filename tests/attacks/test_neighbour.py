@@ -772,6 +772,20 @@ async def asks_for_others_and_wants(site: PeerSite) -> None:
     await site.announce(AnnouncementKind.WANT)
 
 
+def floods_the_region() -> Offence:
+    """Keep all places of the site's queue at the region taken."""
+    numbers = itertools.count()
+
+    async def offence(site: PeerSite) -> None:
+        for _ in range(10):
+            junk = tuple(f"{next(numbers):064x}" for _ in range(64))
+            ask = Announcement(AnnouncementKind.ASK, OTHER_GROUP, junk)
+            site.link.publish(announcement_topic(site.address("n9"), ask.kind), ask.encode(), qos=0)
+        await site.announce(AnnouncementKind.ASK, OTHER_GROUP)
+
+    return offence
+
+
 STARVING: dict[str, Offence] = {
     "wants again and again": claims(AnnouncementKind.WANT),
     "is busy again and again": claims(AnnouncementKind.BUSY),
@@ -783,6 +797,7 @@ STARVING: dict[str, Offence] = {
     "takes and is busy": claims(AnnouncementKind.TAKE, AnnouncementKind.BUSY),
     "takes, wants and offers": claims(AnnouncementKind.TAKE, AnnouncementKind.WANT, AnnouncementKind.HAVE),
     "asks for others and wants": asks_for_others_and_wants,
+    "asks the region for what is not there": floods_the_region(),
 }
 
 

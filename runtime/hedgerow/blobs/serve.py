@@ -2,7 +2,8 @@
 
 Rules:
 - A reply goes to all nodes of the site. A request repeated within `RESEND_AFTER_S` is answered once.
-- Sites are served in turn, each with a bounded queue, so one with many requests does not delay the others.
+- Sites are served in turn, each with a bounded queue, so one with many requests does not delay the others; and so are the
+  nodes of a site.
 - Chunks are verified before they are sent: a damaged one counts as missing.
 - The server has its own link: models never delay acknowledgements.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import structlog
 
@@ -35,6 +36,7 @@ from hedgerow.blobs.announcements import (
     document_topic,
     part_topic,
 )
+from hedgerow.blobs.site_queue import SiteQueue, SiteRequest
 from hedgerow.bus.client import Client
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
@@ -51,14 +53,6 @@ MAX_SITES: Final = 4096
 MAX_IN_FLIGHT: Final = 16
 """Limit on replies not yet acknowledged by the broker."""
 _EXPIRY: Final = encode_properties([(Property.EXPIRY, 120)])
-
-
-class _SiteRequest(NamedTuple):
-    """A site's request for a chunk of a group, or for a part of a document."""
-
-    group: str
-    digest: str
-    document: DocumentRequest | None = None
 
 
 @dataclass(slots=True)
@@ -110,8 +104,8 @@ class BlobServer:
         )
         self.client = Client(options, self._on_messages)
         self.counts = ServeCounts()
-        self._sites: OrderedDict[str, OrderedDict[_SiteRequest, None]] = OrderedDict()
-        self._sent: OrderedDict[tuple[str, _SiteRequest], float] = OrderedDict()
+        self._sites: OrderedDict[str, SiteQueue] = OrderedDict()
+        self._sent: OrderedDict[tuple[str, SiteRequest], float] = OrderedDict()
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._task: asyncio.Task[None] | None = None
@@ -169,23 +163,24 @@ class BlobServer:
         if parsed is None or message.oversized is not None or message.malformed is not None:
             self.counts.unreadable += 1
             return
-        site = parsed.address.site
         if parsed.tail == AnnouncementKind.ASK:
             announcement = decode_announcement(AnnouncementKind.ASK, message.payload)
             for digest in announcement.digests:
-                self._enqueue(site, _SiteRequest(announcement.group, digest))
+                self._enqueue(parsed.address, SiteRequest(announcement.group, digest))
         else:
-            self._enqueue(site, _SiteRequest("", "", decode_document_request(message.payload)))
+            self._enqueue(parsed.address, SiteRequest("", "", decode_document_request(message.payload)))
 
-    def _enqueue(self, site: str, request: _SiteRequest) -> None:
-        waiting = self._sites.get(site, OrderedDict())
+    def _enqueue(self, sender: Address, request: SiteRequest) -> None:
+        site = sender.site
+        queue = self._sites.get(site) or SiteQueue(MAX_WAITING)
         sent_at = self._sent.get((site, request), float("-inf"))
-        if request in waiting or time.monotonic() - sent_at < RESEND_AFTER_S:
+        if request in queue or time.monotonic() - sent_at < RESEND_AFTER_S:
             self.counts.repeated += 1
-        elif len(waiting) >= MAX_WAITING or (not waiting and len(self._sites) >= MAX_SITES):
+        elif not queue and len(self._sites) >= MAX_SITES:
             self.counts.refused += 1
         else:
-            self._sites.setdefault(site, waiting)[request] = None
+            self.counts.refused += not queue.add(sender.node, request)
+            self._sites.setdefault(site, queue)
 
     async def _serve(self) -> None:
         while True:
@@ -195,7 +190,7 @@ class BlobServer:
                 await self._wake.wait()
             await self._answer(*following)
 
-    async def _answer(self, site: str, request: _SiteRequest) -> None:
+    async def _answer(self, site: str, request: SiteRequest) -> None:
         """Send the reply to a request; a request that fails must not stop those after it."""
         try:
             topic, payload = await asyncio.to_thread(self._reply, Address(self._region, site, EVERY_NODE), request)
@@ -211,7 +206,7 @@ class BlobServer:
             raise
         self._remember(site, request)
 
-    def _remember(self, site: str, request: _SiteRequest) -> None:
+    def _remember(self, site: str, request: SiteRequest) -> None:
         """Remember for `RESEND_AFTER_S` that a request was answered."""
         now = time.monotonic()
         self._sent.pop((site, request), None)
@@ -219,17 +214,17 @@ class BlobServer:
         while now - next(iter(self._sent.values())) > RESEND_AFTER_S:
             self._sent.popitem(last=False)
 
-    def _next(self) -> tuple[str, _SiteRequest] | None:
+    def _next(self) -> tuple[str, SiteRequest] | None:
         """Remove and return the next request, in turn by site."""
         if not self._sites:
             return None
-        site, requests = self._sites.popitem(last=False)
-        request, _ = requests.popitem(last=False)
-        if requests:
-            self._sites[site] = requests
+        site, queue = self._sites.popitem(last=False)
+        request = queue.take()
+        if queue:
+            self._sites[site] = queue
         return site, request
 
-    def _done(self, request: _SiteRequest, size: int, error: Exception | None) -> None:
+    def _done(self, request: SiteRequest, size: int, error: Exception | None) -> None:
         self._slots.release()
         if error is not None:
             log.warning("blob-not-sent", error=str(error))
@@ -240,7 +235,7 @@ class BlobServer:
             self.counts.chunks += 1
             self.counts.chunk_bytes += size
 
-    def _reply(self, site: Address, request: _SiteRequest) -> tuple[str, bytes]:
+    def _reply(self, site: Address, request: SiteRequest) -> tuple[str, bytes]:
         """(thread) Return the topic and payload of a reply."""
         if request.document is not None:
             return document_topic(site), self._document(request.document).encode()

@@ -73,6 +73,15 @@ def test_a_turn_is_one_and_a_half_timeouts_if_that_is_longer() -> None:
     assert turns.ends("a", "m") == 1200.0
 
 
+def test_a_turn_is_not_shorter_if_replies_are_fast() -> None:
+    window = FetchWindow()
+    window.on_late_reply(0.1)
+    turns = PeerTurns(window)
+    turns.may_hold("a", "m", 0.0)
+
+    assert turns.ends("a", "m") == TURN_S
+
+
 def test_deliveries_are_told_apart_by_peer_and_time(turns: PeerTurns) -> None:
     assert not turns.has_delivered("m", 0.0)
     assert not turns.has_any_delivered(0.0)
