@@ -246,6 +246,7 @@ async def test_a_document_that_asks_for_more_than_is_signed_is_refused(
 ) -> None:
     """The node reports why, an event says so too, and nothing of the document is carried out."""
     events = len(estate.site.events("desired-not-carried-out"))
+    counted = estate.agent.counts["not-carried-out"]
 
     report = await estate.desire(estate.document(**document(estate)))
 
@@ -254,6 +255,7 @@ async def test_a_document_that_asks_for_more_than_is_signed_is_refused(
     assert report.error.remedy
     assert report.labels["site"] == estate.site.name
     assert report.labels.items() >= OWN.items(), "the node's labels are its own"
+    assert estate.agent.counts["not-carried-out"] == counted + 1
     await until(lambda: len(estate.site.events("desired-not-carried-out")) > events)
     assert estate.site.events("desired-not-carried-out")[-1]["detail"]["code"] == code
     await estate.unharmed()

@@ -185,7 +185,7 @@ def _down(topology: Topology, region: str, site: str) -> Iterator[str]:
     for command in topology.commands:
         yield f"topic {address.topic(Channel.COMMAND, command)} in 1"
     if "snapshot" not in topology.commands:
-        yield "# `snapshot` is not among the commands: its reply would carry a raw frame, which nodes refuse to send up anyway."
+        yield "# `snapshot` is not among the commands: its reply would carry a raw frame, which nodes refuse to send up."
 
 
 def _topic(address: Address, channel: Channel, way: str) -> str:

@@ -37,6 +37,7 @@ RUN = [
     ("node", "label", "hall-1/gateway", "ring=early", *STORE),
     ("node", "pin", "hall-1/gateway", "door=1.0.0", *STORE),
     ("node", "unpin", "hall-1/gateway", "door", *STORE),
+    ("node", "pipelines", "hall-1/gateway", "doors=1.0.0", *STORE),
     ("config", "check", "right.yaml", "wrong.yaml"),
     ("config", "schema"),
     ("plugin", "list"),
@@ -74,6 +75,7 @@ RUN = [
     ("trust", "key", "vision.pem", "--no-passphrase"),
     ("trust", "add", "vision", "--model", "door", "--public-key", "vision.pub", "--key", "keys/targets.pem"),
     ("model", "publish", "door-1.0.0", "--to", "models", "--key", "vision.pem"),
+    ("trust", "publish-pipelines", "signed", "--name", "doors", "--version", "1.0.0", "--key", "vision.pem"),
     ("trust", "status", "--explain"),
     ("trust", "refresh"),
     ("trust", "sign", "--key", "vision.pem"),
@@ -188,7 +190,7 @@ def test_a_color_terminal_gets_color(folder: Path) -> None:
     with terminal("pki", "revoke", "hall-1/gateway") as shell:
         assert shell.wait()[0] == 0
     with terminal("pki", "show") as shell:
-        assert "\x1b[31m" in shell.wait()[1]
+        assert "\x1b[1;31m" in shell.wait()[1]
     with terminal("config", "check", folder / "wrong.yaml") as shell:
         assert ESCAPE in shell.wait()[1]
 

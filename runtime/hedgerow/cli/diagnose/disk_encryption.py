@@ -1,4 +1,4 @@
-"""Whether a folder is on an encrypted disk: what a thief of the machine could read."""
+"""Tells whether a folder is on an encrypted disk, or a thief of the machine could read it."""
 
 from __future__ import annotations
 

@@ -73,11 +73,11 @@ class Agent:
         provider: verifies, fetches and stores versions.
         swaps: swaps the versions that serve.
     Attributes:
-        counts: number of documents taken and refused.
+        counts: number of documents taken and refused, and of those taken that were not carried out.
     """
 
     def __init__(self, host: AgentHost, state: AgentState, provider: ModelProvider, swaps: Swaps) -> None:
-        self.counts = {"taken": 0, "refused": 0}
+        self.counts = {"taken": 0, "refused": 0, "not-carried-out": 0}
         self._host = host
         self._state = state
         self._provider = provider
@@ -192,6 +192,7 @@ class Agent:
             log.exception("desired-failed", generation=desired.generation)
             state, failure = "failed", internal(error)
         if failure is not None:
+            self.counts["not-carried-out"] += 1
             detail: dict[str, Any] = {"generation": desired.generation, "code": failure.code}
             log.warning("desired-not-carried-out", **detail, error=str(failure), remedy=failure.remedy)
             self._host.announcer.event("desired-not-carried-out", {**detail, "error": failure})

@@ -49,4 +49,9 @@ class FleetMember:
         yield from self._fetcher.gauges()
         yield from self._verifier.gauges()
         for what, count in self.agent.counts.items():
-            yield "hedgerow_desired", "Desired documents accepted and refused.", {"what": what}, count
+            yield (
+                "hedgerow_desired",
+                "Desired documents taken, refused, and taken but not carried out.",
+                {"what": what},
+                count,
+            )
