@@ -104,15 +104,22 @@ class ClientOptions:
     def _session_mark(self) -> bytes:
         return f"{self.client_id} {self.url}".encode()
 
-    def session_marked(self) -> bool:
-        """Return whether an earlier run had this session at this broker."""
+    def _noted(self) -> bytes:
         with suppress(OSError):
-            return self.session_file is not None and self.session_file.read_bytes() == self._session_mark
-        return False
+            return b"" if self.session_file is None else self.session_file.read_bytes()
+        return b""
+
+    def session_marked(self) -> bool:
+        """Return whether an earlier run had a session at this broker, under this client id or, if its token was lost, another."""
+        return self._noted().rpartition(b" ")[2] == self.url.encode()
+
+    def session_exists(self) -> bool:
+        """Return whether an earlier run had a session at this broker under this client id."""
+        return self._noted() == self._session_mark
 
     def mark_session(self) -> None:
         """Leave a note for the next run that the broker has this session."""
-        if self.session_file is None or self.session_marked():
+        if self.session_file is None or self.session_exists():
             return
         with suppress(OSError):  # a full or failing disk: the next run will not notice a lost session
             self.session_file.parent.mkdir(parents=True, exist_ok=True)
