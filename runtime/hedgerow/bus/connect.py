@@ -44,6 +44,7 @@ class ClientOptions:
         min_tls: oldest accepted TLS version.
         keepalive_s: longest silence before the link counts as dead; 0: unlimited.
         session_expiry_s: how long the broker keeps subscriptions and QoS 1 messages while disconnected.
+        crash_expiry_s: how long it does after a link that ended without a DISCONNECT; None: as long.
         clean_start: discard an earlier process's session; reconnects still keep the current one.
         receive_maximum: unacknowledged QoS 1 messages the broker may send.
         max_payload_bytes: a larger payload is skipped and its message marked `oversized`.
@@ -66,6 +67,7 @@ class ClientOptions:
     min_tls: Literal["1.2", "1.3"] = "1.3"
     keepalive_s: int = 30
     session_expiry_s: int = 86_400
+    crash_expiry_s: int | None = None
     clean_start: bool = False
     receive_maximum: int = 256
     max_payload_bytes: int = 32 * 2**20
@@ -140,7 +142,8 @@ def connect_packet(options: ClientOptions, client_id: str, clean_start: bool) ->
     """
     properties: dict[Property, int] = {Property.RECEIVE_MAXIMUM: options.receive_maximum}
     if options.session_expiry_s:
-        properties[Property.SESSION_EXPIRY] = options.session_expiry_s
+        crash_s = options.session_expiry_s if options.crash_expiry_s is None else options.crash_expiry_s
+        properties[Property.SESSION_EXPIRY] = min(options.session_expiry_s, crash_s)
     return encode_connect(
         client_id=client_id,
         clean_start=clean_start,
