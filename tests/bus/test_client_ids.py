@@ -88,6 +88,27 @@ def test_a_damaged_token_is_replaced_and_one_that_cannot_be_stored_lasts_as_long
     assert client_token(tmp_path / "file") == client_token(tmp_path / "file")
 
 
+def test_a_token_that_could_not_be_stored_is_stored_later(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    token = client_token(tmp_path / "state")
+    (tmp_path / "state").unlink()
+    assert client_token(tmp_path / "state") == token
+    assert (tmp_path / "state" / FILE).read_text().strip() == token
+
+
+async def test_a_token_that_is_lost_takes_its_session_along_and_that_is_told(
+    mosquitto: Mosquitto, tmp_path: Path, eventually: Eventually
+) -> None:
+    for kinds in ([], ["session-lost"], []):
+        frames = Frames(mosquitto.url, tmp_path)
+        async with frames.client:
+            await frames.client.subscribe({"frames/#": 1})
+            await frames.client.wait_connected(60)
+        assert [kind for kind, _ in frames.events] == kinds
+        if not kinds:
+            (tmp_path / FILE).write_text("")
+
+
 def test_errors_do_not_show_the_token(tmp_path: Path) -> None:
     token = client_token(tmp_path)
     for reason in (0x85, 0x86, 0x87):

@@ -13,6 +13,8 @@ from trial_site import Site, until
 
 from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.identity.client_ids import FILE
+from hedgerow.bus.packets import session_expiry
+from hedgerow.node.pipelines import pipelines
 from hedgerow.testing import Mosquitto
 
 _PLUGINS = [*Path("/usr/lib").glob("**/mosquitto_dynamic_security.so")]
@@ -106,3 +108,42 @@ async def test_a_broker_that_lets_no_node_read_its_status_is_no_problem(tmp_path
             await site.command("ping")
             assert node._link.refused == {}
             assert node.health().state == "ok", node.health().reasons
+
+
+async def test_a_node_that_crashes_and_loses_its_state_again_and_again_leaves_no_sessions(
+    own_site: Site, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start would have ids of its own. Once the state folder has proven to last, frames wait as long as configured."""
+    monkeypatch.setattr(pipelines, "_NEW_STATE_EXPIRY_S", 1)
+    crashed = set()
+    for _ in range(3):
+        async with own_site.node() as node:
+            source = node.runners["p"]._source
+            crashed.add(source.options.client_id)
+            assert source._session.link is not None
+            source._session.link.abort(ConnectionAbortedError("as a crash"))
+            await source._session.leave(b"", "as a crash")
+        shutil.rmtree(own_site.folder / "state")
+    await until(lambda: all(f"Expiring client {name} due to timeout" in mosquitto.log for name in crashed))
+
+    async with own_site.node() as node:
+        await node._pipelines.trust_state()
+        await until(lambda: node.runners["p"].connected)
+        own = node.runners["p"]._source.options.client_id
+    await own_site.frames(range(5))
+    async with own_site.node() as node:
+        await own_site.wait_results(5)
+        assert node.runners["p"]._source.options.crash_expiry_s is None
+    assert own_site.numbers() == [0, 1, 2, 3, 4]
+    assert f"Expiring client {own} " not in mosquitto.log
+
+
+async def test_frames_wait_for_a_new_node_that_was_stopped_in_order(own_site: Site) -> None:
+    """Only a crash shortens what the broker keeps."""
+    async with own_site.node() as node:
+        assert node.runners["p"]._source.options.crash_expiry_s == 600
+        sent = node.runners["p"]._source._kept()
+    assert sent == session_expiry(86_400)
+    await own_site.frames(range(3))
+    async with own_site.node():
+        await own_site.wait_results(3)

@@ -16,7 +16,8 @@ _CONNECT_REMEDIES: Final = {
     0x86: "Check `username` and `password` or `password_file`.",
     0x89: "Wait; the broker is busy. The client keeps retrying.",
     0x8A: "Ask the broker's administrator why this client is banned.",
-    0x8E: "Another node has the same name: give each its own (`node: {region, site, name}`).",
+    0x8E: "Another process of this node runs, or a copy of its state folder: stop it, or delete the copy's `client-token`. "
+    "If it is another node of the same name, give each its own (`node: {region, site, name}`).",
     0x8D: "The broker received nothing within the keep-alive time: check the network and this machine's load.",
     0x95: "Publish smaller messages, or raise `max_packet_size` in the broker's configuration.",
     0x97: "Raise the broker's quota, or connect fewer clients.",

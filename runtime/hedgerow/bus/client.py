@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -303,11 +304,16 @@ class Client:
 
     async def pause(self) -> None:
         """Disconnect but keep the session: QoS 1 messages wait at the broker until `resume`."""
-        await self._session.leave(encode_disconnect(), "paused")
+        await self._session.leave(encode_disconnect(0, self._kept()), "paused")
 
     async def renew(self) -> None:
         """Reconnect with the certificate and password files as they are now, keeping the session. Does nothing without a connection."""
         await self._session.renew()
+
+    async def keep_session_after_crash(self) -> None:
+        """From now on, let the broker keep the session for `session_expiry_s` after a crash too. Reconnects, losing nothing."""
+        self.options = self._session.options = replace(self.options, crash_expiry_s=None)
+        await self.renew()
 
     def resume(self) -> None:
         """Connect, or reconnect after `pause`."""
@@ -321,7 +327,7 @@ class Client:
             forget_session: let the broker drop subscriptions and queued messages.
             timeout_s: longest wait for outstanding publishes.
         """
-        last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else b"")
+        last = encode_disconnect(0x04 if send_will else 0, session_expiry(0) if forget_session else self._kept())
         try:
             if self._session.link is not None:
                 with contextlib.suppress(BusError):
@@ -333,6 +339,9 @@ class Client:
                 await self._session.leave(last, "closed")
             finally:
                 self._fail_outstanding()
+
+    def _kept(self) -> bytes:
+        return b"" if self.options.crash_expiry_s is None else session_expiry(self.options.session_expiry_s)
 
     def _fail_outstanding(self) -> None:
         for publish in self._session.outbound.clear():

@@ -44,6 +44,7 @@ class ClientOptions:
         min_tls: oldest accepted TLS version.
         keepalive_s: longest silence before the link counts as dead; 0: unlimited.
         session_expiry_s: how long the broker keeps subscriptions and QoS 1 messages while disconnected.
+        crash_expiry_s: how long it does after a link that ended without a DISCONNECT; None: as long.
         clean_start: discard an earlier process's session; reconnects still keep the current one.
         receive_maximum: unacknowledged QoS 1 messages the broker may send.
         max_payload_bytes: a larger payload is skipped and its message marked `oversized`.
@@ -67,6 +68,7 @@ class ClientOptions:
     min_tls: Literal["1.2", "1.3"] = "1.3"
     keepalive_s: int = 30
     session_expiry_s: int = 86_400
+    crash_expiry_s: int | None = None
     clean_start: bool = False
     receive_maximum: int = 256
     max_payload_bytes: int = 32 * 2**20
@@ -112,15 +114,22 @@ class ClientOptions:
     def _session_mark(self) -> bytes:
         return f"{self.client_id} {self.url}".encode()
 
-    def session_marked(self) -> bool:
-        """Return whether an earlier run had this session at this broker."""
+    def _noted(self) -> bytes:
         with suppress(OSError):
-            return self.session_file is not None and self.session_file.read_bytes() == self._session_mark
-        return False
+            return b"" if self.session_file is None else self.session_file.read_bytes()
+        return b""
+
+    def session_marked(self) -> bool:
+        """Return whether an earlier run had a session at this broker, under this client id or, if its token was lost, another."""
+        return self._noted().rpartition(b" ")[2] == self.url.encode()
+
+    def session_exists(self) -> bool:
+        """Return whether an earlier run had a session at this broker under this client id."""
+        return self._noted() == self._session_mark
 
     def mark_session(self) -> None:
         """Leave a note for the next run that the broker has this session."""
-        if self.session_file is None or self.session_marked():
+        if self.session_file is None or self.session_exists():
             return
         with suppress(OSError):  # a full or failing disk: the next run will not notice a lost session
             self.session_file.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +150,8 @@ def connect_packet(options: ClientOptions, client_id: str, clean_start: bool) ->
     """
     properties: dict[Property, int] = {Property.RECEIVE_MAXIMUM: options.receive_maximum}
     if options.session_expiry_s:
-        properties[Property.SESSION_EXPIRY] = options.session_expiry_s
+        crash_s = options.session_expiry_s if options.crash_expiry_s is None else options.crash_expiry_s
+        properties[Property.SESSION_EXPIRY] = min(options.session_expiry_s, crash_s)
     return encode_connect(
         client_id=client_id,
         clean_start=clean_start,

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_NEW_STATE_S: Final = 3600.0
+"""How long a run with an empty state folder lasts before the folder counts as one that stays."""
 CONNECT_TIMEOUT_S = 2.0
 """Longest wait for the node's link, and then for the pipelines', before "node-started": frames may be sent then."""
 
@@ -96,6 +98,7 @@ class Node:
         self._journal = CrashJournal(state_dir / "crashes")
         self._builder = builder = PipelineBuilder(base_dir, self.cores, self._pool, self._announcer, self._journal)
         self._pipelines = Pipelines(config, builder, self._announcer, self._outbox)
+        self._pipelines.state_is_new = self._state_is_new
         self._pool.on_assigned = self._pipelines.model_assigned
         self._live_config = LiveConfig(config, path, self._pipelines, self._announcer, self._use_new_password)
         quarantine = QuarantineLog(state_dir / "trials", config.fleet.max_crashes)
@@ -154,6 +157,8 @@ class Node:
         self._keep(tasks.supervise(self._heartbeat.run, "heartbeat"))
         if self._certificates is not None:
             self._keep(tasks.supervise(self._certificates.run, "certificates"))
+        if self._state_is_new:
+            self._keep(tasks.start(self._trust_state(), "longer sessions"))
         try:
             async with self._link:
                 if await self._start_unless_stopped():
@@ -290,6 +295,10 @@ class Node:
     @property
     def _status_topic(self) -> str:
         return self.address.topic(Channel.STATUS)
+
+    async def _trust_state(self) -> None:
+        await asyncio.sleep(_NEW_STATE_S)
+        await self._pipelines.trust_state()
 
     async def _watch_name(self) -> None:
         if self._status_topic in self._link.refused:  # a broker that lets no node read its own status

@@ -157,6 +157,10 @@ class PipelineRunner:
         await self._sink.renew()
         await self._source.renew()
 
+    async def keep_session_after_crash(self) -> None:
+        """Let the broker keep frames as long as configured after a crash too."""
+        await self._source.keep_session_after_crash()
+
     # Swap
 
     def can_swap(self, built: BuiltPipeline) -> bool:

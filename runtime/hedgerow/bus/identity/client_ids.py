@@ -49,15 +49,15 @@ def client_token(folder: Path) -> str:
         log.warning(
             "client-token-replaced", path=str(path), remedy="It was damaged. What waits at the broker expires there."
         )
-    if folder in _unstored:
-        return _unstored[folder]
-    token = secrets.token_hex(_TOKEN_BYTES)
+    token = _unstored.get(folder) or secrets.token_hex(_TOKEN_BYTES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(path, token)
+        _unstored.pop(folder, None)
     except OSError as error:
-        remedy = "Until it can be stored, messages that wait at the broker while this process is stopped are lost."
-        log.error("client-token-not-stored", path=str(path), error=str(error), remedy=remedy)
+        if folder not in _unstored:
+            remedy = "Until it can be stored, messages that wait at the broker while this process is stopped are lost."
+            log.error("client-token-not-stored", path=str(path), error=str(error), remedy=remedy)
         _unstored[folder] = token
     return token
 

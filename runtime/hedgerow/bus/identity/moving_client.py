@@ -58,7 +58,7 @@ class FormerSession:
 
     def exists(self, url: str) -> bool:
         """Whether an earlier run left this session at a broker."""
-        return ClientOptions(url=url, client_id=self.client_id, session_file=self.mark).session_marked()
+        return ClientOptions(url=url, client_id=self.client_id, session_file=self.mark).session_exists()
 
 
 class _Left(NamedTuple):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -31,6 +33,10 @@ from hedgerow.topics import Channel
 
 log = structlog.get_logger(__name__)
 
+_NEW_STATE_EXPIRY_S: Final = 600
+"""How long the broker keeps sessions after a crash as long as the state folder is new: a node that crashes again and again, and
+loses its state each time, would leave a session with a queue at each start."""
+
 
 class Pipelines:
     """Runs the configured pipelines. A pipeline that fails does not affect the others.
@@ -51,6 +57,7 @@ class Pipelines:
         reloading: lock held while replacements for running pipelines are built.
         committing: lock held while runners are added or removed.
         closing: the node is stopping, so nothing new may start.
+        state_is_new: the state folder was empty at the start, and may not outlive this run.
     """
 
     def __init__(self, config: NodeConfig, builder: PipelineBuilder, announcer: Announcer, outbox: NodeOutbox) -> None:
@@ -61,6 +68,7 @@ class Pipelines:
         self.reloading = asyncio.Lock()
         self.committing = asyncio.Lock()
         self.closing = False
+        self.state_is_new = False
         self._builder = builder
         self._announcer = announcer
         self._outbox = outbox
@@ -94,6 +102,12 @@ class Pipelines:
         """Reconnect all pipelines, one after the other, with the current certificate files."""
         for runner in list(self.runners.values()):
             await runner.renew_links()
+
+    async def trust_state(self) -> None:
+        """Let the broker keep sessions as long as configured after a crash too: the state folder lasts."""
+        self.state_is_new = False
+        for runner in list(self.runners.values()):
+            await runner.keep_session_after_crash()
 
     async def drain(self) -> None:
         """Finish frames in flight, for at most `drain_s`; start nothing new."""
@@ -286,6 +300,8 @@ class Pipelines:
             session_file=state_dir / "links" / built.name,
             refuse_lower_qos=built.config.if_qos_lowered == "fail",
         )
+        if self.state_is_new:
+            source = replace(source, crash_expiry_s=_NEW_STATE_EXPIRY_S)
         former = FormerSession(
             former_client_id(address, built.name),
             state_dir / "sessions" / built.name,
