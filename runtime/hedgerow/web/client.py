@@ -120,16 +120,22 @@ class WebClient:
             NotFound: the file does not exist.
             OriginUnavailable: see `request`.
         """
-        with (
-            self._exchange(url, max_bytes) as exchange,
-            self._open(exchange, "GET", url, _NO_COMPRESSION) as response,
-        ):
-            _expect(response, self._absolute(url), (200,), missing)
-            left = max_bytes + 1
-            while left > 0 and (piece := response.read1(min(_BLOCK, left))):
+        url, left = self._absolute(url), max_bytes + 1
+        exchange = Exchange(url, max_bytes, proxied=self._proxied)
+        with exchange.running(), _translated(url):
+            response = self._reply(exchange, "GET", url, _NO_COMPRESSION)
+        try:
+            _expect(response, url, (200,), missing)
+            while left > 0:
+                with exchange.running(), _translated(url):  # not while the caller has a piece
+                    piece = response.read1(min(_BLOCK, left))
+                    exchange.progressed(len(piece))
+                if not piece:
+                    return
                 left -= len(piece)
-                exchange.progressed(len(piece))
                 yield piece
+        finally:
+            response.close()
 
     def fetch(self, url: str, size: int, offset: int | None = None) -> bytes:
         """Download a file or a part of it; resume if the connection breaks.
@@ -195,29 +201,39 @@ class WebClient:
         headers: Mapping[str, str] | None,
         body: bytes | IO[bytes] | None = None,
     ) -> Iterator[Response]:
-        """Send a request, follow redirects, and log in if the server itself asks for that."""
         url = self._absolute(url)
-        response: Response | None = None
-        try:
-            response, place = self._follow(exchange, method, url, headers or {}, body)
-            if response.status == 401 and place == self._origin:
-                challenge = response.headers.get("WWW-Authenticate", "")
-                _finish(response)
-                if self._get_token(exchange, challenge):
-                    response, place = self._follow(exchange, method, url, headers or {}, body)
-            if response.status == 401:
-                raise _refused(response, url)
-            if (encoding := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
-                raise OriginUnavailable(
-                    f"{url} is sent compressed ({encoding!r}), although this node asks for it as it is",
-                    remedy="Configure that server to send these files uncompressed.",
-                )
-            yield response
-        except urllib3.exceptions.HTTPError as error:
-            raise _unavailable(url, error) from error
-        finally:
-            if response is not None:
+        with _translated(url):
+            response = self._reply(exchange, method, url, headers or {}, body)
+            try:
+                yield response
+            finally:
                 response.close()
+
+    def _reply(
+        self,
+        exchange: Exchange,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | IO[bytes] | None = None,
+    ) -> Response:
+        """Send a request, follow redirects, and log in if the server itself asks for that."""
+        response, place = self._follow(exchange, method, url, headers, body)
+        if response.status == 401 and place == self._origin:
+            challenge = response.headers.get("WWW-Authenticate", "")
+            _finish(response)
+            if self._get_token(exchange, challenge):
+                response, place = self._follow(exchange, method, url, headers, body)
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if response.status != 401 and encoding == "identity":
+            return response
+        response.close()
+        if response.status == 401:
+            raise _refused(response, url)
+        raise OriginUnavailable(
+            f"{url} is sent compressed ({encoding!r}), although this node asks for it as it is",
+            remedy="Configure that server to send these files uncompressed.",
+        )
 
     def _absolute(self, url: str) -> str:
         return url if "://" in url else f"{self.base}{url}"
@@ -359,6 +375,15 @@ def _configured(text: str, parse: Callable[[str], WebOrigin], base: str) -> WebO
             f"The model origin {base} cannot be used because of {text!r}, {error}",
             remedy="Use https://HOST[:PORT]/PATH for the origin, and HOST[:PORT] for other hosts.",
         ) from error
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Translate the HTTP library's exceptions. Raises: OriginUnavailable."""
+    try:
+        yield
+    except urllib3.exceptions.HTTPError as error:
+        raise _unavailable(url, error) from error
 
 
 def _finish(response: Response) -> None:
