@@ -802,6 +802,18 @@ def test_peers_have_one_turn_between_two_requests_of_this_node() -> None:
     assert bench.step(80.0 + TURN_S) == ("a", "", "")
 
 
+def test_this_nodes_own_turns_are_limited_by_the_window_too() -> None:
+    bench = SchedulerBench("abcdef")
+    bench.receive(AnnouncementKind.BUSY, "abcd", "z", 0.0)
+    bench.receive(AnnouncementKind.ASK, "ef", "z", TURN_S - 1)
+    bench.announce(TURN_S)
+
+    assert bench.step(TURN_S + 1.2) == ("", "ab", "")
+    assert bench.step(TURN_S + 1.3) == NOTHING
+    assert bench.scheduler.arrived("a", "m", TURN_S + 1.4)
+    assert bench.step(TURN_S + 1.4) == ("", "c", "")
+
+
 def test_a_turn_is_one_and_a_half_timeouts_if_replies_take_long() -> None:
     bench = SchedulerBench(reply_s=20.0)  # a timeout of 80 s
     bench.receive(AnnouncementKind.WANT, "a", "m", 0.0)
