@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import orjson
 import urllib3
 
 from hedgerow.errors import ConfigError
-from hedgerow.web.credentials import authorization_from
+from hedgerow.web.credentials import LONGEST_TOKEN, authorization_from, parse_challenge, parse_token
 from hedgerow.web.errors import CredentialsWithheld, NotFound, OriginUnavailable, RedirectRefused
 from hedgerow.web.exchange import Exchange, ExchangePool, ExchangeSocket
 from hedgerow.web.places import WebOrigin, origin_of, origin_of_host
@@ -31,8 +29,6 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _KEEPS_METHOD: Final = (307, 308)
 _BLOCK: Final = 1 << 16
 _NO_COMPRESSION: Final = {"Accept-Encoding": "identity"}
-_LONGEST_TOKEN: Final = 64 << 10
-_PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 _BROKEN: Final = (urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError)
 _NO_CONNECTION: Final = urllib3.exceptions.NewConnectionError  # also a TimeoutError
 
@@ -316,30 +312,25 @@ class WebClient:
     def _credentials(self) -> str:
         return authorization_from(self._credentials_file, self._host)
 
-    def _get_token(self, exchange: Exchange, challenge: str) -> bool:
+    def _get_token(self, exchange: Exchange, header: str) -> bool:
         """Request the token that a registry requires; return whether there is one.
-
-        See "Token Authentication" of the OCI distribution specification.
 
         Raises: CredentialsWithheld: the token is to be had from a host that is not the registry's.
         """
-        kind, _, rest = challenge.partition(" ")
-        parameters = dict(_PARAMETER.findall(rest))
-        realm = parameters.pop("realm", "")
-        credentials = self._credentials()
-        if kind.lower() != "bearer" or not realm:
+        challenge = parse_challenge(header)
+        if challenge is None:
             return False
         try:
-            place = origin_of(realm)
+            place = origin_of(challenge.realm)
         except ValueError as error:
-            raise self._withheld(realm, f"{error}") from error
+            raise self._withheld(challenge.realm, f"{error}") from error
         if place not in self._token_origins:
-            raise self._withheld(realm, "which is another host")
-        query = urlencode({key: parameters[key] for key in ("service", "scope") if key in parameters})
+            raise self._withheld(challenge.realm, "which is another host")
         exchange.redirected(anywhere=True)
+        credentials = self._credentials()
         response = self._pool.request(
             "GET",
-            f"{realm}{'&' if '?' in realm else '?'}{query}",
+            challenge.url,
             headers=_NO_COMPRESSION | ({"Authorization": credentials} if credentials else {}),
             preload_content=False,
             decode_content=False,
@@ -348,15 +339,9 @@ class WebClient:
             redirect=False,  # credentials go no further
         )
         try:
-            reply = orjson.loads(response.read(_LONGEST_TOKEN)) if response.status == 200 else {}
-            token = reply.get("token") or reply.get("access_token")
-        except (ValueError, AttributeError):
-            return False
+            self._token = parse_token(response.read(LONGEST_TOKEN)) if response.status == 200 else ""
         finally:
             response.close()
-        if not (isinstance(token, str) and token.isascii() and token.isprintable() and " " not in token):
-            token = ""
-        self._token = token
         return bool(self._token)
 
     def _withheld(self, realm: str, why: str) -> CredentialsWithheld:

@@ -860,6 +860,18 @@ def test_a_peer_that_delivers_from_time_to_time_does_not_keep_a_chunk_for_ever()
     assert wanted_at[0] == LONGEST_TURN_S
 
 
+@pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.HAVE])
+def test_what_the_region_sends_is_delivered_by_the_peer_that_asked_for_it(kind: AnnouncementKind) -> None:
+    bench = SchedulerBench("ab", reply_s=0.1)
+    for second in range(45):
+        bench.receive(AnnouncementKind.WANT, "a", "m", float(second))
+        bench.next(float(second))
+    bench.receive(kind, "b", "m", 44.0)
+    bench.scheduler.arrived("b", None, 44.5)
+
+    assert ("a" in bench.next(TURN_S).want) == (kind is AnnouncementKind.HAVE)
+
+
 def test_the_window_does_not_learn_from_what_a_peer_takes_from_a_mirror() -> None:
     bench = SchedulerBench()
     bench.receive(AnnouncementKind.TAKE, "a", "m", 1.0)
