@@ -862,7 +862,7 @@ def test_a_peer_that_delivers_from_time_to_time_does_not_keep_a_chunk_for_ever()
 
 @pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.HAVE])
 def test_what_the_region_sends_is_delivered_by_the_peer_that_asked_for_it(kind: AnnouncementKind) -> None:
-    bench = SchedulerBench("ab", reply_s=0.1)
+    bench = SchedulerBench("ab")
     for second in range(45):
         bench.receive(AnnouncementKind.WANT, "a", "m", float(second))
         bench.next(float(second))
