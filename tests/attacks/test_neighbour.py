@@ -821,6 +821,45 @@ async def test_a_neighbour_that_repeats_itself_cannot_starve_a_node(
             assert told
 
 
+@pytest.mark.parametrize("serves", [True, False], ids=["with peers", "alone"])
+async def test_the_region_is_asked_if_a_mirror_keeps_a_node_waiting(
+    site_broker: Mosquitto,
+    hostile: ScriptedServer,
+    authority: Authority,
+    tmp_path: Path,
+    clock: MovableClock,
+    serves: bool,
+) -> None:
+    """It sends just fast enough not to be left alone, so the fetch would end as if the region were away."""
+    asked, release = threading.Event(), threading.Event()
+
+    def stall(connection: socket.socket, _: Request) -> bool:
+        asked.set()
+        release.wait(WAIT_S)
+        return False
+
+    hostile.script = stall
+    sources = open_origins([section(hostile, authority)])
+    async with PeerSite(site_broker, tmp_path, clock) as site:
+        site.victim = await site.node("n2", sources=sources, serve_neighbours=serves)
+        fetching = asyncio.create_task(site.victim.fetch([site.file]))
+        assert await asyncio.to_thread(asked.wait, WAIT_S)
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not fetching.done():
+                    sent = site.server.counts.chunks
+                    if not sent and clock.ahead_s < 45:
+                        clock.ahead_s += 1.0
+                        site.victim._wake.set()
+                    await asyncio.sleep(0.01)
+                await fetching
+        finally:
+            release.set()
+
+        assert site.server.counts.chunks == len(site.digests)
+        assert not site.victim._store.missing([site.file])
+
+
 async def raw(site: PeerSite, kind: AnnouncementKind, payload: bytes) -> None:
     await site.send(announcement_topic(site.address("n9"), kind), payload)
 

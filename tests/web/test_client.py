@@ -15,7 +15,7 @@ from tests.blobs.servers import Authority, Request, ScriptedServer, reply
 from hedgerow.errors import ConfigError
 from hedgerow.tasks import WorkCancelled
 from hedgerow.tasks.cancellation import Cancellation
-from hedgerow.web import OriginUnavailable, WebClient
+from hedgerow.web import OriginUnavailable, WebClient, exchange
 from hedgerow.web.errors import RedirectRefused
 
 
@@ -124,6 +124,20 @@ def test_a_server_behind_a_closed_port_is_unavailable(authority: Authority, held
     with pytest.raises(OriginUnavailable, match="cannot be fetched") as caught:
         WebClient(f"https://127.0.0.1:{held_port}", ca_file=authority.file).fetch("/x", 3)
     assert (caught.value.code, caught.value.received) == ("source-away", 0)
+
+
+def test_a_download_that_is_left_half_way_leaves_nothing_behind(server: ScriptedServer, web: WebClient) -> None:
+    """Its limits apply to no other request of this thread, and it may be collected by another thread."""
+    server.script = lambda connection, _: reply(connection, 200, b"x" * 100_000)
+    pieces = web.stream("/x", 100_000)
+    next(pieces)
+    assert exchange._current.get() is None
+    assert web.fetch("/y", 100_000)
+
+    collector = threading.Thread(target=pieces.close)
+    collector.start()
+    collector.join()
+    assert web.fetch("/z", 100_000)
 
 
 def test_errors_say_how_much_was_received(server: ScriptedServer, web: WebClient, tmp_path: Path) -> None:

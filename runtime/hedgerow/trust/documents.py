@@ -89,6 +89,7 @@ class TufFetcher(FetcherInterface):
         path: of the document requested last.
         data: the bytes of it received so far.
         max_bytes: its largest permitted size.
+        seconds: time from its first piece to its last.
     """
 
     def __init__(self, documents: Documents, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -97,6 +98,7 @@ class TufFetcher(FetcherInterface):
         self.path = ""
         self.data = b""
         self.max_bytes = 0
+        self.seconds = 0.0
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         return self.documents.get(url, self.max_bytes)
@@ -111,7 +113,7 @@ class TufFetcher(FetcherInterface):
             SlowRetrievalError: it takes too long.
         """
         self.path, self.data, self.max_bytes = url, b"", max_length
-        began, pieces = None, bytearray()
+        began, pieces, self.seconds = None, bytearray(), 0.0
         try:
             for piece in self._fetch(url):
                 began = self._monotonic() if began is None else began
@@ -119,8 +121,9 @@ class TufFetcher(FetcherInterface):
                 pieces += piece
                 if len(pieces) > max_length:
                     raise DownloadLengthMismatchError(f"{url} has more than {max_length} bytes")
-                if (passed_s := self._monotonic() - began) > _PATIENCE_S + len(pieces) / _SLOWEST_BYTES_S:
-                    raise SlowRetrievalError(f"{url}: {len(pieces)} bytes in {passed_s:.0f} s")
+                self.seconds = self._monotonic() - began
+                if self.seconds > _PATIENCE_S + len(pieces) / _SLOWEST_BYTES_S:
+                    raise SlowRetrievalError(f"{url}: {len(pieces)} bytes in {self.seconds:.0f} s")
         except DocumentMissing as error:
             raise DownloadHTTPError(f"{url} is not there", 404) from error
         finally:

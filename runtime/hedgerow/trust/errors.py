@@ -11,9 +11,16 @@ from hedgerow.errors import HedgerowError
 
 
 class TrustError(HedgerowError):
-    """Something is not trusted, or the repository cannot do what was asked."""
+    """Something is not trusted, or the repository cannot do what was asked.
+
+    Attributes:
+        received: bytes of the refused document.
+        seconds: time that it took to arrive.
+    """
 
     code = "not-trusted"
+    received = 0
+    seconds = 0.0
     advice: ClassVar[str] = "Check the repository with `hedgerow trust status`."
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:

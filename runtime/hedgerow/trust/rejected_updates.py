@@ -68,7 +68,9 @@ def explain(error: Exception, updater: JudgedUpdater) -> TrustError:
             kind, message = errors.UnknownTarget, f"its owner has published nothing yet: {error}"
         case _:
             kind, message = errors.BadMetadata, f"{path}: {error}"
-    return kind(f"Refused: {message}{_SERVES}")
+    refused = kind(f"Refused: {message}{_SERVES}")
+    refused.received, refused.seconds = len(data), updater.fetcher.seconds
+    return refused
 
 
 def _length_is_signed(updater: JudgedUpdater, role: str) -> bool:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import orjson
 import urllib3
 
 from hedgerow.errors import ConfigError
-from hedgerow.web.credentials import authorization_from
+from hedgerow.web.credentials import LONGEST_TOKEN, authorization_from, parse_challenge, parse_token
 from hedgerow.web.errors import CredentialsWithheld, NotFound, OriginUnavailable, RedirectRefused
 from hedgerow.web.exchange import Exchange, ExchangePool, ExchangeSocket
 from hedgerow.web.places import WebOrigin, origin_of, origin_of_host
@@ -31,8 +29,6 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _KEEPS_METHOD: Final = (307, 308)
 _BLOCK: Final = 1 << 16
 _NO_COMPRESSION: Final = {"Accept-Encoding": "identity"}
-_LONGEST_TOKEN: Final = 64 << 10
-_PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
 _BROKEN: Final = (urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError)
 _NO_CONNECTION: Final = urllib3.exceptions.NewConnectionError  # also a TimeoutError
 
@@ -120,16 +116,22 @@ class WebClient:
             NotFound: the file does not exist.
             OriginUnavailable: see `request`.
         """
-        with (
-            self._exchange(url, max_bytes) as exchange,
-            self._open(exchange, "GET", url, _NO_COMPRESSION) as response,
-        ):
-            _expect(response, self._absolute(url), (200,), missing)
-            left = max_bytes + 1
-            while left > 0 and (piece := response.read1(min(_BLOCK, left))):
+        url, left = self._absolute(url), max_bytes + 1
+        exchange = Exchange(url, max_bytes, proxied=self._proxied)
+        with exchange.running(), _translated(url):
+            response = self._reply(exchange, "GET", url, _NO_COMPRESSION)
+        try:
+            _expect(response, url, (200,), missing)
+            while left > 0:
+                with exchange.running(), _translated(url):  # not while the caller has a piece
+                    piece = response.read1(min(_BLOCK, left))
+                    exchange.progressed(len(piece))
+                if not piece:
+                    return
                 left -= len(piece)
-                exchange.progressed(len(piece))
                 yield piece
+        finally:
+            response.close()
 
     def fetch(self, url: str, size: int, offset: int | None = None) -> bytes:
         """Download a file or a part of it; resume if the connection breaks.
@@ -195,29 +197,39 @@ class WebClient:
         headers: Mapping[str, str] | None,
         body: bytes | IO[bytes] | None = None,
     ) -> Iterator[Response]:
-        """Send a request, follow redirects, and log in if the server itself asks for that."""
         url = self._absolute(url)
-        response: Response | None = None
-        try:
-            response, place = self._follow(exchange, method, url, headers or {}, body)
-            if response.status == 401 and place == self._origin:
-                challenge = response.headers.get("WWW-Authenticate", "")
-                _finish(response)
-                if self._get_token(exchange, challenge):
-                    response, place = self._follow(exchange, method, url, headers or {}, body)
-            if response.status == 401:
-                raise _refused(response, url)
-            if (encoding := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
-                raise OriginUnavailable(
-                    f"{url} is sent compressed ({encoding!r}), although this node asks for it as it is",
-                    remedy="Configure that server to send these files uncompressed.",
-                )
-            yield response
-        except urllib3.exceptions.HTTPError as error:
-            raise _unavailable(url, error) from error
-        finally:
-            if response is not None:
+        with _translated(url):
+            response = self._reply(exchange, method, url, headers or {}, body)
+            try:
+                yield response
+            finally:
                 response.close()
+
+    def _reply(
+        self,
+        exchange: Exchange,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | IO[bytes] | None = None,
+    ) -> Response:
+        """Send a request, follow redirects, and log in if the server itself asks for that."""
+        response, place = self._follow(exchange, method, url, headers, body)
+        if response.status == 401 and place == self._origin:
+            challenge = response.headers.get("WWW-Authenticate", "")
+            _finish(response)
+            if self._get_token(exchange, challenge):
+                response, place = self._follow(exchange, method, url, headers, body)
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if response.status != 401 and encoding == "identity":
+            return response
+        response.close()
+        if response.status == 401:
+            raise _refused(response, url)
+        raise OriginUnavailable(
+            f"{url} is sent compressed ({encoding!r}), although this node asks for it as it is",
+            remedy="Configure that server to send these files uncompressed.",
+        )
 
     def _absolute(self, url: str) -> str:
         return url if "://" in url else f"{self.base}{url}"
@@ -300,30 +312,25 @@ class WebClient:
     def _credentials(self) -> str:
         return authorization_from(self._credentials_file, self._host)
 
-    def _get_token(self, exchange: Exchange, challenge: str) -> bool:
+    def _get_token(self, exchange: Exchange, header: str) -> bool:
         """Request the token that a registry requires; return whether there is one.
-
-        See "Token Authentication" of the OCI distribution specification.
 
         Raises: CredentialsWithheld: the token is to be had from a host that is not the registry's.
         """
-        kind, _, rest = challenge.partition(" ")
-        parameters = dict(_PARAMETER.findall(rest))
-        realm = parameters.pop("realm", "")
-        credentials = self._credentials()
-        if kind.lower() != "bearer" or not realm:
+        challenge = parse_challenge(header)
+        if challenge is None:
             return False
         try:
-            place = origin_of(realm)
+            place = origin_of(challenge.realm)
         except ValueError as error:
-            raise self._withheld(realm, f"{error}") from error
+            raise self._withheld(challenge.realm, f"{error}") from error
         if place not in self._token_origins:
-            raise self._withheld(realm, "which is another host")
-        query = urlencode({key: parameters[key] for key in ("service", "scope") if key in parameters})
+            raise self._withheld(challenge.realm, "which is another host")
         exchange.redirected(anywhere=True)
+        credentials = self._credentials()
         response = self._pool.request(
             "GET",
-            f"{realm}{'&' if '?' in realm else '?'}{query}",
+            challenge.url,
             headers=_NO_COMPRESSION | ({"Authorization": credentials} if credentials else {}),
             preload_content=False,
             decode_content=False,
@@ -332,15 +339,9 @@ class WebClient:
             redirect=False,  # credentials go no further
         )
         try:
-            reply = orjson.loads(response.read(_LONGEST_TOKEN)) if response.status == 200 else {}
-            token = reply.get("token") or reply.get("access_token")
-        except (ValueError, AttributeError):
-            return False
+            self._token = parse_token(response.read(LONGEST_TOKEN)) if response.status == 200 else ""
         finally:
             response.close()
-        if not (isinstance(token, str) and token.isascii() and token.isprintable() and " " not in token):
-            token = ""
-        self._token = token
         return bool(self._token)
 
     def _withheld(self, realm: str, why: str) -> CredentialsWithheld:
@@ -359,6 +360,15 @@ def _configured(text: str, parse: Callable[[str], WebOrigin], base: str) -> WebO
             f"The model origin {base} cannot be used because of {text!r}, {error}",
             remedy="Use https://HOST[:PORT]/PATH for the origin, and HOST[:PORT] for other hosts.",
         ) from error
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Translate the HTTP library's exceptions. Raises: OriginUnavailable."""
+    try:
+        yield
+    except urllib3.exceptions.HTTPError as error:
+        raise _unavailable(url, error) from error
 
 
 def _finish(response: Response) -> None:

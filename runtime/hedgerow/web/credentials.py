@@ -1,13 +1,52 @@
-"""Credentials for one web server, read again for each use."""
+"""Credentials for one web server, read again for each use, and tokens that are given for them."""
 
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
 
 import orjson
 
 from hedgerow.errors import ConfigError, keep_secret
+
+LONGEST_TOKEN: Final = 64 << 10
+_PARAMETER: Final = re.compile(r'(\w+)="([^"]*)"')
+
+
+class TokenChallenge(NamedTuple):
+    """Where a registry says that a token is to be had; see "Token Authentication" of the OCI distribution specification."""
+
+    realm: str
+    query: str
+
+    @property
+    def url(self) -> str:
+        """Where to ask for the token."""
+        return f"{self.realm}{'&' if '?' in self.realm else '?'}{self.query}"
+
+
+def parse_challenge(text: str) -> TokenChallenge | None:
+    """Return what a `WWW-Authenticate` header asks for; None: no token."""
+    kind, _, rest = text.partition(" ")
+    parameters = dict(_PARAMETER.findall(rest))
+    if kind.lower() != "bearer" or not parameters.get("realm"):
+        return None
+    query = urlencode({key: parameters[key] for key in ("service", "scope") if key in parameters})
+    return TokenChallenge(parameters["realm"], query)
+
+
+def parse_token(reply: bytes) -> str:
+    """Return the token in a token service's reply; "": there is none that a header can hold."""
+    try:
+        fields = orjson.loads(reply)
+        token = fields.get("token") or fields.get("access_token")
+    except (ValueError, AttributeError):
+        return ""
+    usable = isinstance(token, str) and token.isascii() and token.isprintable() and " " not in token
+    return token if usable else ""
 
 
 def authorization_from(file: Path | None, host: str) -> str:

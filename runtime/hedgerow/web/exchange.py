@@ -73,8 +73,9 @@ class Exchange:
             _current.reset(token)
 
     def progressed(self, size: int) -> None:
-        """Note bytes of content, which extend the deadline."""
+        """Note bytes of content, which extend the deadline. Raises: OriginSlow: the time is up all the same."""
         self._content += size
+        self.left_s(_READ_S)
 
     def left_s(self, most_s: float) -> float:
         """Return how long to wait at most. Raises: OriginSlow: the time is up."""

@@ -802,6 +802,18 @@ def test_peers_have_one_turn_between_two_requests_of_this_node() -> None:
     assert bench.step(80.0 + TURN_S) == ("a", "", "")
 
 
+def test_this_nodes_own_turns_are_limited_by_the_window_too() -> None:
+    bench = SchedulerBench("abcdef")
+    bench.receive(AnnouncementKind.BUSY, "abcd", "z", 0.0)
+    bench.receive(AnnouncementKind.ASK, "ef", "z", TURN_S - 1)
+    bench.announce(TURN_S)
+
+    assert bench.step(TURN_S + 1.2) == ("", "ab", "")
+    assert bench.step(TURN_S + 1.3) == NOTHING
+    assert bench.scheduler.arrived("a", "m", TURN_S + 1.4)
+    assert bench.step(TURN_S + 1.4) == ("", "c", "")
+
+
 def test_a_turn_is_one_and_a_half_timeouts_if_replies_take_long() -> None:
     bench = SchedulerBench(reply_s=20.0)  # a timeout of 80 s
     bench.receive(AnnouncementKind.WANT, "a", "m", 0.0)
@@ -846,6 +858,18 @@ def test_a_peer_that_delivers_from_time_to_time_does_not_keep_a_chunk_for_ever()
             wanted_at.append(second)
 
     assert wanted_at[0] == LONGEST_TURN_S
+
+
+@pytest.mark.parametrize("kind", [AnnouncementKind.ASK, AnnouncementKind.HAVE])
+def test_what_the_region_sends_is_delivered_by_the_peer_that_asked_for_it(kind: AnnouncementKind) -> None:
+    bench = SchedulerBench("ab")
+    for second in range(45):
+        bench.receive(AnnouncementKind.WANT, "a", "m", float(second))
+        bench.next(float(second))
+    bench.receive(kind, "b", "m", 44.0)
+    bench.scheduler.arrived("b", None, 44.5)
+
+    assert ("a" in bench.next(TURN_S).want) == (kind is AnnouncementKind.HAVE)
 
 
 def test_the_window_does_not_learn_from_what_a_peer_takes_from_a_mirror() -> None:

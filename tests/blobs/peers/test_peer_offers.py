@@ -242,3 +242,80 @@ def test_a_shared_chunk_is_sent_without_a_want() -> None:
 
     assert offered(peer, 1.0) == []
     assert take_all(peer) == ["a", "b"]
+
+
+# Peers that want too much
+
+
+def serve(peer: PeerOffers, digest: str, sender: str, now: float) -> bool:
+    """Let a peer want a chunk. Returns: whether it is sent."""
+    peer.on_want(want(digest), sender, now)
+    if offered(peer, now) != [digest]:
+        return False
+    peer.on_have(have(digest), "us", now)
+    return take_all(peer) == [digest]
+
+
+def test_a_peer_that_wants_a_chunk_again_and_again_waits_twice_as_long_each_time() -> None:
+    peer = offers()
+    assert [serve(peer, "a", "greedy", 100.0) for _ in range(3)] == [True, True, False]
+    now = 100.0
+    for pause_s in (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 256.0):
+        assert not serve(peer, "a", "greedy", now + pause_s - 0.01)
+        assert serve(peer, "a", "modest", now + pause_s - 0.01) or pause_s > 8.0, "its own fault"
+        now += pause_s
+        assert serve(peer, "a", "greedy", now)
+    assert serve(peer, "b", "greedy", now)
+
+
+def test_chunks_sent_to_16384_peers_are_remembered() -> None:
+    peer, now = offers(), 0.0
+    for _ in range(10):  # the longest pause is 256 s
+        now += 300.0
+        assert serve(peer, "a", "first", now)
+    for number in range(16_383):
+        assert serve(peer, f"{number}", "them", now)
+        now += 0.01
+    assert not serve(peer, "a", "first", now)
+    assert serve(peer, "last", "them", now)
+    assert serve(peer, "a", "first", now)
+
+
+def test_peers_are_served_in_turn() -> None:
+    peer = offers()
+    peer.on_want(want("a1", "a2", "a3"), "greedy", 0.0)
+    peer.on_want(want("b1"), "modest", 0.0)
+    peer.on_have(have(*offered(peer, 0.0)), "us", 0.0)
+
+    assert take_all(peer) == ["a1", "b1", "a2", "a3"]
+
+
+def test_a_chunk_that_is_queued_is_not_queued_again() -> None:
+    peer = offers()
+    peer.share(chunk("a"))
+    peer.share(chunk("a"))
+    assert take_all(peer) == ["a"]
+    peer.share(chunk("a"))
+    assert take_all(peer) == ["a"]
+
+
+def test_offers_of_others_do_not_use_up_the_places_of_our_own() -> None:
+    peer = offers()
+    peer.on_want(want("a"), "them", 0.0)
+    assert offered(peer, 0.0) == ["a"]
+    peer.on_have(have(*(f"{number}" for number in range(4 * MAX_OPEN))), "liar", 0.0)
+    peer.on_have(have("a"), "us", 0.1)
+
+    assert take_all(peer) == ["a"]
+
+
+def test_a_peer_that_wants_everything_gives_places_up_to_others() -> None:
+    peer = offers()
+    peer.on_want(want(*(f"{number}" for number in range(MAX_OPEN))), "greedy", 0.0)
+    peer.on_want(want("one too many"), "greedy", 0.0)
+    peer.on_want(want("b"), "modest", 0.0)
+
+    digests = [digest for _ in range(20) for digest in offered(peer, 1.0)]
+    assert len(digests) == MAX_OPEN // 2 + 1
+    assert digests[-1] == "b"
+    assert "one too many" not in digests

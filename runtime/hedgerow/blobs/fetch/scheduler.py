@@ -253,7 +253,7 @@ class FetchScheduler:
         if other_group and self._attempts.get(digest):
             return
         # Neither does a repetition extend a peer's request, nor does any replace one of this node's.
-        if entry is not None and entry.state is ChunkState.REQUESTED and (entry.confirmed or entry.owner == self._node):
+        if entry is not None and entry.state is ChunkState.REQUESTED and entry.confirmed:
             return
         if self._turns.may_hold(digest, sender, now):
             taken = announcement.kind is AnnouncementKind.TAKE

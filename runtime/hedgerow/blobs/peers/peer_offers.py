@@ -24,6 +24,14 @@ MAX_OPEN: Final = 1024
 """Limit on wants tracked at once; a peer that wants more waits, or asks the region."""
 
 
+_FREE: Final = 2
+_MAX_DOUBLINGS: Final = 6
+"""A peer is sent a chunk this many times whenever it wants it; after that it waits as long as an offer holds, then twice as
+long each time, so often."""
+_MAX_SERVED: Final = 16_384
+"""Limit on chunks and peers remembered for that."""
+
+
 class PeerRequest(NamedTuple):
     """A chunk and its group."""
 
@@ -55,9 +63,12 @@ class PeerOffers:
         self._has = has
         self._random = random
         self._candidates: dict[PeerRequest, _Candidate] = {}
-        self._claimed: dict[PeerRequest, tuple[str, float]] = {}
+        self._claimed: OrderedDict[PeerRequest, tuple[str, float]] = (
+            OrderedDict()
+        )  # by whom, and until when: in that order
         self._to_send: OrderedDict[str, deque[PeerRequest]] = OrderedDict()  # by the peer that wanted it
         self._queued: set[PeerRequest] = set()
+        self._served: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()  # how often, and when last
 
     def on_want(self, announcement: Announcement, sender: str, now: float) -> None:
         """Handle a peer's want."""
@@ -72,6 +83,8 @@ class PeerOffers:
             sent = claimed_by == self._node and request not in self._queued
             if claimed_by is not None and claimed_by not in announcement.exclude and not sent:
                 continue
+            if now < self._served_again_at(sender, digest):
+                continue
             if len(self._candidates) < MAX_OPEN and request not in self._candidates and self._has(digest):
                 self._claimed.pop(request, None)
                 at = now + self._random.uniform(0, PAUSE_S)
@@ -85,12 +98,14 @@ class PeerOffers:
             if ours is not None and sender in ours.exclude:
                 continue  # the peer that wants it distrusts the sender
             self._candidates.pop(request, None)
-            own = sender == self._node and ours is not None  # one of few: others' offers cannot use up its place
-            if request in self._claimed or (len(self._claimed) >= 4 * MAX_OPEN and not own):
+            wanted_by = ours.wanted_by if ours is not None and sender == self._node else None
+            # This node's offers are few: those of others cannot use up their places.
+            if request in self._claimed or (len(self._claimed) >= 4 * MAX_OPEN and wanted_by is None):
                 continue
             self._claimed[request] = sender, now + _CLAIM_S
-            if own and ours is not None:
-                self._queue(ours.wanted_by, request)
+            if wanted_by is not None:
+                self._note_served(wanted_by, digest, now)
+                self._queue(wanted_by, request)
 
     def next(self, now: float) -> tuple[dict[str, list[str]], float]:
         """Return what to offer now.
@@ -130,6 +145,17 @@ class PeerOffers:
             self._queued.add(request)
             self._to_send.setdefault(peer, deque()).append(request)
 
+    def _note_served(self, peer: str, digest: str, now: float) -> None:
+        times, _ = self._served.pop((peer, digest), (0, now))
+        self._served[peer, digest] = times + 1, now
+        if len(self._served) > _MAX_SERVED:
+            self._served.popitem(last=False)
+
+    def _served_again_at(self, peer: str, digest: str) -> float:
+        """Return when a peer may have a chunk once more: one that keeps asking would keep this node and the broker busy."""
+        times, at = self._served.get((peer, digest), (0, 0.0))
+        return at + _CLAIM_S * 2.0 ** min(times - _FREE, _MAX_DOUBLINGS) if times >= _FREE else -math.inf
+
     def _make_room(self, peer: str) -> None:
         """If all places are taken, take back those of the peer that has most, down to an equal share."""
         if len(self._candidates) < MAX_OPEN:
@@ -144,6 +170,5 @@ class PeerOffers:
             spare -= 1
 
     def _expire(self, now: float) -> None:
-        for request, (_, until) in list(self._claimed.items()):
-            if until <= now:
-                del self._claimed[request]
+        while self._claimed and next(iter(self._claimed.values()))[1] <= now:
+            self._claimed.popitem(last=False)
