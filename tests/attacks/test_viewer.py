@@ -158,7 +158,8 @@ def running() -> Iterator[Running]:
     try:
         conf = made.out / "hall" / "mosquitto.conf"
         conf.write_text(conf.read_text().partition("# --- The bridge")[0])
-        made.start("hall")
+        for name in ("hall", "north"):
+            made.start(name)
         yield made
     finally:
         made.close()
@@ -270,6 +271,34 @@ async def test_a_viewer_cannot_read(site: Site, what: str) -> None:
     later.send(packet(0xE0, b"\0\x05\x11" + struct.pack("!I", 0)))  # the session ends
     await later.until(lambda: later.closed)
     await site.works()
+
+
+@pytest.mark.parametrize("what", [*WRITES, *SECRETS])
+async def test_a_viewer_of_the_region_may_no_more(running: Running, what: str) -> None:
+    """Its certificate reads results of all sites, and is tried on the region's broker, and on a site's."""
+    topic, payload, options = WRITES[what] if what in WRITES else (SECRETS[what], b"vera", {})
+    tls = running.tls("region", "wall")
+    sender = await Raw.open(running.windows["north"], None, connect("sender"))
+    link = await Raw.open(running.port("north"), tls, connect("wall"))
+    link.send(subscribe(1, "#"), subscribe(2, topic), subscribe(3, RESULT))
+    await link.until(lambda: len(link.suback) == 3)
+    if what in SECRETS:
+        sender.send(publish(topic, b"secret", 1))
+        await sender.until(lambda: sender.pubacks)
+    else:
+        link.send(publish(topic, payload, 7, **options))  # type: ignore[arg-type]
+        await link.until(lambda: link.pubacks or link.closed)
+        assert link.pubacks == {7: DENIED}
+    sender.send(publish(RESULT, b"honest", 2))
+    await sender.until(lambda: 2 in sender.pubacks)
+    await link.settle()
+    assert set(link.received) == {(RESULT, b"honest")}
+    tls.load_verify_locations(running.folder / "pki" / "hall" / "issued" / "broker" / "trust.crt")
+    stranger = await Raw.open(running.port("hall"), tls, connect("wall"))
+    assert stranger.closed
+    assert not stranger.connack
+    for one in (link, sender, stranger):
+        await one.end()
 
 
 Attack = Callable[[Site], Awaitable[str]]
