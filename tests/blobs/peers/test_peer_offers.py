@@ -268,6 +268,23 @@ def test_a_peer_that_wants_a_chunk_again_and_again_waits_twice_as_long_each_time
     assert serve(peer, "b", "greedy", now)
 
 
+def test_a_chunk_that_has_to_wait_delays_no_other_chunk_of_the_want() -> None:
+    peer = offers()
+    assert [serve(peer, "a", "them", 0.0) for _ in range(2)] == [True, True]
+    peer.on_want(want("a", "b"), "them", 0.0)
+
+    assert offered(peer, 0.0) == ["b"]
+
+
+def test_offers_of_others_expire_one_by_one() -> None:
+    peer = offers()
+    peer.on_have(have("a"), "other", 0.0)
+    peer.on_have(have("b"), "other", 3.0)
+    peer.on_want(want("a", "b"), "them", CLAIM_S)
+
+    assert offered(peer, CLAIM_S) == ["a"]
+
+
 def test_chunks_sent_to_16384_peers_are_remembered() -> None:
     peer, now = offers(), 0.0
     for _ in range(10):  # the longest pause is 256 s

@@ -153,8 +153,10 @@ class PeerOffers:
 
     def _served_again_at(self, peer: str, digest: str) -> float:
         """Return when a peer may have a chunk once more: one that keeps asking would keep this node and the broker busy."""
-        times, at = self._served.get((peer, digest), (0, 0.0))
-        return at + _CLAIM_S * 2.0 ** min(times - _FREE, _MAX_DOUBLINGS) if times >= _FREE else -math.inf
+        served = self._served.get((peer, digest))
+        if served is None or served[0] < _FREE:
+            return -math.inf
+        return served[1] + _CLAIM_S * 2.0 ** min(served[0] - _FREE, _MAX_DOUBLINGS)
 
     def _make_room(self, peer: str) -> None:
         """If all places are taken, take back those of the peer that has most, down to an equal share."""
