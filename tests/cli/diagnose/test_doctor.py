@@ -260,3 +260,19 @@ def test_a_broker_with_qos_0_only_fails(findings) -> None:
     assert found["state"] == "failed"
     assert "QoS 0 only" in found["detail"]
     assert "max_qos 0" in found["remedy"]
+
+
+def test_state_that_other_users_can_read_is_reported(tmp_path: Path) -> None:
+    """Until the node is restarted, which mends it."""
+    config: Any = SimpleNamespace(node=SimpleNamespace(state_dir=tmp_path / "state"))
+    assert list(checks._private_state(config)) == []
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "outbox.db").touch(mode=0o644)
+    assert list(checks._private_state(config)) == [], "nobody else can reach it"
+    (tmp_path / "state").chmod(0o755)
+
+    (found,) = checks._private_state(config)
+
+    assert (found.check, found.state) == ("permissions", "warning")
+    assert "outbox.db" in found.detail
+    assert found.remedy.startswith(f"`chmod -R go-rwx {tmp_path}/state`")
