@@ -294,3 +294,19 @@ def test_a_group_that_others_may_join_is_a_warning(findings, broker, tmp_path: P
     )
     found = findings("--config", config)["groups"]
     assert (found["state"], "$share/g/plant/+" in found["detail"]) == ("warning", True)
+
+
+def test_state_that_other_users_can_read_is_reported(tmp_path: Path) -> None:
+    """Until the node is restarted, which mends it."""
+    config: Any = SimpleNamespace(node=SimpleNamespace(state_dir=tmp_path / "state"))
+    assert list(checks._private_state(config)) == []
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "outbox.db").touch(mode=0o644)
+    assert list(checks._private_state(config)) == [], "nobody else can reach it"
+    (tmp_path / "state").chmod(0o755)
+
+    (found,) = checks._private_state(config)
+
+    assert (found.check, found.state) == ("permissions", "warning")
+    assert "outbox.db" in found.detail
+    assert found.remedy.startswith(f"`chmod -R go-rwx {tmp_path}/state`")

@@ -23,7 +23,8 @@ from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
-from hedgerow.region.store.liveness import NodeStatus, judge
+from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
+from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune
 from hedgerow.topics import Address
@@ -70,10 +71,7 @@ class RegionStore:
     def statuses(self, now: float) -> dict[Address, NodeStatus]:
         """Return the status of every node."""
         after_s = self._config.region.silent_after_s
-        return {
-            address: NodeStatus(judge(node.signs, now, after_s)[0], node.crashes)
-            for address, node in self._ingest.nodes.items()
-        }
+        return {address: _status(node, now, after_s) for address, node in self._ingest.nodes.items()}
 
     def beat(self, *, connected: bool) -> None:
         """Write the collector's heartbeat.
@@ -154,6 +152,15 @@ class RegionStore:
         self._ingest = Ingest(self._database, self._config.quotas)
         ((self.stored_bytes,),) = self._database.rows("SELECT stored_bytes FROM collector")
         self._stale = False
+
+
+def _status(node: KnownNode, now: float, silent_after_s: float) -> NodeStatus:
+    """Return a node's status; unknown if its row cannot be read, so that the others have theirs."""
+    try:
+        return NodeStatus(judge(node.signs, now, silent_after_s)[0], node.crashes)
+    except Exception:
+        log.exception("node-unreadable", node=f"{node.site}/{node.name}")
+        return NodeStatus(Liveness.UNKNOWN, 0)
 
 
 def apply_each(store: RegionStore, records: Sequence[StoreRecord]) -> list[BatchOutcome]:
