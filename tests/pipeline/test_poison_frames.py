@@ -382,7 +382,7 @@ class Odd:
         (None, "None"),
         ([1], "[1]"),
         ("x" * LONG, "x" * 64),
-        ("\udcff\0", "\\udcff\\0"),
+        ("\udcff\0", "\\udcff\\x00"),
         (Odd(), "(Odd cannot be formatted)"),
     ],
 )
