@@ -54,7 +54,7 @@ def test_then_other_columns_are_omitted_from_the_right_but_never_names() -> None
 def test_an_alert_cell_is_red_and_no_wider() -> None:
     heading, row = tables.table(("WHO", ">DEAD"), [("door", tables.AlertCell("7"))], 80)
 
-    assert "\x1b[1;31m" in rendered(row)
+    assert "\x1b[31m" in rendered(row)
     assert unstyle(rendered(row)) == "door     7"
     assert unstyle(rendered(heading)) == "WHO   DEAD"
 

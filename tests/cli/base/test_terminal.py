@@ -175,9 +175,9 @@ def test_json_is_exact_and_harmless(capsys: pytest.CaptureFixture[str], attack: 
 
 
 def test_only_style_colors_a_text() -> None:
-    assert rendered(f"a {style('b', fg='red', bold=True)} c") == "a \x1b[1;31mb\x1b[0m c"
+    assert rendered(f"a {style('b', fg='red', bold=True)} c") == "a \x1b[31m\x1b[1mb\x1b[0m c"
     assert rendered(style("\x1b[2J", dim=True)) == "\x1b[2m\\x1b[2J\x1b[0m"
-    assert rendered(style(style("x", fg="green"))) == "\x1b[m\x1b[32mx\x1b[0m\x1b[0m"
+    assert rendered(style(style("x", fg="green"))) == "\x1b[32mx\x1b[0m\x1b[0m"
     assert rendered("a\tb\n") == "a\tb\n"
 
 

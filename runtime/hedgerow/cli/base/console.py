@@ -56,8 +56,8 @@ def read_checked(load: Callable[[Path], T], file: Path, *, json: bool) -> T:
 
 def style(text: str, *, fg: str | None = None, bold: bool = False, dim: bool = False) -> str:
     """Return a text to be shown in a color, or bold or dim, by `echo`."""
-    codes = [*("1" for _ in range(bold)), *("2" for _ in range(dim)), *([_COLORS[fg]] if fg is not None else [])]
-    return f"{_MARK}{';'.join(codes)}m{text}{_MARK}0m"
+    codes = [*([_COLORS[fg]] if fg is not None else []), *("1" for _ in range(bold)), *("2" for _ in range(dim))]
+    return "".join(f"{_MARK}{code}m" for code in codes) + f"{text}{_MARK}0m"
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
