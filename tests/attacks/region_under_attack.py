@@ -131,11 +131,13 @@ class RegionUnderAttack:
         """Send messages below `hedgerow/v1/REGION/NODE/`, until the broker has them."""
         for attempt in attempts:
             for n in range(attempt.times):
-                payload = attempt.payload
+                payload, address = attempt.payload, f"{REGION}/{node.replace('{n}', str(n))}"
                 if not isinstance(payload, bytes):
+                    if isinstance(payload, dict) and "node" in payload:  # a body that names another is refused for that
+                        payload = payload | {"node": address}
                     payload = json.dumps(payload).replace("{n}", str(n)).encode()
                 user = [(name, value.replace("{n}", str(n))) for name, value in attempt.user]
-                topic = f"hedgerow/v1/{REGION}/{node.replace('{n}', str(n))}/{attempt.topic.replace('{n}', str(n))}"
+                topic = f"hedgerow/v1/{address}/{attempt.topic.replace('{n}', str(n))}"
                 client.publish(topic, payload, user, attempt.content_type, attempt.retain, attempt.qos)
         if any(attempt.qos for attempt in attempts):
             client.flush()

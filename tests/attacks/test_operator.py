@@ -264,7 +264,7 @@ async def test_a_flood_of_slow_commands_is_bounded(plant: Plant) -> None:
 async def test_the_same_command_twice_is_carried_out_once_when_late(plant: Plant) -> None:
     """Within the tolerance between clocks a copy cannot be told from a delayed command, but it is carried out once."""
     payload = json.dumps({"expires_at": time.time() - 1}).encode()
-    how = properties(response_topic=f"{plant.site.name}/replies", correlation=b"again", expiry_s=30)
+    how = properties(response_topic=plant.site.reply_topic, correlation=b"again", expiry_s=30)
     topic = f"hedgerow/v1/{plant.site.address}/command/ping"
     for _ in range(3):
         await plant.site.client.publish(topic, payload, qos=1, properties=how)

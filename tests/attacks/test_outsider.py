@@ -588,8 +588,10 @@ def bad_packets(estate: Estate) -> None:
         b"\x30\xff\xff\xff\xff\xff",
         b"\xf0\x00",
         b"\x10\x00",
-        publish("plant/\x01door"),
-        publish("plant/1/door", properties=encode_properties([(Property.CONTENT_TYPE, "\x01")])),
+        publish("plant/1door").replace(b"1door", b"\x01door"),
+        publish("plant/1/door", properties=encode_properties([(Property.CONTENT_TYPE, "zz")])).replace(
+            b"zz", b"\x01\x01"
+        ),
     ):
         if packet.startswith(b"\x30\xff\xff\xff\x7f"):
             link = socket.create_connection(("127.0.0.1", estate.loopback("hall")))

@@ -448,7 +448,7 @@ async def a_length_without_an_end(site: Site) -> str:
 
 async def random_bytes(site: Site) -> str:
     link = await site.vera()
-    link.send(b"\xf5" + os.urandom(1000))
+    link.send(b"\xf5\x10" + os.urandom(1000))
     await link.until(lambda: link.closed)
     return "disconnect"
 

@@ -172,8 +172,9 @@ STORMS: dict[str, tuple[Storm, dict[str, int], int]] = {
 
 @pytest.mark.parametrize("name", STORMS)
 async def test_a_storm_writes_few_lines_and_events_and_counts_all(
-    name: str, lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    name: str, lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     storm, occurrences, most = STORMS[name]
     link = Link()
     announcer = Announcer(ADDRESS, "session", link)  # type: ignore[arg-type]

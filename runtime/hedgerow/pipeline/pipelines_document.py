@@ -23,8 +23,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from hedgerow.config import Name, PipelineConfig
 from hedgerow.configfile import Document
 from hedgerow.errors import ConfigError, first_problem
-from hedgerow.models.bundle.manifest import Part, check_path, is_canonical
-from hedgerow.trust.roles import LARGEST_PIPELINES
+from hedgerow.models.bundle.manifest import LARGEST_PIPELINES, Part, check_path, is_canonical
 from hedgerow.wire.fleet import Version
 
 _MOST_FILES: Final = 100

@@ -29,13 +29,13 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Metadata, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from hedgerow.labels import Selector
-from hedgerow.models.bundle.manifest import MANIFEST, digest_of, read_manifest
+from hedgerow.models.bundle.manifest import MANIFEST, PIPELINES, digest_of, read_manifest
 from hedgerow.pki.files import locked, make_folder, read, write
 from hedgerow.trust.chunks import put_chunks
 from hedgerow.trust.errors import BadRepository, NotAllowed, VersionPublished
 from hedgerow.trust.keys import Secrets, open_signer
 from hedgerow.trust.metadata import SignedFolder
-from hedgerow.trust.roles import PIPELINES, REFRESH_EVERY, custom, lifetime, selector_of, signed_at, stamp, target_path
+from hedgerow.trust.roles import REFRESH_EVERY, custom, lifetime, selector_of, signed_at, stamp, target_path
 
 Clock = Callable[[], float]
 

@@ -11,7 +11,7 @@ from tuf.api.metadata import DelegatedRole, Signed, TargetFile
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector, parse_selector
-from hedgerow.models.bundle.manifest import MANIFEST
+from hedgerow.models.bundle.manifest import MANIFEST, PIPELINES
 from hedgerow.topics import is_name
 from hedgerow.trust.errors import BadMetadata, BadRepository
 
@@ -38,12 +38,6 @@ LIFETIMES: Final[Mapping[str, timedelta]] = {
 """How long a role's metadata is valid. The region's service signs the timestamp again every day, the snapshot every week."""
 
 REFRESH_EVERY: Final = timedelta(days=1)
-
-PIPELINES: Final = "pipelines.json"
-"""File name of signed pipelines in a repository."""
-
-LARGEST_PIPELINES: Final = 4 << 20
-"""Largest size of signed pipelines in bytes, with their files: for labels and calibrations, not for models."""
 
 SIGNED_AT: Final = "x-hedgerow-signed-at"
 """Field of signed metadata with its signing time in Unix seconds: a lower bound of the time."""

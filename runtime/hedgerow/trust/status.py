@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Key, Root, Targets
 
+from hedgerow.models.bundle.manifest import PIPELINES
 from hedgerow.trust.repository import Repository
-from hedgerow.trust.roles import PIPELINES, models_of, name_of, pipelines_of, selector_of
+from hedgerow.trust.roles import models_of, name_of, pipelines_of, selector_of
 from hedgerow.trust.staged_metadata import missing_signatures, read_staged, staged
 
 

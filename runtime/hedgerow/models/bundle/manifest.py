@@ -41,6 +41,12 @@ MANIFEST: Final = "manifest.json"
 LARGEST_MANIFEST: Final = 8 << 20
 """Largest size of a manifest in bytes: enough for the chunk digests of some 20 GB of files."""
 
+PIPELINES: Final = "pipelines.json"
+"""File name of signed pipelines in a repository."""
+
+LARGEST_PIPELINES: Final = 4 << 20
+"""Largest size of signed pipelines in bytes, with their files: for labels and calibrations, not for models."""
+
 MOST_CASES: Final = 64
 """Largest number of golden cases; a node runs them all before it serves."""
 

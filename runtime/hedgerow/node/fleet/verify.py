@@ -21,11 +21,10 @@ import structlog
 
 from hedgerow import backends, tasks
 from hedgerow.errors import BusError, HedgerowError
-from hedgerow.models.bundle.manifest import MANIFEST, File, Manifest, read_manifest
+from hedgerow.models.bundle.manifest import MANIFEST, PIPELINES, File, Manifest, read_manifest
 from hedgerow.models.bundle.version import choose_variant
 from hedgerow.trust.client import Freshness, TrustClient
 from hedgerow.trust.errors import ExpiredMetadata, TrustError
-from hedgerow.trust.roles import PIPELINES
 from hedgerow.wire.fleet import ModelRef
 
 log = structlog.get_logger(__name__)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hedgerow.errors import ModelError
-from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, digest_of, read_manifest
+from hedgerow.models.bundle.manifest import LARGEST_MANIFEST, LARGEST_PIPELINES, PIPELINES, digest_of, read_manifest
 from hedgerow.region.rollouts.planning.spec import ModelSection
 from hedgerow.topics import is_name
-from hedgerow.trust.roles import LARGEST_PIPELINES, PIPELINES
 from hedgerow.wire.fleet import VERSION_PATTERN, ModelRef
 
 
