@@ -62,7 +62,7 @@ ATTEMPTS: dict[str, tuple[str, list[Attempt], str | None]] = {
     "epochs-beyond-the-site's": ("s1/n2", [results("b{n}/0/1", times=900)], "too-many-epochs"),
     "gaps-that-name-epochs": (
         "s1/n3",
-        [gap(previous=[{"epoch": f"q{n}", "next": [2**48] * 10} for n in range(100)])],
+        [gap(previous=[{"epoch": f"q{{n}}-{n}", "next": [2**48] * 10} for n in range(100)])._replace(times=20)],
         "too-many-epochs",
     ),
     "rows-beyond-a-node's-half": (
