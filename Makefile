@@ -11,7 +11,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/p
 # One more than cores, because many tests wait for child processes.
 PARALLEL := -n $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants images check format lint types bench lock clean
+.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants fuzz images check format lint types bench lock clean
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -38,6 +38,9 @@ coverage: $(READY) ## Run `test` and `test-long` and report uncovered lines.
 
 mutants: $(READY) ## Run mutation tests of the pure modules; takes an hour. ONLY=pipeline.intake.queue
 	nice env -u PYTHONDONTWRITEBYTECODE $(BIN)/python tests/mutants/run.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+fuzz: $(READY) ## Fuzz what reads bytes of strangers; ten minutes of processor time. MINUTES=240 ONLY=reader,parse ARGS=--keep
+	@PYTHONPATH=tests $(BIN)/python -P -m fuzz.run $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 check: format-check lint types ## Check format, lint, import layers and types.
 
@@ -83,7 +86,7 @@ lock: $(READY) ## Update all lock files: of the project, the demos, the benchmar
 	done
 
 clean: ## Remove all generated files.
-	rm -rf $(VENV) .venv-peers configs/models demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .fuzz configs/models demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Both do nothing if everything is up to date.
 .PHONY: ready-for-demo $(READY)

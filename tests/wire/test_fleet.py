@@ -207,3 +207,12 @@ def test_a_quarantined_version_needs_a_valid_reference(fields: dict[str, Any]) -
     assert Quarantined.model_validate(quarantined).model_dump() == quarantined
     with pytest.raises(ValidationError):
         Quarantined.model_validate({**quarantined, **fields})
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "1" * 30, '[{"x": -Infinity}]'])
+def test_changes_that_a_node_could_not_store_and_read_back_are_refused(value: str) -> None:
+    """NaN would come back as null, which removes the setting; orjson has no integers of more than 64 bits."""
+    document = desired(pipelines={"doors": {"queue": {"max_age_s": 5}}}).encode()
+
+    with pytest.raises(ValidationError, match=r"pipelines\.doors"):
+        Desired.model_validate_json(document.replace(b'"max_age_s":5', f'"max_age_s":{value}'.encode()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import AfterValidator, Field
 
 from hedgerow.errors import ConfigError
@@ -37,10 +38,22 @@ def _labelled(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def _storable(changes: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what a node could not store, or would read back as something else: NaN as null, which removes a setting."""
+    try:
+        stored = orjson.loads(orjson.dumps(changes))
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"cannot be stored: {error}") from error
+    if stored != changes:
+        raise ValueError("has NaN or infinity, which JSON cannot express")
+    return changes
+
+
 Named = Annotated[str, AfterValidator(_named)]
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 Version = Annotated[str, Field(pattern=VERSION_PATTERN, max_length=64)]
 LabelMap = Annotated[dict[str, str], AfterValidator(_labelled)]
+Changes = Annotated[dict[str, Any], AfterValidator(_storable)]
 
 JobState = Literal["queued", "in-progress", "succeeded", "failed", "timed-out", "rejected", "removed", "canceled"]
 """Progress of a node with a desired document; the states are those of AWS IoT Jobs."""
@@ -121,7 +134,7 @@ class Desired(WireMessage):
     at: float
     expires_at: float | None = None
     models: dict[Named, ModelRef] = Field(default_factory=dict)
-    pipelines: dict[Named, dict[str, Any] | None] = Field(default_factory=dict)
+    pipelines: dict[Named, Changes | None] = Field(default_factory=dict)
     labels: LabelMap = Field(default_factory=dict)
     swap: SwapPolicy = SwapPolicy()
     rollout: str | None = None

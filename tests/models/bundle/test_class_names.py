@@ -113,6 +113,14 @@ def test_names_in_metadata_keep_their_index(text: str, expected: tuple[str, ...]
     assert names_in_metadata(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("{{}}", ("{{}}",)), ("{[1]: 'a'}", ("{[1]: 'a'}",)), ("{1e999: 'a'}", ()), ("{'a': 1}", ())],
+)
+def test_metadata_that_only_looks_like_names_is_no_error(text: str, expected: tuple[str, ...]) -> None:
+    assert names_in_metadata(text) == expected
+
+
 def test_a_manifests_names_override_those_of_the_file() -> None:
     assert class_names({"names": "['a']", "hedgerow.labels": '["b"]'}) == ("b",)
     assert class_names({"names": "['a']"}) == ("a",)

@@ -53,7 +53,7 @@ def names_in_metadata(text: str) -> tuple[str, ...]:
     if isinstance(value, Mapping):
         try:
             return _by_index({int(key): str(name) for key, name in value.items()})
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return ()
     if isinstance(value, list | tuple):
         return () if any(isinstance(name, Mapping | list | tuple) for name in value) else tuple(map(str, value))
@@ -75,7 +75,7 @@ def literal(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # TypeError: a set of lists
             continue
     return text
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from hedgerow.errors import BackendMissing, ConfigError
+
+_LONGEST: Final = 1000
+"""Longest expression in characters; the parser takes ever longer for deeper brackets."""
 
 
 def is_spdx(text: str) -> bool:
     """Return whether a text is an SPDX expression. Raises: BackendMissing: license-expression is not installed."""
     # `LicenseRef-…` stands for custom terms (SPDX 3.0.1, annex B).
     known = " ".join("MIT" if word.startswith("LicenseRef-") else word for word in _words(text))
-    if not known:
+    if not known or len(known) > _LONGEST:
         return False
     licensing, refused = _licensing()
     try:
         licensing.parse(known, validate=True)
-    except refused:
+    except (refused, IndexError):  # IndexError: brackets around nothing
         return False
     return True
 

@@ -1,0 +1,95 @@
+"""Kept inputs are read or refused as documented, within a second of processor time and 64 MiB; `make fuzz` looks for more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hedgerow.testing import processes
+
+from .corpus import HERE, MOST_BYTES, kept
+from .limits import MOST_GROWTH_BYTES, TooSlow, arm, attempt
+from .targets import TARGETS, Target
+
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _armed() -> Iterator[None]:
+    with arm():
+        yield
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_kept_inputs_are_read_or_refused(name: str) -> None:
+    for seed in TARGETS[name].seeds():
+        attempt(TARGETS[name], seed)
+    for label, content in kept(name):
+        try:
+            attempt(TARGETS[name], content)
+        except (Exception, TooSlow) as error:
+            error.add_note(f"{name}/{label}: {content[:200]!r}")
+            raise
+
+
+def test_an_input_that_takes_too_long_fails() -> None:
+    def spin(data: bytes) -> None:
+        while True:
+            with suppress(Exception):  # as careless code does
+                sum(range(1000))
+
+    with pytest.raises(TooSlow):
+        attempt(Target(spin, (ValueError,), tuple), b"")
+
+
+def test_an_input_that_takes_too_much_memory_fails() -> None:
+    """In a process of its own: one that has been larger before would not notice."""
+    script = (
+        "from fuzz.limits import arm, attempt, TooLarge\nfrom fuzz.targets import Target\n"
+        f"with arm():\n try: attempt(Target(lambda data: b\"x\" * {MOST_GROWTH_BYTES * 3 // 2}, (), tuple), b'')\n"
+        " except TooLarge: print('refused')"
+    )
+    done = processes.run(
+        [sys.executable, "-P", "-c", script], env={"PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True
+    )
+    assert done.stdout == "refused\n", done.stderr
+
+
+def test_the_kept_corpus_stays_small() -> None:
+    sizes = {path.stem: path.stat().st_size for path in (HERE / "corpus").glob("*.zip")}
+
+    assert sizes.keys() == TARGETS.keys()
+    assert max(sizes.values()) <= MOST_BYTES
+    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 500_000
+
+
+def _fuzz(folder: Path, *options: str) -> processes.subprocess.CompletedProcess[str]:
+    pytest.importorskip("atheris", reason="atheris has no wheel for this platform; install clang to build it")
+    command = [sys.executable, "-P", "-m", "fuzz.run", "--folder", str(folder), *options]
+    return processes.run(
+        command, env={"PYTHONPATH": str(HERE.parent), "PATH": "/usr/bin:/bin"}, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.long
+def test_a_run_says_what_it_did(tmp_path: Path) -> None:
+    done = _fuzz(tmp_path, "--minutes", "0.05", "--only", "selector,announcements")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "summary.md").read_text()
+    assert table in done.stdout
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in table.splitlines()[2:]}
+    assert rows.keys() == {"selector", "announcements", "all"}
+    assert all(int(row[1].replace(",", "")) > 100 and int(row[3]) > 10 for row in rows.values())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_ten_minutes_of_fuzzing_find_nothing(tmp_path: Path) -> None:
+    done = _fuzz(tmp_path, "--minutes", "10")
+
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
