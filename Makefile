@@ -11,7 +11,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/p
 # One more than cores, because many tests wait for child processes.
 PARALLEL := -n $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants fuzz images check format lint types bench lock clean
+.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants fuzz images release notice audit check format lint types bench lock clean
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -66,6 +66,15 @@ images: ## Build the images of the node and the region's service. ENGINE=podman 
 
 test-images: $(READY) ## Build the images and run them against a real broker; takes minutes the first time.
 	$(BIN)/pytest -m "slow or not slow" --timeout 3600 tests/containers $(ARGS)
+
+release: $(READY) ## Build a signed release of HEAD in dist/: wheels, images, bills of materials. KEY=release.pem ARGS=--no-images
+	@$(BIN)/python release/build.py --key "$(or $(KEY),$(error KEY is missing: make release KEY=release.pem; `hedgerow trust key release.pem` makes one))" $(ARGS)
+
+notice: $(READY) ## Write NOTICE: the licences of what the images ship.
+	@$(BIN)/python release/notice.py
+
+audit: $(READY) ## Look for known vulnerabilities of all locked packages, where an index of advisories can be reached.
+	@$(BIN)/python release/audit.py
 
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url -q
