@@ -39,7 +39,11 @@ def judge(packages: list[dict[str, Any]]) -> tuple[list[str], list[str], str]:
         for hole in each.get("vulns", [])
     ]
     if len(unknown) == len(packages):  # a mirror without advisories: pip-audit calls that a success
-        return [], [], f"the index has no advisories for any package ({unknown[0] if unknown else 'the lock file is empty'})"
+        return (
+            [],
+            [],
+            f"the index has no advisories for any package ({unknown[0] if unknown else 'the lock file is empty'})",
+        )
     return bad, unknown, ""
 
 

@@ -85,7 +85,9 @@ def _normalised(name: str) -> str:
 
 def _document(subject: Component, parts: list[Component], digest: str, at: datetime) -> str:
     bom = Bom(
-        serial_number=uuid.uuid5(_SPACE, digest), metadata=BomMetaData(timestamp=at, component=subject), components=parts
+        serial_number=uuid.uuid5(_SPACE, digest),
+        metadata=BomMetaData(timestamp=at, component=subject),
+        components=parts,
     )
     bom.register_dependency(subject, parts)
     text: Any = JsonV1Dot6(bom).output_as_string(indent=1)

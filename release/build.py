@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bom import image_bom, wheel_bom
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from securesystemslib.dsse import Envelope
-from verify import ENVELOPE, PAYLOAD_TYPE, PREDICATE, STATEMENT, verify
+from verify import ENVELOPE, PAYLOAD_TYPE, PREDICATE, STATEMENT, NotVerifiedError, verify
 
 from hedgerow.errors import HedgerowError
 from hedgerow.trust.keys import Secrets, open_signer, read_public
@@ -67,7 +69,11 @@ def build_wheels(source: Path, out: Path, epoch: int, projects: Sequence[str] = 
     environment = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch), "PYTHONDONTWRITEBYTECODE": "1"}
     for project in projects:
         command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out.resolve())]
-        subprocess.run(command, cwd=source / project, env=environment, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=source / project, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"error: {project} cannot be built\n{done.stderr}")
     return sorted(out.glob("*.whl"))
 
 
@@ -80,7 +86,11 @@ def build_images(source: Path, out: Path, at: datetime) -> list[dict[str, Any]]:
         return []
     base = _by_digest(engine, os.environ.get("BASE", _BASE))
     subprocess.run(["sh", "containers/build.sh"], cwd=source, env={**os.environ, "BASE": base}, check=True)
-    for tag, name in (("hedgerow:onnx", "onnx"), ("hedgerow:openvino", "openvino"), ("hedgerow-region:latest", "region")):
+    for tag, name in (
+        ("hedgerow:onnx", "onnx"),
+        ("hedgerow:openvino", "openvino"),
+        ("hedgerow-region:latest", "region"),
+    ):
         image, archive = f"localhost/{tag}", out / f"hedgerow-{name}-{platform.machine()}.tar"
         subprocess.run([engine, "save", "--output", str(archive), image], check=True, stdout=subprocess.DEVNULL)
         inside = [engine, "run", "--rm", "--interactive", "--network=none", "--entrypoint", "python3", image, "-"]
@@ -154,7 +164,9 @@ def _rfc3339(at: datetime) -> str:
 
 
 def _git(repository: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(repository), *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def main() -> int:
@@ -195,6 +207,9 @@ def main() -> int:
     except HedgerowError as error:
         print(f"error: {error.explain()}", file=sys.stderr)
         return 1
+    except NotVerifiedError as error:  # of a kind that verify.py does not know
+        print(f"error: {error}\n  → Sign with a key of `hedgerow trust key`, or ECDSA on a token.", file=sys.stderr)
+        return 1
     for each in content["subject"]:
         print(f"{each['digest']['sha256']}  {each['name']}")
     print(f"Signed in {args.out / ENVELOPE}. Anyone verifies it: python release/verify.py {args.out} KEY.pub")
@@ -202,7 +217,12 @@ def main() -> int:
 
 
 def _pem(key: str, secrets: Secrets) -> bytes:
-    return str(read_public(key, secrets).keyval["public"]).encode()
+    public = read_public(key, secrets)
+    text = str(public.keyval["public"])
+    if public.keytype != "ed25519":
+        return text.encode()
+    raw = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
+    return raw.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 if __name__ == "__main__":

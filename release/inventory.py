@@ -22,7 +22,9 @@ def debian_packages(status: str) -> list[dict[str, str]]:
     """Return Debian's packages, from dpkg's list."""
     found = []
     for paragraph in status.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and not line.startswith(" "))
+        fields = dict(
+            line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and not line.startswith(" ")
+        )
         if "Package" in fields:
             found.append(
                 {"name": fields["Package"], "version": fields["Version"], "architecture": fields["Architecture"]}

@@ -28,7 +28,9 @@ This list is generated from the metadata of the packages: run `make notice` afte
 
 def locked(set_name: str) -> Iterator[tuple[str, str]]:
     """Yield name and version of the packages of an image, except those for other systems and later versions of Python."""
-    for name, version, marker in _PACKAGE.findall((ROOT / f"containers/requirements/{set_name}.lock").read_text("utf-8")):
+    for name, version, marker in _PACKAGE.findall(
+        (ROOT / f"containers/requirements/{set_name}.lock").read_text("utf-8")
+    ):
         if "win32" not in marker and "python_full_version >= '3.12'" not in marker:
             yield name, version
 
@@ -41,7 +43,9 @@ def licence(package: str, version: str) -> str:
     try:
         found = metadata.distribution(package)
     except metadata.PackageNotFoundError:
-        raise SystemExit(f"{package} is not installed.\n  → Run `make test` once, which installs what is locked.") from None
+        raise SystemExit(
+            f"{package} is not installed.\n  → Run `make test` once, which installs what is locked."
+        ) from None
     if found.version != version:
         raise SystemExit(
             f"{package} {found.version} is installed, but {version} is locked.\n  → Run `make lock`, then `make test` once."
@@ -51,7 +55,9 @@ def licence(package: str, version: str) -> str:
     text = stated.get("License-Expression") or (stated.get("License") or "").split("\n")[0].strip()
     text = text or " AND ".join(each.split(" :: ")[-1] for each in classifiers)
     if not text:
-        raise SystemExit(f"{package} {version} states no licence.\n  → Look it up, and leave the package out of the images.")
+        raise SystemExit(
+            f"{package} {version} states no licence.\n  → Look it up, and leave the package out of the images."
+        )
     return text
 
 
@@ -62,7 +68,8 @@ def notice() -> str:
         for package in locked(set_name):
             users.setdefault(package, []).append(set_name)
     rows = [
-        f"{name} {version}\n    {licence(name, version)}\n    in {', '.join(sets)}" for (name, version), sets in sorted(users.items())
+        f"{name} {version}\n    {licence(name, version)}\n    in {', '.join(sets)}"
+        for (name, version), sets in sorted(users.items())
     ]
     return "\n".join([_HEAD, *rows]) + "\n"
 

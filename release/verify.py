@@ -98,7 +98,9 @@ def main() -> int:
     try:
         statement = verify(Path(sys.argv[1]), Path(sys.argv[2]).read_bytes())
     except (NotVerifiedError, OSError, ValueError) as error:
-        print(f"error: {error}\n  → Do not use these files; fetch them again, and compare the key with the one you were given.")
+        print(
+            f"error: {error}\n  → Do not use these files; fetch them again, and compare the key with the one you were given."
+        )
         return 1
     definition, details = statement["predicate"]["buildDefinition"], statement["predicate"]["runDetails"]
     print(f"{len(statement['subject'])} files, as signed.")
