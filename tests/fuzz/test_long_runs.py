@@ -14,10 +14,10 @@ from .limits import arm, attempt
 from .targets import TARGETS
 
 SIZES = {
-    "selector": 64_000,
+    "selector": 32_000,
     "texts": 8_000,
-    "documents": 64_000,
-    "parse": 16_000,
+    "documents": 200_000,
+    "parse": 100_000,
     "manifest": 64_000,
     "configuration": 4_000,
 }
@@ -32,6 +32,7 @@ RUNS = (
     "(",
     '"',
     "\\",
+    '\\"',
     "0",
     "-",
     "- ",
