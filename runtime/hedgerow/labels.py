@@ -18,17 +18,17 @@ from hedgerow.errors import ConfigError
 
 _KEY: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _VALUE: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/+-]{0,126}[A-Za-z0-9])?|")
+# Possessive throughout, so that matching takes linear time whatever the text.
 _PART: Final = re.compile(
     r"\s*+(?:(?P<absent>!)\s*+(?P<lacks>[^\s!=,()]++)"
-    r"|(?P<key>[^\s!=,()]++)(?:\s*+(?P<equal>==?|!=)\s*+(?P<value>[^\s!=,()]*+)"
-    r"|\s++(?P<set>in|notin)\s*+\((?P<values>[^()]*+)\))?)\s*+(?:,|$)"
+    r"|(?P<key>[^\s!=,()]++)(?:\s*+(?P<equal>==?+|!=)\s*+(?P<value>[^\s!=,()]*+)"
+    r"|\s++(?P<set>in|notin)\s*+\((?P<values>[^()]*+)\))?+)\s*+(?:,|$)"
 )
-"""Possessive (`*+`), so that a long run of spaces is not tried again from each of its positions."""
+_LONGEST: Final = 4096
+_MOST_REQUIREMENTS: Final = 64
 _REMEDY: Final = (
     "Separate requirements by commas: `site=shop-12, hardware in (jetson, nuc), ring!=late, camera, !spare`."
 )
-_SHOWN: Final = 300
-"""Most characters of a selector that an error repeats."""
 
 Labels = Mapping[str, str]
 """A node's labels: key → value."""
@@ -94,17 +94,25 @@ def parse_selector(text: str) -> Selector:
 
     Raises: ConfigError: the text is not a selector; the message has the position of the error.
     """
+    if len(text) > _LONGEST:
+        raise ConfigError(
+            f"A label selector of {len(text):,} characters is too long; at most {_LONGEST:,}", remedy=_REMEDY
+        )
     requirements: list[Requirement] = []
     position, end = 0, len(text.rstrip())
     while position < end:
         part = _PART.match(text, position)
         if part is None:
-            where = text[position : position + _SHOWN]
-            raise ConfigError(f"{text[:_SHOWN]!r} is not a label selector: syntax error at {where!r}", remedy=_REMEDY)
+            raise ConfigError(f"{text!r} is not a label selector: syntax error at {text[position:]!r}", remedy=_REMEDY)
         requirements.append(_requirement(part, text))
         position = part.end()
-    if text.rstrip().endswith(","):
-        raise ConfigError(f"{text[:_SHOWN]!r} is not a label selector: it ends with a comma", remedy=_REMEDY)
+    if text[:end].endswith(","):
+        raise ConfigError(f"{text!r} is not a label selector: it ends with a comma", remedy=_REMEDY)
+    if len(requirements) > _MOST_REQUIREMENTS:
+        raise ConfigError(
+            f"A label selector of {len(requirements)} requirements is too long; at most {_MOST_REQUIREMENTS}",
+            remedy="Set a label on the nodes that you mean, and select that.",
+        )
     return Selector(tuple(requirements))
 
 
@@ -143,5 +151,5 @@ def _requirement(part: re.Match[str], text: str) -> Requirement:
         for value in values or [""]:
             check_labels({key: value})
     except ConfigError as error:
-        raise ConfigError(f"{text[:_SHOWN]!r} is not a label selector: {error}", remedy=error.remedy) from error
+        raise ConfigError(f"{text!r} is not a label selector: {error}", remedy=error.remedy) from error
     return Requirement(key, operator, frozenset(values))
