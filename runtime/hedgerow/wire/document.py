@@ -15,9 +15,7 @@ from hedgerow.frame import Buffer
 from hedgerow.wire.values import MissingValue
 
 _BOM: Final = b"\xef\xbb\xbf"
-_C_NAN: Final = re.compile(
-    rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|(?<![\w.])(-?)(nan|inf)(?![\w.])', re.IGNORECASE | re.DOTALL
-)
+_C_NAN: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+(?:"|\Z)|(?<![\w.])(-?)(nan|inf)(?![\w.])', re.IGNORECASE | re.DOTALL)
 """Texts, and what C's printf makes of a reading that failed: `{"temperature":nan}`.
 
 A text may end with the payload: otherwise the rest would be searched again from each of its quotation marks.

@@ -22,6 +22,7 @@ from hedgerow.bus.causes import NothingListens
 from hedgerow.cli.base.client import payload_of, publish_properties, user_properties
 from hedgerow.cli.base.connection import broker_section, connected, explain
 from hedgerow.cli.base.console import plural, size
+from hedgerow.cli.diagnose import broker_version, disk_encryption
 from hedgerow.config import BrokerSection, NodeConfig
 from hedgerow.disk import why_unwritable
 from hedgerow.errors import BackendMissing, HedgerowError
@@ -73,6 +74,8 @@ def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResul
         except HedgerowError as error:
             yield _failed("config", error)
     yield _disk(config)
+    if config is not None:
+        yield CheckResult("disk encryption", *disk_encryption.check(_existing(_state_folder(config))))
     if config is not None and config_file is not None:
         yield from _models(config, config_file.parent)
         yield from _chains(config, config_file.parent)
@@ -196,9 +199,8 @@ def _mosquitto() -> CheckResult:
 
 
 def _disk(config: NodeConfig | None = None) -> CheckResult:
-    folder = (config.node.state_dir if config else Path(".hedgerow")).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    folder = _state_folder(config)
+    free = shutil.disk_usage(_existing(folder)).free
     detail = f"{size(free)} free for {folder}"
     if (problem := why_unwritable(folder)) is not None:
         why, remedy = problem
@@ -210,6 +212,15 @@ def _disk(config: NodeConfig | None = None) -> CheckResult:
     if free < _LOW_DISK:
         return CheckResult("disk", "warning", detail, "Free some space: compiled models take some 100 MB.")
     return CheckResult("disk", "ok", detail)
+
+
+def _state_folder(config: NodeConfig | None) -> Path:
+    return (config.node.state_dir if config else Path(".hedgerow")).absolute()
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
@@ -265,6 +276,7 @@ def _broker(broker: BrokerSection, config: NodeConfig | None, address_source: st
             yield CheckResult("broker", "warning", detail, remedy)
         return
     yield CheckResult("broker", "ok", f"{broker.url}, MQTT 5; {_limits_text(limits)}")
+    yield CheckResult("broker version", *broker_version.check(broker))
     if trip_ms is None:
         remedy = f"Let this user publish and subscribe below {address.topic(Channel.REPLY, '#')}; see the broker's ACL."
         yield CheckResult("round trip", "warning", "a published message was not delivered", remedy)
