@@ -195,11 +195,30 @@ def tls_context(options: ClientOptions) -> ssl.SSLContext:
         if options.cert_file is not None:
             context.load_cert_chain(options.cert_file, options.key_file)
     except (OSError, ssl.SSLError) as error:
+        if options.key_file is not None and _is_on_token(Path(options.key_file)):
+            raise ConfigError(
+                f"Cannot load the key {options.key_file} for {options.url}: it is on a PKCS#11 token, and {ssl.OPENSSL_VERSION}, "
+                f"which this Python uses, has no provider that opens it: {error}",
+                remedy="Install OpenSSL's pkcs11-provider, activate it in the file that OPENSSL_CONF names, and set the PIN there; "
+                "or use a key in a file, on an encrypted disk.",
+            ) from error
         raise ConfigError(
             f"Cannot load the certificates for {options.url}: {error}",
             remedy="Check `ca_file`, `cert_file`, `key_file` and `crl_file`: readable PEM files; the key must match the certificate.",
         ) from error
     return context
+
+
+def _is_on_token(key_file: Path) -> bool:
+    """Whether a key's file is only the name of a key on a token: a PKCS#11 URI (RFC 7512), as such or in pkcs11-provider's PEM."""
+    if key_file.name.startswith("pkcs11:"):
+        return True
+    try:
+        with key_file.open("rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    return head.startswith(b"pkcs11:") or b"BEGIN PKCS#11 PROVIDER URI" in head
 
 
 def parse_broker_url(url: str) -> tuple[str, int]:

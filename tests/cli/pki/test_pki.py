@@ -126,6 +126,25 @@ def test_invalid_requests_exit_with_a_reason(pki: Run, arguments: tuple[str, ...
     assert message in re.sub(r"\s*│?\n│?\s*", " ", result.err)
 
 
+@pytest.mark.parametrize(
+    ("who", "options", "hours"),
+    [
+        ("anna@hall", ("--role", "operator"), 12),
+        ("anna@hall", ("--role", "operator", "--hours", "2"), 2),
+        ("anna@hall", ("--role", "operator", "--days", "3"), 72),
+        ("ben@hall", ("--role", "viewer"), 720),
+        ("hall/gateway", (), 720),
+    ],
+)
+def test_an_operators_certificate_is_valid_for_half_a_day(
+    pki: Run, who: str, options: tuple[str, ...], hours: float
+) -> None:
+    assert pki("issue", who, *options).code == 0
+    (left_s,) = (entry["left_s"] for entry in pki("show", "--json").json if entry["name"] == who)
+
+    assert (hours - 0.1) * 3600 < left_s <= hours * 3600
+
+
 def test_issuing_a_second_certificate_for_an_identity_suggests_renewal(pki: Run) -> None:
     assert pki("issue", "hall/gateway").code == 0
     again = pki("issue", "hall/gateway")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -132,6 +132,11 @@ def print_root_key_warning(key_file: Path) -> None:
     )
 
 
+_USUAL_DAYS: Final = 30.0
+_OPERATOR_DAYS: Final = 0.5
+"""A working day: whoever steals an operator's certificate has it no longer. Operators are people, who can ask again."""
+
+
 def issue(
     who: Annotated[
         str,
@@ -143,7 +148,9 @@ def issue(
     role: Annotated[
         str | None, typer.Option(metavar="ROLE", help="Role to state in the certificate, such as sensor or operator.")
     ] = None,
-    days: Annotated[float | None, typer.Option(help="Days that it is valid; 30 by default.", min=0)] = None,
+    days: Annotated[
+        float | None, typer.Option(help="Days that it is valid; 30 by default, half a day for an operator.", min=0)
+    ] = None,
     hours: Annotated[float | None, typer.Option(help="Hours that it is valid, instead of --days.", min=0)] = None,
     folder: Folder = Path("pki"),
     json: Json = False,
@@ -155,7 +162,8 @@ def issue(
       hedgerow pki issue hall-2/gateway
       hedgerow pki issue hall-2/pump-3 --role sensor
       hedgerow pki issue hall-2
-      hedgerow pki issue anna@region --role operator --hours 12
+      hedgerow pki issue anna@region --role operator
+      hedgerow pki issue ben@hall-2 --role operator --hours 2
 
     The common name is the client's user name on the broker: SITE/NODE, SITE for a bridge, NAME@AUTHORITY. For a broker it
     is the first host name. The site's authority signs; for a bridge, the region's. The authority's key must be on this
@@ -166,7 +174,8 @@ def issue(
     pki = open_folder(folder)
     if days is not None and hours is not None:
         raise typer.BadParameter("use --days or --hours, not both")
-    life = timedelta(hours=hours) if hours is not None else timedelta(days=30 if days is None else days)
+    usual_days = _OPERATOR_DAYS if role == "operator" else _USUAL_DAYS
+    life = timedelta(hours=hours) if hours is not None else timedelta(days=usual_days if days is None else days)
     if life < timedelta(minutes=1):
         raise typer.BadParameter("a certificate must be valid for at least a minute")
     entry = pki.issue(parse(who), life, role=role, hosts=host or ())
