@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from hedgerow.errors import ConfigError
 from hedgerow.labels import check_labels
@@ -38,22 +38,10 @@ def _labelled(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _storable(changes: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what a node could not store, or would read back as something else: NaN as null, which removes a setting."""
-    try:
-        stored = orjson.loads(orjson.dumps(changes))
-    except orjson.JSONEncodeError as error:
-        raise ValueError(f"cannot be stored: {error}") from error
-    if stored != changes:
-        raise ValueError("has NaN or infinity, which JSON cannot express")
-    return changes
-
-
 Named = Annotated[str, AfterValidator(_named)]
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 Version = Annotated[str, Field(pattern=VERSION_PATTERN, max_length=64)]
 LabelMap = Annotated[dict[str, str], AfterValidator(_labelled)]
-Changes = Annotated[dict[str, Any], AfterValidator(_storable)]
 
 JobState = Literal["queued", "in-progress", "succeeded", "failed", "timed-out", "rejected", "removed", "canceled"]
 """Progress of a node with a desired document; the states are those of AWS IoT Jobs."""
@@ -134,10 +122,23 @@ class Desired(WireMessage):
     at: float
     expires_at: float | None = None
     models: dict[Named, ModelRef] = Field(default_factory=dict)
-    pipelines: dict[Named, Changes | None] = Field(default_factory=dict)
+    pipelines: dict[Named, dict[str, Any] | None] = Field(default_factory=dict)
     labels: LabelMap = Field(default_factory=dict)
     swap: SwapPolicy = SwapPolicy()
     rollout: str | None = None
+
+    @field_validator("pipelines")
+    @classmethod
+    def _storable(cls, pipelines: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what a node could not store, or would read back as something else: NaN as null, which removes a setting."""
+        for name, changes in pipelines.items():
+            try:
+                stored = orjson.loads(orjson.dumps(changes))
+            except orjson.JSONEncodeError as error:
+                raise ValueError(f"the changes of {name} cannot be stored: {error}") from error
+            if stored != changes:
+                raise ValueError(f"the changes of {name} have NaN or infinity, which JSON cannot express")
+        return pipelines
 
 
 class ReportedModel(WireMessage):
