@@ -74,11 +74,10 @@ def run_checks(url: str | None, config_file: Path | None) -> Iterator[CheckResul
         except HedgerowError as error:
             yield _failed("config", error)
     yield _disk(config)
-    if config is not None:
-        yield CheckResult("disk encryption", *disk_encryption.check(_existing(_state_folder(config))))
     if config is not None and config_file is not None:
         yield from _models(config, config_file.parent)
         yield from _chains(config, config_file.parent)
+        yield CheckResult("disk encryption", *disk_encryption.check(_existing(_state_folder(config))))
     try:
         # An invalid file may still have a valid broker section; if not, that was reported above.
         broker = broker_section(url, config_file)
@@ -198,6 +197,15 @@ def _mosquitto() -> CheckResult:
     return CheckResult("mosquitto", "ok", f"{words[2] if len(words) > 2 else '(unknown version)'}, {binary}")
 
 
+def _state_folder(config: NodeConfig | None) -> Path:
+    return (config.node.state_dir if config else Path(".hedgerow")).absolute()
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
 def _disk(config: NodeConfig | None = None) -> CheckResult:
     folder = _state_folder(config)
     free = shutil.disk_usage(_existing(folder)).free
@@ -212,15 +220,6 @@ def _disk(config: NodeConfig | None = None) -> CheckResult:
     if free < _LOW_DISK:
         return CheckResult("disk", "warning", detail, "Free some space: compiled models take some 100 MB.")
     return CheckResult("disk", "ok", detail)
-
-
-def _state_folder(config: NodeConfig | None) -> Path:
-    return (config.node.state_dir if config else Path(".hedgerow")).absolute()
-
-
-def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest one above it that exists."""
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def _models(config: NodeConfig, base_dir: Path) -> Iterator[CheckResult]:
