@@ -15,6 +15,7 @@ Exit status: 1 if an input failed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -35,7 +36,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hedgerow.testing import processes
 
-from .corpus import keep, kept
+from .kept_inputs import keep, kept
 from .targets import TARGETS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -73,30 +74,38 @@ class Fuzzed:
         """Fuzz for some processor time. Returns: why an input failed; empty: none did."""
         for number, content in enumerate([*TARGETS[self.name].seeds(), *(content for _, content in kept(self.name))]):
             (self.corpus / f"seed-{number:04}").write_bytes(content)
-        before, tail, done_s = self.total.cpu_s, deque[bytes](maxlen=60), 0.0
-        dictionary = self.corpus.parent / "words"
-        dictionary.write_text("".join(f'"{word.decode()}"\n' for word in sorted(_words(TARGETS[self.name].seeds()))))
-        options = [
-            f"-dict={dictionary}",
-            f"-timeout={_HANG_S}",
-            f"-rss_limit_mb={_MAX_MB}",
-            f"-artifact_prefix={self.failed}/",
-        ]
-        with _child(self.name, cpu_s, [*options, str(self.corpus)]) as (child, began_s):
-            for line in child.stdout:
-                tail.append(line)
-                if found := _STATUS.match(line):
-                    done_s = _cpu_s(child.pid, done_s + began_s) - began_s
-                    progress.update(task, completed=before + done_s)
-                    if int(found[2]) > self.total.edges:
-                        self.total.edges, self.total.newest_at_s = int(found[2]), before + done_s
-                elif found := _ENDED.match(line):
-                    self.total.executions += int(found[1])
-                    self.total.cpu_s = before + float(found[2])
+        words = self.corpus.parent / "words"
+        words.write_text("".join(f'"{word.decode()}"\n' for word in sorted(_words(TARGETS[self.name].seeds()))))
+        options = [f"-dict={words}", f"-timeout={_HANG_S}", f"-rss_limit_mb={_MAX_MB}"]
+        options += [f"-artifact_prefix={self.failed}/", str(self.corpus)]
+        before, tail, interrupted = self.total.cpu_s, deque[bytes](maxlen=60), False
+
+        def note(line: bytes) -> None:
+            tail.append(line)
+            if found := _STATUS.match(line):
+                done_s = _cpu_s(child.pid, began_s) - began_s
+                progress.update(task, completed=before + done_s)
+                if int(found[2]) > self.total.edges:
+                    self.total.edges, self.total.newest_at_s = int(found[2]), before + done_s
+            elif found := _ENDED.match(line):
+                self.total.executions += int(found[1])
+                self.total.cpu_s = before + float(found[2])
+
+        with _child(self.name, cpu_s, options) as (child, began_s):
+            try:
+                for line in child.stdout:
+                    note(line)
+            except KeyboardInterrupt:
+                interrupted = True
+                child.terminate()
+                for line in child.stdout:
+                    note(line)
             failed = child.wait() != 0
         self.total.newest_at_s = min(self.total.newest_at_s, self.total.cpu_s)
         self.total.failed += failed
         self._file.write_text(json.dumps(asdict(self.total)))
+        if interrupted:
+            raise KeyboardInterrupt
         text = b"".join(tail).decode(errors="replace")
         return text[max(0, text.find("=== Uncaught")) :] if failed else ""
 
@@ -183,6 +192,13 @@ def main() -> int:
     names = args.only.split(",") if args.only else list(TARGETS)
     if unknown := [name for name in names if name not in TARGETS]:
         parser.error(f"no such target: {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+
+    if importlib.util.find_spec("atheris") is None:
+        print(
+            "error: atheris is not installed; it has wheels for Linux on x86-64 only\n  → Run this there.",
+            file=sys.stderr,
+        )
+        return 2
 
     fuzzed = [Fuzzed(name, args.folder.resolve()) for name in names]
     console, failed, interrupted = Console(highlight=False, soft_wrap=True), False, False

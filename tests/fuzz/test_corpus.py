@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 
 from hedgerow.testing import processes
 
-from .corpus import HERE, MOST_BYTES, kept
+from .kept_inputs import HERE, MOST_BYTES, kept
 from .limits import MOST_GROWTH_BYTES, TooSlow, arm, attempt
 from .targets import TARGETS, Target
 
@@ -86,12 +89,16 @@ def test_the_kept_corpus_stays_small() -> None:
     assert sum(path.stat().st_size for path in kept_files) < 500_000
 
 
-def _fuzz(folder: Path, *options: str) -> processes.subprocess.CompletedProcess[str]:
-    pytest.importorskip("atheris", reason="atheris has no wheel for this platform; install clang to build it")
-    command = [sys.executable, "-P", "-m", "fuzz.run", "--folder", str(folder), *options]
-    return processes.run(
-        command, env={"PYTHONPATH": str(HERE.parent), "PATH": "/usr/bin:/bin"}, cwd=ROOT, capture_output=True, text=True
-    )
+ENVIRONMENT = {"PYTHONPATH": str(HERE.parent), "PATH": "/usr/bin:/bin"}
+
+
+def _command(folder: Path, *options: str) -> list[str]:
+    pytest.importorskip("atheris", reason="atheris has no wheel for this platform")
+    return [sys.executable, "-P", "-m", "fuzz.run", "--folder", str(folder), *options]
+
+
+def _fuzz(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return processes.run(_command(folder, *options), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.long
@@ -104,6 +111,22 @@ def test_a_run_says_what_it_did(tmp_path: Path) -> None:
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in table.splitlines()[2:]}
     assert rows.keys() == {"selector", "announcements", "all"}
     assert all(int(row[1].replace(",", "")) > 100 and int(row[3]) > 10 for row in rows.values())
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_a_run_with_its_summary(tmp_path: Path) -> None:
+    started = processes.start(
+        _command(tmp_path, "--minutes", "60", "--only", "selector"), env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE
+    )
+    seeds = len([*TARGETS["selector"].seeds(), *kept("selector")])
+    while len([*tmp_path.glob("selector/corpus/*")]) <= seeds and started.poll() is None:
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    said = started.communicate()[0].decode()
+
+    assert started.returncode == 128 + signal.SIGINT
+    row = next(line for line in said.splitlines() if line.startswith("| selector"))
+    assert int(row.split(" | ")[1].replace(",", "")) > 100
 
 
 @pytest.mark.long
