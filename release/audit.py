@@ -50,7 +50,9 @@ def judge(packages: list[dict[str, Any]]) -> tuple[list[str], list[str], str]:
 def main() -> int:
     """Audit all lock files."""
     failed = False
-    for lock in sorted([*ROOT.glob("*.lock"), *ROOT.glob("containers/requirements/*.lock")]):
+    for lock in sorted(
+        [*ROOT.glob("*.lock"), *ROOT.glob("containers/requirements/*.lock"), *ROOT.glob("benchmarks/peers/*.lock")]
+    ):
         bad, unknown, skipped = audit(lock)
         name = lock.relative_to(ROOT)
         if skipped:

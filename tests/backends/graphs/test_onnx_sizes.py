@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import onnx
 import onnx.parser
 import pytest
 
-from hedgerow.backends.graphs.onnx_file import read_onnx
+from hedgerow.backends.graphs.onnx_file import OnnxFile, OnnxGraph, OnnxNode, read_onnx
 from hedgerow.backends.graphs.onnx_sizes import value_sized
 
 TWICE_NONZERO = '<opset_import: ["": 17], domain: "own"> found (a) => (b) { n = NonZero(a) b = Transpose(n) }'
@@ -74,3 +75,47 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
 
     assert value_sized(read_onnx(tmp_path / "model.onnx")) == "f"
+
+
+def _functions(count: int, body: Callable[[int], list[OnnxNode]]) -> OnnxFile:
+    """A model that calls f0; each function has the nodes that `body` returns, and the last one negates."""
+    first = OnnxGraph(inputs=["x"], outputs=["y"], nodes=[OnnxNode("f0", "own", ["x"], ["y"])])
+    last = [OnnxNode("Neg", "", ["v"], ["w"])]
+    functions = [
+        OnnxGraph(f"f{n}", "own", ["v"], ["w"], [], body(n + 1) if n < count - 1 else last) for n in range(count)
+    ]
+    return OnnxFile(first, functions)
+
+
+def test_functions_that_call_functions_take_no_longer_than_they_are_long() -> None:
+    """Each calls the next one twice: followed call by call, 60 of them would take a lifetime."""
+    twice = _functions(60, lambda n: [OnnxNode(f"f{n}", "own", ["v"], ["a"]), OnnxNode(f"f{n}", "own", ["a"], ["w"])])
+    assert value_sized(twice) is None
+
+
+def test_what_is_nested_too_deep_may_be_sized_by_values() -> None:
+    assert value_sized(_functions(900, lambda n: [OnnxNode(f"f{n}", "own", ["v"], ["w"])])) is not None
+
+    def within(n: int, depth: int) -> list[OnnxNode]:
+        if depth == 0:
+            return [OnnxNode(f"f{n}", "own", ["v"], ["w"])]
+        return [OnnxNode("If", "", [], ["w"], [OnnxGraph(outputs=["w"], nodes=within(n, depth - 1))])]
+
+    assert value_sized(_functions(60, lambda n: within(n, 60))) is not None
+
+
+def test_functions_of_many_inputs_are_given_up_after_a_while() -> None:
+    names = [f"i{n}" for n in range(40)]
+    chosen = Random(1)
+    functions = [
+        OnnxGraph(
+            f"f{n}", "own", names, ["w"], [],
+            [OnnxNode(f"f{n + 1}", "own", [chosen.choice([*names, "z"]) for _ in names], ["w"]) for _ in range(20)]
+            if n < 11
+            else [OnnxNode("Neg", "", ["i0"], ["w"])],
+        )
+        for n in range(12)
+    ]  # fmt: skip
+    first = OnnxGraph(inputs=["x"], outputs=["y"], nodes=[OnnxNode("f0", "own", ["x", *names[1:]], ["y"])])
+
+    assert value_sized(OnnxFile(first, functions)) is not None

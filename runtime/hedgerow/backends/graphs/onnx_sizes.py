@@ -68,6 +68,11 @@ _KNOWN: Final = _STANDARD | {"ai.onnx.ml", "com.microsoft"}
 _OF_SHAPE: Final = frozenset(["Shape", "Size"])
 _RANDOM: Final = frozenset(["RandomNormal", "RandomUniform"])
 
+_MOST_STEPS: Final = 500_000
+"""Most nodes and inputs of nodes looked at: functions that call functions may stand for any number of them."""
+_DEEPEST: Final = 80
+"""Most graphs within graphs and functions that call one another."""
+
 
 def value_sized(file: OnnxFile, constants: Collection[str] = ()) -> str | None:
     """Return the first operator whose output's size depends on the values of the model's inputs; None: there is none.
@@ -89,6 +94,9 @@ class _Search:
         self.found: str | None = None
         self._functions = functions
         self._calls: list[tuple[str, str]] = []
+        self._results: dict[tuple[tuple[str, str], tuple[bool, ...]], list[bool]] = {}
+        self._left = _MOST_STEPS
+        self._depth = 0
 
     def graph(self, graph: OnnxGraph, outer: Iterable[str]) -> list[bool]:
         """Search a graph.
@@ -98,9 +106,14 @@ class _Search:
         Returns: for each of its outputs, whether its value depends on the frames.
         """
         varying = set(outer)
+        self._depth += 1
         for node in graph.nodes:
+            self._left -= 1 + len(node.inputs)
+            if self._left < 0 or self._depth > _DEEPEST:  # it would take for ever
+                self.found = self.found or node.op
             if self.found is None:
                 varying.update(name for name in self._varying_outputs(node, varying) if name)
+        self._depth -= 1
         return [name in varying for name in graph.outputs]
 
     def _varying_outputs(self, node: OnnxNode, varying: set[str]) -> Iterable[str]:
@@ -127,10 +140,12 @@ class _Search:
         if key in self._calls:  # ONNX allows no recursion
             self.found = node.op
             return ()
-        self._calls.append(key)
-        inputs = {name for name, flag in zip(function.inputs, flags, strict=False) if flag}
-        results = self.graph(function, inputs)
-        self._calls.pop()
+        results = self._results.get((key, tuple(flags)))
+        if results is None:
+            self._calls.append(key)
+            inputs = {name for name, flag in zip(function.inputs, flags, strict=False) if flag}
+            results = self._results[key, tuple(flags)] = self.graph(function, inputs)
+            self._calls.pop()
         return [name for name, flag in zip(node.outputs, results, strict=False) if flag]
 
     def _bodies(self, node: OnnxNode, flags: list[bool], varying: set[str]) -> Iterable[str]:
