@@ -65,9 +65,9 @@ def make_state_explicit(path: Path, model: Any) -> dict[str, str]:
 
 def _is_zero(output: Any) -> bool:
     node = output.get_node()
-    if node.get_type_name() == "Constant":
-        return not np.any(node.data)
-    return node.get_type_name() in _KEEPS_ZERO and _is_zero(node.input_value(0))
+    while node.get_type_name() in _KEEPS_ZERO:  # a chain of them may be of any length
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant" and not np.any(node.data)
 
 
 def _refused(path: Path, variable: str, why: str) -> ModelUnreadable:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from hedgerow.errors import ConfigError
+
+# Text from a model's file is no code of ours: `ast` would print a line for each `0a` in it.
+warnings.filterwarnings("ignore", category=SyntaxWarning, module="<unknown>")
 
 _MOST_CLASSES: Final = 100_000
 _NUMBERED: Final = re.compile(r"\[?(\d{1,9})(?:\]\s*|[.)]\s+|\s*[:;,]\s*|\s+|$)(.*)")
