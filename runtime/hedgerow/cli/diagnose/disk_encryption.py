@@ -1,4 +1,4 @@
-"""Whether a folder is on an encrypted disk: what a thief of the machine could read."""
+"""Finds out whether a folder is on an encrypted disk: what a thief of the machine could read."""
 
 from __future__ import annotations
 
