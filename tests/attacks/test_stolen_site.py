@@ -59,7 +59,7 @@ ATTEMPTS: dict[str, tuple[str, list[Attempt], str | None]] = {
     "numbers-at-the-limit": (FEW, [results(f"l/9/{2**48 - 1}", times=19)], None),
     "numbers-in-digits-that-only-python-reads": (FEW, [results("l/0/\u0661")], "bad-number"),
     "epochs-of-three-nodes": ("s1/n1", [results("a{n}/0/1", times=700)], None),
-    "epochs-beyond-the-site's": ("s1/n2", [results("b{n}/0/1", times=900)], "too-many-epochs"),
+    "epochs-beyond-the-site's": ("s1/n2", [results("b{n}/0/1", times=1600)], "too-many-epochs"),
     "gaps-that-name-epochs": (
         "s1/n3",
         [gap(previous=[{"epoch": f"q{{n}}-{n}", "next": [2**48] * 10} for n in range(100)])._replace(times=20)],
