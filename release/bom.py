@@ -20,7 +20,7 @@ from packageurl import PackageURL
 
 _SPACE: Final = uuid.UUID("0b8f6c34-6f3e-5a0e-9a53-6f1f0f4c5d21")
 """UUID namespace of serial numbers, which are derived from digests: the same wheel has the same document."""
-_REQUIREMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
+_NOT_NAME: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def wheel_bom(wheel: Path, digest: str, at: datetime) -> str:
@@ -37,7 +37,7 @@ def wheel_bom(wheel: Path, digest: str, at: datetime) -> str:
             properties=[Property(name="hedgerow:requirement", value=requirement)],
         )
         for number, requirement in enumerate(stated.get_all("Requires-Dist") or [])
-        if (package := _REQUIREMENT.match(requirement)[0])  # type: ignore[index] - it begins with a name
+        if (package := _NOT_NAME.split(requirement, maxsplit=1)[0])
     ]
     subject = _package(stated["Name"], stated["Version"], stated["License-Expression"] or "", digest)
     return _document(subject, required, digest, at)

@@ -60,7 +60,7 @@ def build_wheels(source: Path, out: Path, epoch: int, projects: Sequence[str] = 
     """Build wheels that are the same, byte for byte, wherever and whenever they are built from the same files.
 
     Args:
-        source: the project's folder; nothing is written there.
+        source: a copy of the project; the modes of its files are set.
         epoch: Unix seconds, for all files in the wheels.
     """
     out.mkdir(parents=True, exist_ok=True)

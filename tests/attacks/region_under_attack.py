@@ -49,6 +49,24 @@ class Attempt(NamedTuple):
     qos: int = 1
 
 
+QUOTAS = (
+    "too-many-nodes",
+    "too-many-rows",
+    "too-many-bytes",
+    "too-many-events",
+    "too-many-epochs",
+    "too-many-messages",
+)
+
+
+def refused_for(reason: str, refused: dict[tuple[str, str], int]) -> int:
+    """Return how many of the attacker's messages were refused for a reason, or for any quota if it is one.
+
+    Which quota of the day is used up first depends on the attempts made before.
+    """
+    return sum(refused.get((ATTACKER, one), 0) for one in (QUOTAS if reason in QUOTAS else (reason,)))
+
+
 class MqttClient:
     """A client with a user name, which waits for every acknowledgement."""
 

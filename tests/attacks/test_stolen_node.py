@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.attacks.region_under_attack import Attempt, MqttClient, RegionUnderAttack, region_under_attack, until
+from tests.attacks.region_under_attack import (
+    Attempt,
+    MqttClient,
+    RegionUnderAttack,
+    refused_for,
+    region_under_attack,
+    until,
+)
 from tests.region.conftest import REGION, result
 from typer.testing import CliRunner
 
@@ -166,12 +173,12 @@ HARMLESS: dict[str, Attempt] = {
 @pytest.mark.parametrize("attempt", REFUSED)
 def test_a_stolen_node_is_refused_and_told(region: RegionUnderAttack, thief: MqttClient, attempt: str) -> None:
     message, reason = REFUSED[attempt]
-    before = region.refused().get(("s1", reason), 0)
+    before = refused_for(reason, region.refused())
 
     region.attack(thief, NODE, [message])
     region.neighbour_goes_on()
 
-    assert region.refused().get(("s1", reason), 0) > before
+    until(lambda: refused_for(reason, region.refused()) > before)
     assert not [site for site, _ in region.refused() if site != "s1"], "nothing of others was refused"
 
 

@@ -74,9 +74,11 @@ class Fuzzed:
         """Fuzz for some processor time. Returns: why an input failed; empty: none did."""
         for number, content in enumerate([*TARGETS[self.name].seeds(), *(content for _, content in kept(self.name))]):
             (self.corpus / f"seed-{number:04}").write_bytes(content)
-        words = self.corpus.parent / "words"
-        words.write_text("".join(f'"{word.decode()}"\n' for word in sorted(_words(TARGETS[self.name].seeds()))))
-        options = [f"-dict={words}", f"-timeout={_HANG_S}", f"-rss_limit_mb={_MAX_MB}"]
+        options = [f"-timeout={_HANG_S}", f"-rss_limit_mb={_MAX_MB}"]
+        if words := sorted(_words(TARGETS[self.name].seeds())):  # libFuzzer refuses an empty dictionary
+            dictionary = self.corpus.parent / "words"
+            dictionary.write_text("".join(f'"{word.decode()}"\n' for word in words))
+            options.append(f"-dict={dictionary}")
         options += [f"-artifact_prefix={self.failed}/", str(self.corpus)]
         before, tail, interrupted = self.total.cpu_s, deque[bytes](maxlen=60), False
 
