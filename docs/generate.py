@@ -145,6 +145,8 @@ def rights_table() -> str:
                 continue
             where = "any node of its own site" if role == "bridge" else places[grant.on]
             written, read = (", ".join(f"`{one}`" for one in sorted(group)) for group in (grant.write, grant.read))
+            if role == "bridge":
+                written = written.replace("`reply`", "`reply/up`")  # to requests from above: `acl.rising`
             rows.append(f"| `{role}` | {where} | {written} | {read} |")
     return "\n".join(["| who | topics of | publishes on | reads |", "|---|---|---|---|", *rows])
 

@@ -17,7 +17,7 @@ from tests.topology.conftest import Running, prepare
 from tests.topology.raw import DENIED, Raw, connect, publish, respond_to, subscribe
 
 from hedgerow.topics import Address, Channel, matches
-from hedgerow.topology.acl import RIGHTS, pattern
+from hedgerow.topology.acl import RIGHTS, pattern, rising
 
 TOPOLOGY = """\
 region:
@@ -70,7 +70,8 @@ class Actor:
         for grant in RIGHTS[self.role]:
             place = places[grant.on]
             if place is not None:
-                allowed += [pattern(place, channel) for channel in (grant.read if right == "read" else grant.write)]
+                rule = rising if (self.role, right) == ("bridge", "write") else pattern
+                allowed += [rule(place, channel) for channel in (grant.read if right == "read" else grant.write)]
         return any(matches(one, topic) for one in allowed)
 
 
@@ -105,6 +106,7 @@ TAILS = {
 TOPICS = [
     *(f"hedgerow/v1/{one}/{Channel(channel)}" + (f"/{tail}" if (tail := TAILS.get(channel) or ("1" if channel == "blob" else "")) else "")
       for one in NODES for channel in Channel),
+    *(f"hedgerow/v1/{one}/reply/up/region/1" for one in NODES),
     "plant/1/door", "plant/1/safe", "plant/1/vault", "plant/1/elsewhere", "hedgerow", "hedgerow/v2/north/hall/a/status",
     STATE.format("hall"), STATE.format("yard"),
 ]  # fmt: skip

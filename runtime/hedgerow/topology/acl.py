@@ -42,8 +42,8 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
     "node": (
         Grant(
             "itself",
-            read=(Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.REPLY, Channel.BLOB),
-            write=(*_OWN, Channel.REPLY, Channel.BLOB),
+            read=(Channel.STATUS, Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.REPLY, Channel.BLOB),
+            write=(Channel.STATUS, *_OWN, Channel.REPLY, Channel.BLOB),
         ),
         Grant("everyone", read=(Channel.DESIRED, Channel.COMMAND), write=(Channel.REPLY,)),
         Grant("site", read=(Channel.BLOB,)),
@@ -65,7 +65,8 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
     ),
 }
 """Who may read and write which of the nodes' topics. The documentation's table is made from it, and `tests/topology/test_matrix.py`
-tries each of its entries, and everything else, on real brokers. Not in it are sensors' topics, which the topology names, and
+tries each of its entries, and everything else, on real brokers. Of replies, a bridge writes only those to requests from above:
+`rising`. Not in it are sensors' topics, which the topology names, and
 the connection state of bridges. `program` is one on the broker's machine, without a certificate (`loopback_port`)."""
 
 

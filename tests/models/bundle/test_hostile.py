@@ -463,4 +463,4 @@ def test_parameters_that_json_cannot_hold_are_refused(candidate: ModelVersion, v
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
     assert visible("plain, \N{GREEK SMALL LETTER MU}m") == "plain, \N{GREEK SMALL LETTER MU}m"
-    assert visible("a\x1b[2J\x07b\u202ec") == "a\\x1b[2J\\x07b\\x202ec"
+    assert visible("a\x1b[2J\x07b\u202ec") == "a\\x1b[2J\\x07b\\u202ec"
