@@ -36,7 +36,7 @@ DIGEST = "sha256:" + "0" * 64
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegionUnderAttack]:
     with region_under_attack(
-        tmp_path_factory.mktemp("region"), messages_per_s=400, events_per_day=3000, names_per_report=100
+        tmp_path_factory.mktemp("region"), messages_per_s=100, events_per_day=3000, names_per_report=100
     ) as created:
         yield created
 

@@ -64,7 +64,7 @@ class QuotasSection(Section):
         1000,
         gt=0,
         le=1_000_000,
-        description="Messages per second over a long time; a minute's worth may come at once. Durable results beyond it are not lost: "
+        description="Messages per second over a long time; four minutes' worth may come at once. Durable results beyond it are not lost: "
         "their outbox sends them again.",
     )
     rows_per_day: int = Field(

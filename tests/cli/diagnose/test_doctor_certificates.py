@@ -133,7 +133,7 @@ def test_plain_text_to_a_broker_that_is_not_on_loopback_is_flagged_in_red(
     result = CliRunner().invoke(app, ["doctor", "--broker", f"mqtt://0.0.0.0:{broker.port}"], color=True)
     (line,) = [line for line in result.output.splitlines() if " is plain text on a network" in line]
 
-    assert "\x1b[1;31m" in line
+    assert "\x1b[31m" in line
     assert "Use mqtts:// with certificates" in result.output
 
 

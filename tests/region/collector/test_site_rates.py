@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hedgerow.region.collector.site_rates import BURST_S, SiteRates
+from hedgerow.region.collector.site_rates import BURST_S, MOST_NODES, SiteRates
 
 
 def topic(site: str, node: str = "n") -> str:
@@ -25,15 +25,25 @@ def test_a_node_has_half_of_its_site_and_its_neighbour_the_other_half() -> None:
 
 
 def test_what_was_used_comes_back_with_time_and_no_more_than_a_burst() -> None:
-    rates = SiteRates(10)
-    admitted(rates, topic("s", "a"), 300, 0)
+    rates, half = SiteRates(10), int(10 * BURST_S) // 2
+    admitted(rates, topic("s", "a"), half, 0)
 
     assert admitted(rates, topic("s", "a"), 100, 2.0) == 10
-    assert admitted(rates, topic("s", "a"), 1000, 1e6) == 300
+    assert admitted(rates, topic("s", "a"), 2 * half, 1e6) == half
 
 
 def test_topics_that_name_no_node_share_one_rate() -> None:
-    rates = SiteRates(10)
+    rates, half = SiteRates(10), int(10 * BURST_S) // 2
 
-    assert sum(rates.admits(name, 0) for name in ["x", "a/b/c", *(f"t{n}" for n in range(1000))]) == 300
-    assert rates.take_refused() == {"": 702}
+    assert sum(rates.admits(f"t{n}" if n % 2 else f"a/b/{n}", 0) for n in range(half + 9)) == half
+    assert rates.take_refused() == {"": 9}
+
+
+def test_a_site_that_invents_nodes_uses_bounded_memory_and_none_of_its_neighbours_rates() -> None:
+    rates = SiteRates(1e6)
+    for n in range(MOST_NODES + 1000):
+        assert rates.admits(topic("thief", f"n{n}"), 0)
+
+    assert len(rates._sites["thief"].nodes) == MOST_NODES + 1
+    assert rates.admits(topic("other", "new"), 0)
+    assert rates._sites["other"].nodes.keys() == {"new"}
