@@ -10,8 +10,8 @@ class KnownStreams:
     """Numbers the frames of streams.
 
     Above the limit, the stream silent for longest is forgotten. But a topic that names its streams (`TOPIC#NAME`, see
-    `StreamKey`) makes room for a new one by its own: a sensor can invent names without end, and would take the state of all
-    others.
+    `StreamKey`) makes room for a new one by its own, and for others' if it has more than half of all: a sensor can invent names
+    without end, and would take the state of all others.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class KnownStreams:
         topic, mark, _ = stream.partition("#")
         if number is None:
             while len(numbers) >= limit:
-                own = self._named.get(topic) if mark else None
+                own = (self._named.get(topic) if mark else None) or self._greediest(limit)
                 forget(self._remove(next(iter(own or numbers))))
             number = 0
         else:
@@ -50,6 +50,11 @@ class KnownStreams:
             own[stream] = None
             own.move_to_end(stream)
         return number
+
+    def _greediest(self, limit: int) -> OrderedDict[str, None] | None:
+        """Return the streams of the topic that names more than half of all; None: there is none."""
+        most = max(self._named.values(), key=len, default=None)
+        return most if most is not None and len(most) > limit / 2 else None
 
     def _remove(self, stream: str) -> str:
         del self._numbers[stream]
