@@ -36,16 +36,16 @@ class KnownStreams:
         """
         numbers = self._numbers
         number = numbers.get(stream)
-        topic, mark, _ = stream.partition("#")
+        topic = stream.partition("#")[0] if "#" in stream else None  # once per frame, so the usual case first
         if number is None:
             while len(numbers) >= limit:
-                own = (self._named.get(topic) if mark else None) or self._greediest(limit)
+                own = (self._named.get(topic) if topic is not None else None) or self._greediest(limit)
                 forget(self._remove(next(iter(own or numbers))))
             number = 0
         else:
             numbers.move_to_end(stream)
         numbers[stream] = number + 1
-        if mark:
+        if topic is not None:
             own = self._named.setdefault(topic, OrderedDict())
             own[stream] = None
             own.move_to_end(stream)
