@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from hedgerow import configfile
 
 ROOT = Path(__file__).parents[2]
-OURS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "broker/**/*.md", "plugins/*/README.md")
+OURS = ("*.md", "docs/**/*.md", "broker/**/*.md", "plugins/*/README.md")
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for pattern in OURS for path in ROOT.glob(pattern))
 WITH_COMMANDS = [
     name for name in DOCUMENTS if not name.startswith("plugins/") and "```sh" in (ROOT / name).read_text("utf-8")
@@ -105,7 +105,15 @@ def _anchors(document: Path) -> set[str]:
 def test_tests_named_in_a_document_exist(name: str) -> None:
     """`tests/bus/test_client.py` is a file; `test_client.py::test_…` a test in it."""
     text = _FENCED.sub("", (ROOT / name).read_text("utf-8"))
-    for path, test in re.findall(r"`((?:tests|plugins)/[\w/]+\.py)(?:::(\w+))?`", text):
+    named = re.findall(r"`((?:tests|plugins)/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert text.count("::test_") == sum(bool(test) for _, test in named), "write each test as `tests/FILE.py::test_…`"
+    for path, test in named:
         assert (ROOT / path).is_file(), path
         if test:
             assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"
+
+
+def test_the_threat_model_names_all_attempts() -> None:
+    text = (ROOT / "docs/operator/threats.md").read_text("utf-8")
+    for path in (ROOT / "tests/attacks").glob("test_*.py"):
+        assert f"`tests/attacks/{path.name}" in text, path.name
