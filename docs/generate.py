@@ -173,7 +173,6 @@ def tables() -> dict[str, Callable[[], str]]:
         "fields": config.FieldsSection,
         "dead-letters": config.DeadLettersSection,
         "outbox": config.OutboxSection,
-        "replies": config.RepliesSection,
         "metrics-section": config.MetricsSection,
         "fleet": config.FleetSection,
         "origins": config.OriginSection,

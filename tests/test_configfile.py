@@ -145,7 +145,7 @@ def test_yes_and_on_are_strings() -> None:
         ),
         pytest.param(
             "zzz: 1\n",
-            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines, remote, replies.",
+            "node.yaml:1: zzz: unknown key\n    → Known here: broker, fleet, log, metrics, models, node, outbox, pipelines, remote.",
             id="unknown",
         ),
         pytest.param(
@@ -201,13 +201,13 @@ def test_error_messages(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("replies: {prefixes: [hedgerow]}", "must not reach into hedgerow/v1"),
-        ("replies: {prefixes: [hedgerow/v1/a/b/c/result]}", "must not reach into hedgerow/v1"),
-        ("replies: {prefixes: [$SYS]}", "must be the first levels of topics"),
-        ("replies: {prefixes: [/]}", "must be the first levels of topics"),
-        ("replies: {prefixes: [a/+]}", "must be the first levels of topics"),
-        ("replies: {prefixes: ['#']}", "must be the first levels of topics"),
-        ("replies: {prefixes: [plant]}", "would be frames of pipeline p, which subscribes to 'plant/+/door'"),
+        ("remote: {reply_prefixes: [hedgerow]}", "must not reach into hedgerow/v1"),
+        ("remote: {reply_prefixes: [hedgerow/v1/a/b/c/result]}", "must not reach into hedgerow/v1"),
+        ("remote: {reply_prefixes: [$SYS]}", "must be the first levels of topics"),
+        ("remote: {reply_prefixes: [/]}", "must be the first levels of topics"),
+        ("remote: {reply_prefixes: [a/+]}", "must be the first levels of topics"),
+        ("remote: {reply_prefixes: ['#']}", "must be the first levels of topics"),
+        ("remote: {reply_prefixes: [plant]}", "would be frames of pipeline p, which subscribes to 'plant/+/door'"),
         ("node: {labels: {site: elsewhere}}", "the label 'site' is part of the node's address"),
         ("node: {labels: {node: other}}", "Set `node: {name: …}`"),
     ],
@@ -219,8 +219,8 @@ def test_replies_and_labels_cannot_claim_what_is_not_the_nodes(text: str, messag
         configfile.parse(text + pipelines, Path("node.yaml"))
 
     assert message in refusal.value.explain()
-    good = configfile.parse("replies: {prefixes: [answers/, a/b]}" + pipelines, Path("node.yaml"))
-    assert good.replies.prefixes == ("answers", "a/b")
+    good = configfile.parse("remote: {reply_prefixes: [answers/, a/b]}" + pipelines, Path("node.yaml"))
+    assert good.remote.reply_prefixes == ("answers", "a/b")
 
 
 def test_all_problems_are_reported() -> None:

@@ -646,22 +646,6 @@ class FleetSection(Section):
         return self.model_copy(update=changes)
 
 
-class RepliesSection(Section):
-    """Where replies to commands may go."""
-
-    prefixes: tuple[Annotated[str, AfterValidator(_valid_prefix)], ...] = Field(
-        (),
-        description="Beginnings of further topics on which the node may reply, such as `answers` for `answers/1`. By default it "
-        "replies only below its own `reply/` and its site's. Risk: whoever may command the node makes it publish there.",
-        examples=[["answers"]],
-    )
-    frames_may_leave: bool = Field(
-        False,
-        description="Whether `snapshot` may reply to a request from above the site. Risk: its reply carries a raw frame, which "
-        "then leaves the site.",
-    )
-
-
 class RangeSection(Section):
     """Least and most that a setting may be changed to from outside."""
 
@@ -693,12 +677,23 @@ Adjustable = Literal[
 
 
 class RemoteSection(Section):
-    """What the node does for others: which commands, and which changes of its pipelines. Only this file can extend it."""
+    """What the node does for others: which commands, where it replies, and which changes of its pipelines. Only this file can extend it."""
 
     commands: tuple[CommandName, ...] = Field(
         get_args(CommandName),
         description="Commands that the node carries out. Whoever may publish to its command topics can give them; leave out "
         "what nobody needs from outside.",
+    )
+    reply_prefixes: tuple[Annotated[str, AfterValidator(_valid_prefix)], ...] = Field(
+        (),
+        description="Beginnings of further topics on which the node may reply to commands, such as `answers` for `answers/1`. By "
+        "default it replies only below its own `reply/` and its site's. Risk: whoever may command the node makes it publish there.",
+        examples=[["answers"]],
+    )
+    frames_may_leave: bool = Field(
+        False,
+        description="Whether `snapshot` may reply to a request from above the site. Risk: its reply carries a raw frame, which "
+        "then leaves the site.",
     )
     keep_running: tuple[Name, ...] = Field(
         (),
@@ -768,20 +763,19 @@ class NodeConfig(Section):
     pipelines: dict[Name, PipelineConfig] = Field(default_factory=dict, description="Pipelines by name.")
     outbox: OutboxSection = Field(OutboxSection(), description="The durable queue of results for the region.")
     fleet: FleetSection = Field(FleetSection(), description="Models from the region.")
-    replies: RepliesSection = Field(RepliesSection(), description="Replies to commands.")
     remote: RemoteSection = Field(RemoteSection(), description="What the node does for others.")
     metrics: MetricsSection = Field(MetricsSection(), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
 
     @model_validator(mode="after")
     def _no_replies_as_frames(self) -> NodeConfig:
-        for prefix in self.replies.prefixes:
+        for prefix in self.remote.reply_prefixes:
             for name, filters in self.subscriptions.items():
                 for pattern in filters:
                     if overlap(f"{prefix}/#", without_group(pattern)):
                         raise ValueError(
                             f"replies below {prefix!r} would be frames of pipeline {name}, which subscribes to {pattern!r}\n"
-                            "  → Choose another prefix under `replies: prefixes`."
+                            "  → Choose another prefix under `remote: reply_prefixes`."
                         )
         return self
 

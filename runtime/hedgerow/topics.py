@@ -14,15 +14,13 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from hedgerow.errors import ConfigError
+from hedgerow.text import refusal
 
 ROOT = "hedgerow/v1"
 EVERY_NODE = "~"
 MAX_TOPIC_BYTES = 65_535
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Control characters, line and paragraph separators, and characters that reverse the order of text, surrogates and
-# non-characters. A strict broker closes the link on most of them, and a line break would add a line to a file.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff]")
 
 
 class Channel(StrEnum):
@@ -142,11 +140,10 @@ def check_filter(pattern: str) -> str:
     )
     if not pattern or len(pattern.encode(errors="surrogatepass")) > MAX_TOPIC_BYTES:
         raise ConfigError(f"{pattern[:80]!r} is not a topic filter", remedy=remedy)
-    if (control := _CONTROL.search(pattern)) is not None:
+    if (why := refusal(pattern)) is not None:
         raise ConfigError(
-            f"{pattern[:80]!a} is not a topic filter: character {control.start() + 1} is the control character "
-            f"U+{ord(control[0]):04X}",
-            remedy="Remove it. Brokers close the connection of a client that uses it.",
+            f"{pattern[:80]!a} is not a topic filter: {why}",
+            remedy="Remove the character. Brokers close the connection of a client that uses it, or it adds a line to a file.",
         )
     levels = pattern.split("/")
     for position, level in enumerate(levels):

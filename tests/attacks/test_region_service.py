@@ -376,7 +376,7 @@ async def test_a_response_topic_makes_the_node_publish_nowhere_else(estate: Esta
     reply = orjson.loads(message.payload)
     assert message.topic.value == f"{site}/node/reply/ping"
     assert (reply["ok"], reply["error"]["code"]) == (False, "response-topic-refused")
-    assert "replies: {prefixes:" in reply["error"]["remedy"]
+    assert "remote: {reply_prefixes:" in reply["error"]["remedy"]
     assert estate.node._commands.counts["refused"] == refused + 1
     assert estate.node._announcer.warned["command-refused", ""] == warned + 1
     await estate.unharmed()

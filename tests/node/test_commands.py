@@ -61,7 +61,7 @@ async def test_without_a_response_topic_the_reply_goes_to_the_default_topic(site
 async def test_a_reply_goes_to_the_reply_topics_of_the_node_and_where_its_file_allows(site: Site, topic: str) -> None:
     base = f"hedgerow/v1/test/{site.name}"
     topic = topic.format(own=f"{base}/node", all=f"{base}/~")
-    async with site.node(replies={"prefixes": ["answers", "a/b/"]}):
+    async with site.node(remote={"reply_prefixes": ["answers", "a/b/"]}):
         await site.client.subscribe(topic, qos=1)
         sent = properties(response_topic=topic, correlation=b"1")
         await site.client.publish(f"{base}/node/command/ping", b"", qos=1, properties=sent)
@@ -72,7 +72,7 @@ async def test_a_reply_goes_to_the_reply_topics_of_the_node_and_where_its_file_a
 
 @pytest.mark.parametrize("topic", ["a/+/b", "answers", "answers/1/#", "answersx/1", "a/bc", "answers/\u200b"])
 async def test_a_command_with_another_response_topic_is_refused_on_the_default_topic(site: Site, topic: str) -> None:
-    async with site.node(replies={"prefixes": ["answers", "a/b"]}) as node:
+    async with site.node(remote={"reply_prefixes": ["answers", "a/b"]}) as node:
         sent = properties(response_topic=topic, correlation=b"1")
         await site.client.publish(f"hedgerow/v1/{site.address}/command/pause", b"", qos=1, properties=sent)
         await until(lambda: site.published("reply", "pause"))
@@ -88,7 +88,7 @@ async def test_a_command_with_another_response_topic_is_refused_on_the_default_t
 @pytest.mark.parametrize("allowed", [False, True])
 async def test_a_snapshot_goes_up_only_if_the_nodes_file_lets_frames_leave(site: Site, allowed: bool) -> None:
     up = f"hedgerow/v1/{site.address}/reply/up/region/1"
-    async with site.node(replies={"frames_may_leave": allowed}):
+    async with site.node(remote={"frames_may_leave": allowed}):
         await site.frame(1)
         await site.wait_results(1)
         sent = properties(response_topic=up)

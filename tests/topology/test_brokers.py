@@ -426,7 +426,7 @@ async def test_a_node_runs_on_its_rendered_configuration_and_answers_the_region(
             assert (code, json.loads(output)["value"]["payload_base64"]) == (0, frame)
             code, output = await command("snapshot", "pipeline=doors", "--config", kim, "--above", "region")
             assert code == 1
-            assert "replies: {frames_may_leave: true}" in output
+            assert "remote: {frames_may_leave: true}" in output
             await hall.client.publish(f"{NODE}/event/end", "snapshots", qos=1)
             await north.wait_for(f"{NODE}/event/end", "snapshots")
             assert any(frame in payload for _, payload in hall.seen)

@@ -93,7 +93,7 @@ def test_if_all_sources_are_unreachable_the_first_error_is_raised(world: Any) ->
 
 
 def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
-    """The next attempt starts over: two sources are never mixed."""
+    """The next source is asked for everything: two sources are never mixed."""
     ref, copy = world.publish(), FolderDocuments(world.repository.folder)
     first = Unreliable()
     first.source = copy
@@ -101,9 +101,26 @@ def test_a_source_lost_midway_is_replaced_by_the_next(world: Any) -> None:
     node.refresh()
     first.source = None
 
+    assert digest_of(node.manifest(ref, {})) == ref.digest
+    assert node.failures
+
+
+def test_a_source_that_has_metadata_and_never_a_manifest_holds_nobody_up(world: Any) -> None:
+    """Else it would be asked first again at each attempt, for ever."""
+
+    class WithoutManifests(FolderDocuments):
+        def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+            if path.startswith("targets/"):
+                raise RegionUnavailable("503", remedy="Wait.")
+            return super().get(path, max_bytes)
+
+    ref, folder = world.publish(), world.repository.folder
+
     with pytest.raises(RegionUnavailable):
-        node.manifest(ref, {})
-    assert node.manifest(ref, {})
+        client_of(world, WithoutManifests(folder)).manifest(ref, {})
+    assert (
+        digest_of(client_of(world, WithoutManifests(folder), FolderDocuments(folder)).manifest(ref, {})) == ref.digest
+    )
 
 
 def test_a_refusal_is_final_and_no_other_source_is_tried(world: Any) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from tests.blobs.servers import Authority, Request, ScriptedServer, reply
 
-from hedgerow.errors import ConfigError
+from hedgerow.errors import ConfigError, without_secrets
 from hedgerow.tasks import WorkCancelled
 from hedgerow.tasks.cancellation import Cancellation
 from hedgerow.web import OriginUnavailable, WebClient, exchange
+from hedgerow.web.credentials import authorization_from
 from hedgerow.web.errors import RedirectRefused
 
 
@@ -145,3 +146,11 @@ def test_errors_say_how_much_was_received(server: ScriptedServer, web: WebClient
     with pytest.raises(OriginUnavailable, match="500") as caught:
         web.fetch("/x", 3)
     assert 20 < caught.value.received <= 1100
+
+
+def test_a_password_is_withheld_from_what_is_published_even_without_its_user(tmp_path: Path) -> None:
+    file = tmp_path / "credentials"
+    file.write_text("anna:tulip-9921\n")
+
+    assert authorization_from(file, "models.example").startswith("Basic ")
+    assert without_secrets("the server quotes tulip-9921") == "the server quotes ***"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +24,7 @@ import xxhash
 from pydantic import ValidationError
 
 from hedgerow.bus.properties import Property, PublishProperties, Value, encode_properties
-from hedgerow.config import RepliesSection
+from hedgerow.config import RemoteSection
 from hedgerow.errors import CommandError, HedgerowError, first_problem, internal
 from hedgerow.topics import Address, Channel, is_name, parse
 from hedgerow.wire.messages import JSON, Command, ErrorBody, Reply
@@ -68,8 +68,7 @@ class CommandServer:
         address: the node's address.
         client: publishes the replies.
         handlers: command handlers by name.
-        replies: where replies may go, besides the reply topics of the node and of its site.
-        allowed: returns the names of the commands to carry out; None: all.
+        remote: returns the node's current `remote:`, which says what to carry out and where else to reply.
         warn: logs refusals and publishes them as events, throttled; None: they are only logged.
     Attributes:
         counts: number of commands done and refused.
@@ -80,15 +79,13 @@ class CommandServer:
         address: Address,
         client: Client,
         handlers: Mapping[str, Handler],
-        allowed: Callable[[], Collection[str]] | None = None,
-        replies: RepliesSection = RepliesSection(),  # noqa: B008 - frozen
+        remote: Callable[[], RemoteSection] = RemoteSection,
         warn: Callable[[str, dict[str, Any]], None] | None = None,
     ) -> None:
-        self._replies = replies
         self._address = address
         self._client = client
         self._handlers = handlers
-        self._allowed = allowed or handlers.keys
+        self._remote = remote
         self._warn = warn or _log_warning
         self._running = 0
         self.counts: dict[str, int] = {"done": 0, "refused": 0}
@@ -131,13 +128,13 @@ class CommandServer:
             addressed = parsed.address in (self._address, self._address.everyone())
             allowed = parsed.channel is Channel.REPLY and addressed
         else:
-            allowed = any(topic.startswith(f"{prefix}/") for prefix in self._replies.prefixes)
+            allowed = any(topic.startswith(f"{prefix}/") for prefix in self._remote().reply_prefixes)
         valid = len(topic) <= _LONGEST_RESPONSE_TOPIC and topic.isprintable() and not {"+", "#"} & set(topic)
         if not (allowed and valid):
             raise CommandError(
                 f"The reply may not go to {topic[:200]!r}",
                 code="response-topic-refused",
-                remedy=f"Use a response topic such as {self._default_topic('1')}. For others, set `replies: {{prefixes: […]}}` in "
+                remedy=f"Use a response topic such as {self._default_topic('1')}. For others, set `remote: {{reply_prefixes: […]}}` in "
                 "the node's file.",
             )
         return topic
@@ -145,11 +142,11 @@ class CommandServer:
     def _check_egress(self, topic: str, command: str) -> None:
         """Raises: CommandError: the reply would carry a raw frame out of the site."""
         parsed = parse(topic)
-        if parsed is not None and parsed.goes_up and command in _WITH_FRAMES and not self._replies.frames_may_leave:
+        if parsed is not None and parsed.goes_up and command in _WITH_FRAMES and not self._remote().frames_may_leave:
             raise CommandError(
                 f"The reply to {command} carries a raw frame, which may not leave the site",
                 code="frame-stays",
-                remedy="Send it from the site, or set `replies: {frames_may_leave: true}` in the node's file.",
+                remedy="Send it from the site, or set `remote: {frames_may_leave: true}` in the node's file.",
             )
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
@@ -182,7 +179,7 @@ class CommandServer:
                 code="command-retained",
                 remedy="Publish commands without the retain flag.",
             )
-        allowed, handler = self._allowed(), self._handlers.get(name)
+        allowed, handler = self._remote().commands, self._handlers.get(name)
         if handler is None:
             near = get_close_matches(name, allowed, n=1)
             raise CommandError(

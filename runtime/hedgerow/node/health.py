@@ -163,7 +163,7 @@ class HealthReporter:
             findings.failing(f"pipeline {name}: {message}")
             pipelines[name] = PipelineHealth(state="failed", error=message, remedy=remedy)
         for name, waiting in self._pipelines.loading().items():
-            reason = {} if waiting is None else {"error": str(waiting), "remedy": waiting.remedy}
+            reason = {} if waiting is None else dict(zip(("error", "remedy"), published(waiting), strict=True))
             pipelines[name] = PipelineHealth(state="loading", **reason)
         for name, runner in self._pipelines.runners.items():
             pipelines[name] = self._report_pipeline(name, runner)

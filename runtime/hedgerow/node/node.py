@@ -113,8 +113,7 @@ class Node:
             self.address,
             self._link,
             CommandHandlers(self).handlers(),
-            lambda: self._live_config.file.remote.commands,
-            config.replies,
+            lambda: self._live_config.file.remote,
             self._announcer.warn,
         )
         parts = (tasks, self._announcer, self._health, self._outbox, self._fleet, self._certificates, self._commands)

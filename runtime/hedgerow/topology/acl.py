@@ -66,8 +66,7 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
 }
 """Who may read and write which of the nodes' topics. The documentation's table is made from it, and `tests/topology/test_matrix.py`
 tries each of its entries, and everything else, on real brokers. Of replies, a bridge writes only those to requests from above:
-`rising`. Not in it are sensors' topics, which the topology names, and
-the connection state of bridges. `program` is one on the broker's machine, without a certificate (`loopback_port`)."""
+`rising`. Not in it are sensors' topics, which the topology names, and the connection state of bridges. `program` is one on the broker's machine, without a certificate (`loopback_port`)."""
 
 
 def pattern(address: Address, channel: Channel) -> str:

@@ -140,6 +140,7 @@ def start_files(topology: Topology, name: str, allowed: BrokerLimits) -> dict[st
         config=topology.machine.config / name,
         state=state_of(topology, name),
         files=allowed.files,
+        former_min=topology.limits.session_hours * 60,
         user=topology.machine.broker_user,
         start=template("broker-log.sh") if topology.log_refusals else 'exec mosquitto -c "$state/mosquitto.conf"\n',
     )

@@ -294,7 +294,7 @@ class Topology(Section):
     commands: tuple[Name, ...] = Field(
         COMMANDS,
         description="Commands that sites accept from above. `snapshot` is not among them: its reply carries a raw frame, which "
-        "leaves a site only if the node's file also sets `replies: {frames_may_leave: true}`.",
+        "leaves a site only if the node's file also sets `remote: {frames_may_leave: true}`.",
     )
     log_refusals: bool = Field(
         True,

@@ -7,8 +7,8 @@ Rules:
 - Time is the later of two: the machine's clock, and the signing time of the newest accepted statement plus the time
   since it arrived. So an unset clock accepts nothing that was known to be expired, and a clock that is ahead causes
   refusals only while it is ahead: no reading of the machine's clock is stored.
-- Sources are asked in order. A refresh uses a single source; the next is asked only if one is unreachable, or sends too slowly
-  or without end, never after a refusal of what it sent, so that an attack is noticed.
+- Sources are asked in order. A refresh uses a single source, and so does a manifest with its metadata; the next is asked only if
+  one is unreachable, or sends too slowly or without end, never after a refusal of what it sent, so that an attack is noticed.
 - That signing time is forgotten when the root names another timestamp key, like all version numbers. So a region whose
   clock was wrong for a while does not lock nodes out permanently.
 """
@@ -155,7 +155,7 @@ class TrustClient:
                 updater, sources = self._refresh(sources)
             try:
                 content = self._manifest(updater, ref, labels, file)
-            except MISBEHAVES as error:
+            except (BusError, *MISBEHAVES) as error:
                 documents = updater.fetcher.documents
                 sources = tuple(each for each in sources if each is not documents)
                 self._left_alone(documents, error, sources)

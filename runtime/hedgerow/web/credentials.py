@@ -74,4 +74,5 @@ def authorization_from(file: Path | None, host: str) -> str:
         ) from error
     line = text.partition("\n")[0]
     keep_secret(line)
+    keep_secret(line.partition(":")[2])
     return f"Basic {base64.b64encode(line.encode()).decode()}" if ":" in line else f"Bearer {line}" if line else ""

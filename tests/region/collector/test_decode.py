@@ -140,9 +140,9 @@ def test_an_unreadable_durable_result_is_rejected_with_its_number() -> None:
 @pytest.mark.parametrize(
     ("topic", "body", "user"),
     [
-        ("result/p", {"node": "test/s2/n1"}, ()),
-        ("result/p", {"node": "n1"}, ()),
-        ("result/p", {"node": ["test/s1/n1"]}, ()),
+        ("result/p", {"schema": "hedgerow.result/1", "node": "test/s2/n1"}, ()),
+        ("result/p", {"schema": "hedgerow.result/1", "node": "n1"}, ()),
+        ("result/p", {"schema": "hedgerow.result/1", "node": ["test/s1/n1"]}, ()),
         ("result/p", {}, (("source", "/hedgerow/test/s2/n1/p"),)),
         ("result/p", {}, (("source", "/hedgerow/test/s1/n11/p"),)),
         ("event/reloaded", {"node": "test/s1/n2", "at": 1e9}, ()),
@@ -160,6 +160,15 @@ def test_a_message_that_names_another_node_is_rejected(
 
     assert isinstance(record, RejectedRecord)
     assert (record.reason, record.address) == ("another-node", Address("test", "s1", "n1"))
+
+
+def test_a_result_that_a_stage_has_encoded_itself_may_have_a_field_named_node() -> None:
+    """A durable one would be acknowledged and lost."""
+    payload = b'{"node": "pump-3", "bar": 2.5}'
+    record = decode_message(message(f"{BASE}/result/p", payload, ("number", "e1/0/1")), "test", 5.0)
+
+    assert isinstance(record, ResultRecord)
+    assert (record.payload, record.number) == (payload, Number("e1", 0, 1))
 
 
 @pytest.mark.parametrize("labels", [[], 5, {"site": 1}, {"": "x"}])

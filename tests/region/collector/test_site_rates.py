@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hedgerow.region.collector.site_rates import BURST_S, MOST_NODES, SiteRates
+from hedgerow.region.collector.site_rates import BURST_S, MOST_NODES, MOST_SITES, SiteRates
 
 
 def topic(site: str, node: str = "n") -> str:
@@ -39,11 +39,21 @@ def test_topics_that_name_no_node_share_one_rate() -> None:
     assert rates.take_refused() == {"": 9}
 
 
-def test_a_site_that_invents_nodes_uses_bounded_memory_and_none_of_its_neighbours_rates() -> None:
-    rates = SiteRates(1e6)
-    for n in range(MOST_NODES + 1000):
-        assert rates.admits(topic("thief", f"n{n}"), 0)
+def test_a_site_that_invents_nodes_uses_up_nothing_of_other_sites() -> None:
+    rates = SiteRates(400)
+    thief = [rates.admits(topic("stolen", f"n{number}"), number / 5000) for number in range(150_000)]
 
-    assert len(rates._sites["thief"].nodes) == MOST_NODES + 1
-    assert rates.admits(topic("other", "new"), 0)
-    assert rates._sites["other"].nodes.keys() == {"new"}
+    assert sum(thief) < 120_000
+    assert rates.take_refused() == {"stolen": thief.count(False)}
+    assert admitted(rates, topic("silent-until-now", "gateway"), 30_000, 30.0) == 30_000
+    assert len(rates._sites["stolen"].nodes) <= MOST_NODES + 1
+
+
+def test_names_that_no_site_can_have_share_one_rate_and_are_not_remembered() -> None:
+    rates = SiteRates(1)
+    assert sum(rates.admits(topic("x" * 1000 + str(number)), 0) for number in range(1000)) == 120
+    assert rates.take_refused() == {"": 880}
+
+    for number in range(MOST_SITES + 100):
+        rates.admits(topic(f"s{number}"), 0)
+    assert len(rates._sites) <= MOST_SITES + 1

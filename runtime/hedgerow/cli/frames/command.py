@@ -179,7 +179,7 @@ async def send_command(
                         continue
                     reply = _reply(payload_of(message))
                     if not _speaks_for(str(message.topic), reply.node):
-                        echo(f"ignored: a reply on {message.topic} in the name of {reply.node}", err=True)
+                        echo(visible(f"ignored: a reply on {message.topic} in the name of {reply.node}"), err=True)
                         continue
                     replies.setdefault(reply.node, reply)
                     if online and online <= replies.keys():

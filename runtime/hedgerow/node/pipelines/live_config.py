@@ -31,7 +31,7 @@ _ALLOW_SIGNED: Final = "Set `remote: {signed_pipelines: true}` in it; the settin
 
 log = structlog.get_logger(__name__)
 
-_FIXED = ("node", "broker", "outbox", "fleet", "replies", "metrics", "log")
+_FIXED = ("node", "broker", "outbox", "fleet", "metrics", "log")
 """Sections that a reload cannot change."""
 
 

@@ -10,8 +10,8 @@ class KnownStreams:
     """Numbers the frames of streams.
 
     Above the limit, the stream silent for longest is forgotten. But a topic that names its streams (`TOPIC#NAME`, see
-    `StreamKey`) makes room for a new one by its own: a sensor can invent names without end, and would take the state of all
-    others.
+    `StreamKey`) makes room for a new one by its own, and for others' if it has more than half of all: a sensor can invent names
+    without end, and would take the state of all others.
     """
 
     def __init__(self) -> None:
@@ -36,20 +36,25 @@ class KnownStreams:
         """
         numbers = self._numbers
         number = numbers.get(stream)
-        topic, mark, _ = stream.partition("#")
+        topic = stream.partition("#")[0] if "#" in stream else None  # once per frame, so the usual case first
         if number is None:
             while len(numbers) >= limit:
-                own = self._named.get(topic) if mark else None
+                own = (self._named.get(topic) if topic is not None else None) or self._greediest(limit)
                 forget(self._remove(next(iter(own or numbers))))
             number = 0
         else:
             numbers.move_to_end(stream)
         numbers[stream] = number + 1
-        if mark:
+        if topic is not None:
             own = self._named.setdefault(topic, OrderedDict())
             own[stream] = None
             own.move_to_end(stream)
         return number
+
+    def _greediest(self, limit: int) -> OrderedDict[str, None] | None:
+        """Return the streams of the topic that names more than half of all; None: there is none."""
+        most = max(self._named.values(), key=len, default=None)
+        return most if most is not None and len(most) > limit / 2 else None
 
     def _remove(self, stream: str) -> str:
         del self._numbers[stream]

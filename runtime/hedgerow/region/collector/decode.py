@@ -34,7 +34,7 @@ from hedgerow.region.store.records import (
 )
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
 from hedgerow.wire.fleet import Reported
-from hedgerow.wire.messages import JSON, MSGPACK, Health, Status, clean
+from hedgerow.wire.messages import JSON, MSGPACK, RESULT_SCHEMA, Health, Status, clean
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
 GAP: Final = (Channel.EVENT, "gap")
@@ -181,7 +181,8 @@ def _result(
     body = _body(message, content_type)
     captured_at, properties, sender_id = None, None, user_properties.get("id")
     if body is not None:
-        _check_sender(body.get("node"), head)
+        if body.get("schema") == RESULT_SCHEMA:  # what a stage has encoded itself may have any `node`
+            _check_sender(body.get("node"), head)
         frame = body.get("frame")
         captured_at = _time(frame.get("captured_at")) if isinstance(frame, dict) else None
         captured_at = _time(body.get("at")) if captured_at is None else captured_at
