@@ -1,26 +1,47 @@
-"""Limits how many messages a second each site, and each of its nodes, may send. Pure: no clock.
+"""Limits how much each site, and each of its nodes, may send: messages a second, and the time that reading them takes. Pure: no clock.
 
-A minute's worth may come at once, as after an outage. A node may use half of its site's rate, so that a stolen one leaves the
-other half to its neighbours. What is beyond is refused unread: it costs the service almost nothing.
+A minute's worth of messages may come at once, as after an outage. A node may use half of its site's share, so that a stolen one
+leaves the other half to its neighbours. What is beyond is refused unread: it costs the service almost nothing.
+
+Messages alone are no measure: a megabyte of empty lists takes as long to read as ten thousand results.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 BURST_S: Final = 60.0
-_MOST_BUCKETS: Final = 100_000
+WORK_SHARE: Final = 0.25
+"""Share of the service's time that reading one site's messages may take."""
+WORK_BURST_S: Final = 2.0
+"""How long it may take at once."""
+_MOST_SITES: Final = 10_000
+_OTHERS: Final = "…"
 REASON: Final = "too-many-messages"
 
 
 @dataclass(slots=True)
-class _Bucket:
-    """A token bucket: how many messages it admits now, and when that was computed."""
+class _Allowance:
+    """Token buckets: what is left now, and when that was computed."""
 
-    left: float
+    messages: float
+    work_s: float
     at: float
+
+    def refill(self, per_s: float, share: float, now: float) -> bool:
+        """Add what came back since, up to a burst; return whether something is left."""
+        passed_s, self.at = now - self.at, now
+        self.messages = min(BURST_S * per_s * share, self.messages + passed_s * per_s * share)
+        self.work_s = min(WORK_BURST_S * share, self.work_s + passed_s * WORK_SHARE * share)
+        return self.messages >= 1 and self.work_s > 0
+
+
+@dataclass(slots=True)
+class _Site:
+    own: _Allowance
+    nodes: dict[str, _Allowance] = field(default_factory=dict)
 
 
 class SiteRates:
@@ -28,14 +49,16 @@ class SiteRates:
 
     Args:
         per_s: messages per second of one site.
+        nodes: most nodes of one site; what it sends under further names shares one rate.
     Attributes:
         refused: messages refused since `take_refused`, by site.
     """
 
-    def __init__(self, per_s: float) -> None:
+    def __init__(self, per_s: float, nodes: int = 1000) -> None:
         self.per_s = per_s
         self.refused: Counter[str] = Counter()
-        self._buckets: dict[str, _Bucket] = {}
+        self._most_nodes = nodes
+        self._sites: dict[str, _Site] = {}
 
     def admits(self, topic: str, now: float) -> bool:
         """Count a message, and return whether it is within the rates.
@@ -44,31 +67,50 @@ class SiteRates:
             topic: `hedgerow/v1/REGION/SITE/NODE/…`; others share one rate.
             now: monotonic seconds.
         """
-        levels = topic.split("/", 5)
-        site, name = (levels[3], levels[4]) if len(levels) > 5 else ("", "")
-        node = f"{site}/{name}"
-        of_node, of_site = self._bucket(node, self.per_s / 2, now), self._bucket(site, self.per_s, now)
-        if of_node.left < 1 or of_site.left < 1:
-            self.refused[site] += 1
-            return False
-        of_node.left -= 1
-        of_site.left -= 1
-        return True
+        name, node_name = _names(topic)
+        site = self._site(name, now)
+        if site.own.refill(self.per_s, 1.0, now):  # else its nodes are not looked at: it can invent any number
+            node = self._node(site, node_name, now)
+            if node.refill(self.per_s, 0.5, now):
+                site.own.messages -= 1
+                node.messages -= 1
+                return True
+        self.refused[name] += 1
+        return False
+
+    def charge(self, topic: str, work_s: float, now: float) -> None:
+        """Count the time that reading an admitted message took, in seconds of this thread."""
+        name, node_name = _names(topic)
+        site = self._site(name, now)
+        site.own.work_s -= work_s
+        self._node(site, node_name, now).work_s -= work_s
 
     def take_refused(self) -> Counter[str]:
         """Return how many messages were refused since the last call, by site."""
         refused, self.refused = self.refused, Counter()
         return refused
 
-    def _bucket(self, name: str, per_s: float, now: float) -> _Bucket:
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            if len(self._buckets) >= _MOST_BUCKETS:  # the ones that are full again are not needed
-                full_since = now - BURST_S
-                self._buckets = {key: one for key, one in self._buckets.items() if one.at > full_since}
-                if len(self._buckets) >= _MOST_BUCKETS:
-                    name = "…"
-            bucket = self._buckets.setdefault(name, _Bucket(per_s * BURST_S, now))
-        bucket.left = min(per_s * BURST_S, bucket.left + (now - bucket.at) * per_s)
-        bucket.at = now
-        return bucket
+    def _site(self, name: str, now: float) -> _Site:
+        if name not in self._sites and len(self._sites) >= _MOST_SITES:
+            name = _OTHERS
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = _Site(self._new(1.0, now))
+        return site
+
+    def _node(self, site: _Site, name: str, now: float) -> _Allowance:
+        if name not in site.nodes and len(site.nodes) >= self._most_nodes:
+            name = _OTHERS
+        node = site.nodes.get(name)
+        if node is None:
+            node = site.nodes[name] = self._new(0.5, now)
+        return node
+
+    def _new(self, share: float, now: float) -> _Allowance:
+        return _Allowance(BURST_S * self.per_s * share, WORK_BURST_S * share, now)
+
+
+def _names(topic: str) -> tuple[str, str]:
+    """Return the site and the node that a topic names."""
+    levels = topic.split("/", 5)
+    return (levels[3], levels[4]) if len(levels) > 5 else ("", "")
