@@ -153,7 +153,7 @@ class FrameQueue(Generic[T]):
         full = False
         named: dict[int, _Namer] = {}  # with a stream that was taken from and has more
         ready, streams = self._ready, self._streams
-        while ready and len(taken) < limit and not full:
+        while ready and len(taken) < limit:
             name = ready.popleft()
             stream = streams[name]
             items = stream.items
