@@ -5,7 +5,7 @@ Two sets of characters, from narrow to wide:
 - *Not in MQTT*: NUL, the C0 and C1 controls, DEL, surrogates and non-characters (MQTT 5 §1.5.4). Mosquitto closes the link of
   whoever sends one in a topic or property.
 - *Not from senders*: these, and what turns or breaks a line: bidirectional overrides, embeddings and isolates (UAX #9), U+2028
-  and U+2029.
+  and U+2029. So is U+FEFF: MQTT allows it, but widespread clients (paho for Python) end their thread over one in a property.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NON_CHARACTERS: Final = "\ufdd0-\ufdef" + "".join(
 )
 _NOT_IN_MQTT: Final = "\x00-\x1f\x7f-\x9f\ud800-\udfff" + _NON_CHARACTERS
 _MQTT: Final = re.compile(f"[{_NOT_IN_MQTT}]")
-_SENDERS: Final = re.compile(f"[{_NOT_IN_MQTT}\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_SENDERS: Final = re.compile(f"[{_NOT_IN_MQTT}\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 def not_in_mqtt(text: str) -> str | None:

@@ -229,6 +229,10 @@ ORIGINS: dict[str, tuple[Attack, str]] = {
     "a redirect to any address": (redirect("https://0.0.0.0:PORT/"), "redirect-refused"),
     "a redirect to a shared network": (redirect("https://100.64.0.1/"), "redirect-refused"),
     "a redirect to another service of the plant": (redirect("https://127.0.0.2:INNER/"), "redirect-refused"),
+    "a redirect to a site-local address": (redirect("https://[fec0::1]/"), "redirect-refused"),
+    "a redirect to an IPv4-compatible address": (redirect("https://[::127.0.0.2]:INNER/"), "redirect-refused"),
+    "a redirect to an IPv4-translated address": (redirect("https://[::ffff:0:10.0.0.1]/"), "redirect-refused"),
+    "a redirect through the site's own NAT64": (redirect("https://[64:ff9b:1::a00:1]/"), "redirect-refused"),
     "a redirect that keeps the method": (redirect("https://127.0.0.2:INNER/", 308), "redirect-refused"),
 }
 

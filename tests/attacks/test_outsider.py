@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import tempfile
 import time
@@ -296,6 +297,28 @@ def test_only_the_owner_can_read_the_files_with_a_token(estate: Estate) -> None:
         if path.suffix not in (".log", ".db") and any(token.encode() in path.read_bytes() for token in tokens):
             assert path.stat().st_mode & 0o077 == 0, path
             assert not path.is_relative_to(estate.out)
+
+
+def test_the_token_of_a_bridge_is_no_argument_of_a_process(
+    estate: Estate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everyone on the machine can read those of a process; so its start script is run with programs that note them."""
+    state = tmp_path / "state"
+    state.mkdir()
+    for name in ("awk", "cat", "find", "mv", "od", "mosquitto"):
+        program = tmp_path / name
+        real = "exit 0" if name == "mosquitto" else f'exec {shutil.which(name)} "$@"'
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >> {tmp_path}/arguments\n{real}\n')
+        program.chmod(0o700)
+    script = (estate.out / "hall" / "broker.sh").read_text()
+    own = estate.folder / "state" / "hall" / "broker"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    subprocess.run(["sh", "-c", script.replace(str(own), str(state))], check=True, timeout=TIMEOUT_S)
+
+    token, noted = (state / "client-token").read_text(), (tmp_path / "arguments").read_text()
+    assert f"hedgerow-bridge/up/{token}\n" in (state / "mosquitto.conf").read_text()
+    assert {"awk", "cat"} <= set(noted.split())
+    assert token not in noted
 
 
 BRIDGES: Final = {

@@ -260,6 +260,18 @@ def test_every_list_shows_the_attack_and_hides_no_node(
     assert not [words for words, result in shown.items() if "\x1b" in result.output or "\u202e" in result.output]
 
 
+def test_results_that_take_long_to_read_are_refused_before_the_region_does_nothing_else(
+    region: RegionUnderAttack, thief: MqttClient
+) -> None:
+    """A megabyte of empty lists is one message, within every quota; reading it takes a third of a second."""
+    before = region.refused().get(("s1", "too-many-messages"), 0)
+    lists = b"\xdd" + ((1 << 20) - 5).to_bytes(4, "big") + b"\x90" * ((1 << 20) - 5)
+    region.attack(thief, NODE, [Attempt("result/p", lists, content_type="application/msgpack", times=48)])
+    region.neighbour_goes_on()
+
+    until(lambda: region.refused().get(("s1", "too-many-messages"), 0) > before)
+
+
 def test_a_flood_of_a_stolen_node_leaves_half_of_the_rate_to_its_neighbours(
     region: RegionUnderAttack, thief: MqttClient
 ) -> None:

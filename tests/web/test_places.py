@@ -69,6 +69,7 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
         "169.254.169.254", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "224.0.0.1", "ff02::1", "240.0.0.1",
         "255.255.255.255", "192.0.2.1", "198.18.0.1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
         "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "2002:a00:1::1", "2001::1",
+        "::127.0.0.1", "::10.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b:1::a00:1", "fec0::1", "5f00::1", "4000::1", "e000::1",
     ],
 )  # fmt: skip
 def test_addresses_of_this_machine_and_of_private_and_special_networks_are_not_public(address: str) -> None:

@@ -27,12 +27,11 @@ BROKERS_CLOSE = [
     "\ufdef",
 ]
 BROKERS_CLOSE += ["\ufffe", "\uffff", "\U0001fffe", "\U0010ffff"]
-ONLY_LINES = ["\u2028", "\u2029", "\u202a", "\u202e", "\u2066", "\u2069"]
+ONLY_LINES = ["\ufeff", "\u2028", "\u2029", "\u202a", "\u202e", "\u2066", "\u2069"]
 HARMLESS = [
     "pumpe 3/Ö",
     "模型",
     "\u00a0",
-    "\ufeff",
     "\u200d",
     "\ue000",
     "\U0001f3ed",

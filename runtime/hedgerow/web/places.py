@@ -10,6 +10,8 @@ from urllib3.util import parse_url
 
 _IPV4_IN_IPV6: Final = ipaddress.IPv6Network("64:ff9b::/96")
 """IPv4 addresses behind NAT64 (RFC 6052)."""
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+"""All that IANA has allocated. Beyond are site-local addresses, NAT64 of a network of one's own, and other ways to write IPv4 ones."""
 
 
 class WebOrigin(NamedTuple):
@@ -53,6 +55,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if found not in _GLOBAL_UNICAST:
+            return False
     return found.is_global and not found.is_multicast
 
 

@@ -225,7 +225,7 @@ def parse_npy(payload: Buffer, max_bytes: int) -> Array:
         struct.error,
     ) as error:
         raise FrameError(f"Not an .npy array: {error}", code="bad-npy") from error
-    if dtype.kind not in _DTYPES or dtype.hasobject or any(side < 0 for side in shape):
+    if dtype.kind not in _DTYPES or dtype.hasobject or any(type(side) is not int or side < 0 for side in shape):
         raise FrameError(
             f"An .npy array of {dtype} is not accepted", code="bad-npy", remedy="Send numbers or booleans."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hedgerow.region.collector.site_rates import BURST_S, MOST_NODES, MOST_SITES, SiteRates
+from hedgerow.region.collector.site_rates import BURST_S, USUAL_S, SiteRates
 
 
 def topic(site: str, node: str = "n") -> str:
@@ -39,21 +39,30 @@ def test_topics_that_name_no_node_share_one_rate() -> None:
     assert rates.take_refused() == {"": 9}
 
 
-def test_a_site_that_invents_nodes_uses_up_nothing_of_other_sites() -> None:
-    rates = SiteRates(400)
-    thief = [rates.admits(topic("stolen", f"n{number}"), number / 5000) for number in range(150_000)]
+def test_invented_nodes_take_no_memory_and_no_rate_of_another_site() -> None:
+    rates, half = SiteRates(100, nodes=20), int(100 * BURST_S) // 2
 
-    assert sum(thief) < 120_000
-    assert rates.take_refused() == {"stolen": thief.count(False)}
-    assert admitted(rates, topic("silent-until-now", "gateway"), 30_000, 30.0) == 30_000
-    assert len(rates._sites["stolen"].nodes) <= MOST_NODES + 1
+    assert sum(rates.admits(topic("thief", f"n{n}"), 0) for n in range(2 * half)) == half + 20
+    assert len(rates._sites["thief"].nodes) == 21
+    assert admitted(rates, topic("new"), 100, 0) == 100
 
 
-def test_names_that_no_site_can_have_share_one_rate_and_are_not_remembered() -> None:
-    rates = SiteRates(1)
-    assert sum(rates.admits(topic("x" * 1000 + str(number)), 0) for number in range(1000)) == 120
-    assert rates.take_refused() == {"": 880}
+def test_a_site_whose_messages_take_long_to_read_has_a_share_of_the_time() -> None:
+    rates = SiteRates(1000)
+    admitted(rates, topic("s", "thief"), 1, 0)
+    rates.charge(topic("s", "thief"), 1.5, 0)
 
-    for number in range(MOST_SITES + 100):
-        rates.admits(topic(f"s{number}"), 0)
-    assert len(rates._sites) <= MOST_SITES + 1
+    assert admitted(rates, topic("s", "thief"), 9, 0) == 0
+    assert admitted(rates, topic("s", "honest"), 9, 0) == 9, "the other half"
+    assert admitted(rates, topic("other"), 9, 0) == 9
+    assert rates.take_refused() == {"s": 9}
+    assert admitted(rates, topic("s", "thief"), 9, 60.0) == 9, "time came back"
+    rates.charge(topic("s", "thief"), 3.0, 60.0)
+    assert admitted(rates, topic("s", "honest"), 9, 60.0) == 0, "the site's is used up"
+
+
+def test_what_waited_during_an_outage_is_not_charged_for_its_time() -> None:
+    rates = SiteRates(1000)
+    for _ in range(100_000):
+        assert rates.admits(topic("s"), 0)
+        rates.charge(topic("s"), USUAL_S, 0)

@@ -3,7 +3,8 @@
 Rules:
 - Bounded in age, count and bytes.
 - A stream's items leave in order. While some of them are being processed, the stream is busy and yields no more.
-- Streams take turns, so a noisy stream does not delay the others.
+- Streams take turns, so a noisy stream does not delay the others. Those that a topic names itself (`TOPIC#NAME`, see
+  `StreamKey`) take one turn together, and have half of the queue at most: a sensor can invent names without end.
 - Every shed item is returned with its reason.
 - Durable items are never shed, since Receive Maximum bounds them at the broker; they can only expire.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from hedgerow.config import QueueSection
@@ -54,8 +55,20 @@ Shed = tuple[T, DropReason]
 
 
 @dataclass(slots=True)
+class _Namer:
+    """A topic that names its streams: one of them is in the ring, those behind it are listed here."""
+
+    streams: int = 0
+    count: int = 0
+    bytes: int = 0
+    in_ring: bool = False
+    behind: deque[str] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
 class _Stream(Generic[T]):
     items: deque[T]
+    namer: _Namer | None = None
     bytes: int = 0
     busy: bool = False
     listed: bool = False
@@ -71,7 +84,8 @@ class FrameQueue(Generic[T]):
     def __init__(self, limits: QueueSection) -> None:
         self.limits = limits
         self._streams: dict[str, _Stream[T]] = {}
-        self._ready: deque[str] = deque()
+        self._ready: deque[str] = deque()  # the ring
+        self._namers: dict[str, _Namer] = {}  # by topic
         self._count = 0
         self._bytes = 0
 
@@ -91,7 +105,7 @@ class FrameQueue(Generic[T]):
     @property
     def ready(self) -> int:
         """Number of streams from which an item can be taken now."""
-        return len(self._ready)
+        return len(self._ready) + sum(len(namer.behind) for namer in self._namers.values())
 
     def holds(self, stream: str) -> bool:
         """Whether items of a stream are queued or being processed."""
@@ -102,10 +116,10 @@ class FrameQueue(Generic[T]):
         shed: list[Shed[T]] = []
         stream = self._streams.get(item.stream)
         if stream is None:
-            stream = self._streams[item.stream] = _Stream(deque())
+            stream = self._streams[item.stream] = self._new_stream(item.stream)
         limits = self.limits
         if not item.durable:
-            if item.size > limits.max_bytes:
+            if item.size > limits.max_bytes or self._has_its_half(stream, item):
                 self._remove_if_empty(item.stream, stream)
                 return [(item, DropReason.QUEUE_FULL)]
             if len(stream.items) >= limits.max_frames_per_stream:
@@ -119,12 +133,9 @@ class FrameQueue(Generic[T]):
                     return [*shed, (item, DropReason.QUEUE_FULL)]
                 shed.append((victim, DropReason.QUEUE_FULL))
         stream.items.append(item)
-        self._count += 1
-        self._bytes += item.size
-        stream.bytes += item.size
+        self._account(stream, 1, item.size)
         if not stream.listed and not stream.busy:
-            stream.listed = True
-            self._ready.append(item.stream)
+            self._list(item.stream, stream)
         return shed
 
     def take(self, limit: int, now: float, needs: Callable[[int], float] = _no_time) -> tuple[list[T], list[Shed[T]]]:
@@ -140,8 +151,9 @@ class FrameQueue(Generic[T]):
         taken: list[T] = []
         expired: list[Shed[T]] = []
         full = False
+        named: dict[int, _Namer] = {}  # with a stream that was taken from and has more
         ready, streams = self._ready, self._streams
-        while ready and len(taken) < limit and not full:
+        while ready and len(taken) < limit:
             name = ready.popleft()
             stream = streams[name]
             items = stream.items
@@ -149,16 +161,12 @@ class FrameQueue(Generic[T]):
             item: T | None = None
             while items:
                 item = items.popleft()
-                self._count -= 1
-                self._bytes -= item.size
-                stream.bytes -= item.size
+                self._account(stream, -1, -item.size)
                 if item.expires_at >= now + needs(len(taken) + 1):
                     break
                 if taken and item.expires_at >= now + needs(1):  # in time if processed in the next list
                     items.appendleft(item)
-                    self._count += 1
-                    self._bytes += item.size
-                    stream.bytes += item.size
+                    self._account(stream, 1, item.size)
                     full = True
                 else:
                     reason = DropReason.EXPIRED if item.expires_at < now else DropReason.LATE
@@ -169,15 +177,25 @@ class FrameQueue(Generic[T]):
             if item is not None:
                 taken.append(item)
                 stream.busy = True
-            if items:
+            if full:
                 stream.listed = True
-                ready.appendleft(name) if full else ready.append(name)
+                ready.appendleft(name)
+                break
+            self._next_of(stream.namer)
+            if items:
+                self._list(name, stream)
+                if stream.busy and stream.namer is not None:
+                    named[id(stream.namer)] = stream.namer
             elif not stream.busy:
-                del streams[name]
-        # Streams taken from are busy until released, and must not be in the ring meanwhile.
+                self._forget(name, stream)
+        # Streams taken from are busy until released, and must not be in the ring or behind it meanwhile.
+        for namer in named.values():
+            namer.behind = deque(name for name in namer.behind if not streams[name].busy)
         for _ in range(len(ready)):
             name = ready.popleft()
-            if not streams[name].busy:
+            if streams[name].busy:
+                self._next_of(streams[name].namer)
+            else:
                 ready.append(name)
         return taken, expired
 
@@ -189,10 +207,9 @@ class FrameQueue(Generic[T]):
                 continue
             stream.busy = False
             if stream.items:
-                stream.listed = True
-                self._ready.append(name)
+                self._list(name, stream)
             else:
-                del self._streams[name]
+                self._forget(name, stream)
 
     def expire(self, now: float) -> list[Shed[T]]:
         """Remove and return all expired items, for periods when `take` is not called."""
@@ -202,38 +219,89 @@ class FrameQueue(Generic[T]):
             if len(fresh) == len(stream.items):
                 continue
             expired.extend((item, DropReason.EXPIRED) for item in stream.items if item.expires_at < now)
+            size = sum(item.size for item in fresh)
+            self._account(stream, len(fresh) - len(stream.items), size - stream.bytes)
             stream.items = fresh
-            stream.bytes = sum(item.size for item in fresh)
             self._remove_if_empty(name, stream)
-        for item, _ in expired:
-            self._count -= 1
-            self._bytes -= item.size
         return expired
 
     def drain(self) -> Iterator[T]:
         """Remove and yield all items, in no particular order across streams."""
         for stream in self._streams.values():
             yield from stream.items
+            self._account(stream, -len(stream.items), -stream.bytes)
             stream.items.clear()
-            stream.bytes = 0
+            stream.listed = False
         self._ready.clear()
-        self._streams = {name: stream for name, stream in self._streams.items() if stream.busy}
-        self._count = self._bytes = 0
+        for namer in self._namers.values():
+            namer.behind.clear()
+            namer.in_ring = False
+        for name, stream in list(self._streams.items()):
+            if not stream.busy:
+                self._forget(name, stream)
+
+    def _new_stream(self, name: str) -> _Stream[T]:
+        topic, mark, _ = name.partition("#")
+        if not mark:
+            return _Stream(deque())
+        namer = self._namers.setdefault(topic, _Namer())
+        namer.streams += 1
+        return _Stream(deque(), namer)
+
+    def _forget(self, name: str, stream: _Stream[T]) -> None:
+        del self._streams[name]
+        if stream.namer is not None:
+            stream.namer.streams -= 1
+            if not stream.namer.streams:
+                del self._namers[name.partition("#")[0]]
+
+    def _account(self, stream: _Stream[T], count: int, size: int) -> None:
+        self._count += count
+        self._bytes += size
+        stream.bytes += size
+        if stream.namer is not None:
+            stream.namer.count += count
+            stream.namer.bytes += size
+
+    def _has_its_half(self, stream: _Stream[T], item: T) -> bool:
+        namer, limits = stream.namer, self.limits
+        if namer is None or not namer.count:
+            return False
+        return namer.count >= limits.max_frames // 2 or namer.bytes + item.size > limits.max_bytes // 2
+
+    def _list(self, name: str, stream: _Stream[T]) -> None:
+        """Let a stream wait for its turn: in the ring, or behind another one of its topic that is there."""
+        stream.listed = True
+        if stream.namer is None:
+            self._ready.append(name)
+        elif stream.namer.in_ring:
+            stream.namer.behind.append(name)
+        else:
+            stream.namer.in_ring = True
+            self._ready.append(name)
+
+    def _next_of(self, namer: _Namer | None) -> None:
+        """Put the next stream of a topic into the ring, after one has left it."""
+        if namer is not None:
+            namer.in_ring = bool(namer.behind)
+            if namer.behind:
+                self._ready.append(namer.behind.popleft())
 
     def _remove_if_empty(self, name: str, stream: _Stream[T]) -> None:
         if stream.items or stream.busy:
             return
-        if stream.listed:
+        if stream.listed and stream.namer is not None and name in stream.namer.behind:
+            stream.namer.behind.remove(name)
+        elif stream.listed:
             self._ready.remove(name)
-        self._streams.pop(name, None)
+            self._next_of(stream.namer)
+        self._forget(name, stream)
 
     def _shed_oldest(self, stream: _Stream[T]) -> T | None:
         for position, item in enumerate(stream.items):
             if not item.durable:
                 del stream.items[position]
-                self._count -= 1
-                self._bytes -= item.size
-                stream.bytes -= item.size
+                self._account(stream, -1, -item.size)
                 return item
         return None
 
@@ -245,7 +313,11 @@ class FrameQueue(Generic[T]):
         by_bytes = self._bytes + item.size > self.limits.max_bytes
 
         def weight(entry: tuple[str, _Stream[T]]) -> tuple[int, bool]:
-            held = entry[1].bytes if by_bytes else len(entry[1].items)
+            namer = entry[1].namer
+            if namer is not None:
+                held = namer.bytes if by_bytes else namer.count
+            else:
+                held = entry[1].bytes if by_bytes else len(entry[1].items)
             if entry[1] is not stream:
                 return held, True
             return held + (item.size if by_bytes else 1), False

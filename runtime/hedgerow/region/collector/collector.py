@@ -54,6 +54,8 @@ MAX_WAITING: Final = 2000
 """Lists of messages waiting for the store, above which health reports are dropped; the broker holds everything else."""
 MAX_WAITING_BYTES: Final = 128 << 20
 """The same, in bytes of their payloads."""
+_QUICK_BYTES: Final = 1024
+"""Reading a payload up to this size takes too little time to measure it."""
 _BEAT_EVERY_S: Final = 1.0
 _HUNG_AFTER_S: Final = 30.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
@@ -79,7 +81,7 @@ class Collector:
         self._failure: Exception | None = None
         self._closing = False
         self._last_beat = time.monotonic()
-        self._rates = SiteRates(config.quotas.messages_per_s)
+        self._rates = SiteRates(config.quotas.messages_per_s, config.quotas.nodes)
         self._pacing: AckPacing[LedgerKey] = AckPacing()
         self._timer: asyncio.TimerHandle | None = None
         self._probes: ProbeServer | None = None
@@ -197,17 +199,26 @@ class Collector:
             elif full and message.qos == 0:
                 self.counts.overload += 1
             else:
-                records.append(decode_message(message, self._region, now, self.config.quotas.names_per_report))
+                records.append(self._decode(message, now, clock))
                 accepted.append(message)
         if records:
             self._writer.submit(WriteRequest(records, accepted))
+
+    def _decode(self, message: Message, now: float, clock: float) -> StoreRecord:
+        names = self.config.quotas.names_per_report
+        if len(message.payload) <= _QUICK_BYTES:
+            return decode_message(message, self._region, now, names)
+        began = time.thread_time()  # other load on the machine is not the site's fault
+        record = decode_message(message, self._region, now, names)
+        self._rates.charge(message.topic, time.thread_time() - began, clock)
+        return record
 
     def _record_ping(self, ping: PingRecord) -> None:
         self._writer.submit(WriteRequest([ping], []))
 
     def _record_refused(self) -> None:
         for site, count in self._rates.take_refused().items():
-            detail = f"more than {self._rates.per_s:g} messages per second, or half as many of one node"
+            detail = f"more than {self._rates.per_s:g} messages per second, or half as many of one node, or they take too long to read"
             self._writer.submit(
                 WriteRequest([RefusedRecord(None, 0, time.time(), True, site, REASON, detail, count)], [])
             )
