@@ -70,11 +70,13 @@ class Fuzzed:
         for each in (self.corpus, self.failed):
             each.mkdir(parents=True, exist_ok=True)
 
-    def run(self, cpu_s: float, progress: Progress, task: Any) -> str:
+    def run(self, cpu_s: float, seed: int | None, progress: Progress, task: Any) -> str:
         """Fuzz for some processor time. Returns: why an input failed; empty: none did."""
         for number, content in enumerate([*TARGETS[self.name].seeds(), *(content for _, content in kept(self.name))]):
             (self.corpus / f"seed-{number:04}").write_bytes(content)
         options = [f"-timeout={_HANG_S}", f"-rss_limit_mb={_MAX_MB}"]
+        if seed is not None:
+            options.append(f"-seed={seed}")
         if words := sorted(_words(TARGETS[self.name].seeds())):  # libFuzzer refuses an empty dictionary
             dictionary = self.corpus.parent / "words"
             dictionary.write_text("".join(f'"{word.decode()}"\n' for word in words))
@@ -189,6 +191,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="then minimise the corpora, and keep them in tests/fuzz/corpus"
     )
+    parser.add_argument("--seed", type=int, help="try the same inputs in each run; by default others each time")
     parser.add_argument("--folder", type=Path, default=ROOT / ".fuzz", help="what is found; default .fuzz")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else list(TARGETS)
@@ -215,7 +218,7 @@ def main() -> int:
                 cpu_s, before = args.minutes * 60 / len(fuzzed), each.total
                 task = progress.add_task(each.name, total=before.cpu_s + cpu_s)
                 executed, edges = before.executions, before.edges
-                why = each.run(cpu_s, progress, task)
+                why = each.run(cpu_s, args.seed, progress, task)
                 progress.remove_task(task)
                 total = each.total
                 progress.print(

@@ -132,6 +132,7 @@ def test_ctrl_c_ends_a_run_with_its_summary(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_ten_minutes_of_fuzzing_find_nothing(tmp_path: Path) -> None:
-    done = _fuzz(tmp_path, "--minutes", "10")
+    """With the same inputs each time: what `make fuzz` finds beyond them is mended and kept, and no chance fails this test."""
+    done = _fuzz(tmp_path, "--minutes", "10", "--seed", "1")
 
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr
