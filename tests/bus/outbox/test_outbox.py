@@ -19,7 +19,7 @@ from tests.disks import mounted_disk
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
-from hedgerow.bus.outbox.records import key_of
+from hedgerow.bus.outbox.records import OutboxEntry, key_of
 from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
 from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
@@ -85,6 +85,25 @@ async def fill(outbox: RecordingOutbox, text: str) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "outbox.db"
+
+
+async def test_a_record_that_is_set_aside_is_not_sent_again_if_it_was_read_before_its_gap_was_written(
+    path: Path, eventually: Eventually
+) -> None:
+    """It would end the link again, and hold up all others."""
+    async with RecordingOutbox(path) as outbox:
+        outbox.accepted = False
+        outbox.link_changed(up=True)
+        await outbox.store(record("bad"))
+        await eventually(lambda: outbox.payloads == [b"bad"])
+        done = outbox.sent[0][2]
+        done(MessageSetAside(BusError("closed", remedy="x"), None))
+        key = key_of(0, 1)
+        outbox._send([OutboxEntry(key, key, "out/doors", b"", b"bad")])  # as read before, for a probe
+        await eventually(lambda: any(topic == "gaps" for topic, _, _ in outbox.sent))
+
+        assert outbox.payloads == [b"bad"]
+        assert outbox._giving_up == {}
 
 
 async def test_queued_records_are_written_and_confirmed_in_order(path: Path) -> None:

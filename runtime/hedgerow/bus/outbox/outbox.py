@@ -151,6 +151,7 @@ class Outbox:
         self._refusals: dict[int, int] = {}
         self._appending = 0
         self._at_client: set[tuple[str, int]] = set()  # records that the client still has: it sends them again itself
+        self._giving_up: dict[int, str] = {}  # records that the writer has not replaced by a gap yet, and why
         self._to_resend: set[int] = set()
         self._stuck_reported = False
         self._failure: OutboxError | None = None
@@ -220,6 +221,8 @@ class Outbox:
         if ack.epoch != self.epoch:
             return  # of an earlier epoch
         self._window.acked(ack, time.monotonic())
+        for first, last in ack.ranges() if self._giving_up else ():
+            self._giving_up = {key: why for key, why in self._giving_up.items() if not first <= key <= last}
         self._writer.submit(ack)
         self._send_pending()
 
@@ -296,10 +299,13 @@ class Outbox:
         if outcome.epoch != self.epoch:
             window.reset([key_of(priority, 1) for priority in range(PRIORITIES)], outcome.next_keys)
             self._refusals.clear()
+            self._giving_up.clear()
             self._to_resend.clear()
         self._latest = outcome
         window.appended(outcome.appended, outcome.next_keys, up=self._link_up)
         window.discard(changes.given_up)
+        for key in changes.given_up:
+            self._giving_up.pop(key, None)
         for key in changes.changed_gaps:
             window.rewind(key)
 
@@ -319,6 +325,9 @@ class Outbox:
                 self._give_up(entry.key, "too-large")
                 continue
             if entry.topic:
+                if reason := self._giving_up.get(entry.key):  # it was read before the gap was written
+                    self._give_up(entry.key, reason)
+                    continue
                 if (epoch, entry.key) in self._at_client:
                     continue
                 self._at_client.add((epoch, entry.key))
@@ -344,6 +353,7 @@ class Outbox:
 
     def _give_up(self, key: int, reason: str) -> None:
         """Declare a gap in place of a record, and send that at the next tick."""
+        self._giving_up[key] = reason
         self._writer.submit(GiveUp(key, self.epoch, reason))
         self._to_resend.add(key)
 
