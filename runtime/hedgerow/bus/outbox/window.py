@@ -273,8 +273,6 @@ class SendWindow:
             and entry.key not in self._waiting
             and not self._overtaken.holds(entry.key)
         ]
-        if self._probe_due and chosen:  # an older record tells as much
-            self._probe, self._probe_due = chosen[0].key, False
         for entry in chosen:
             self._mark_sent(entry, now, live=False)
         reached = entries[-1].last + 1 if entries else request.end
@@ -286,6 +284,8 @@ class SendWindow:
     def _mark_sent(self, entry: OutboxEntry, now: float, *, live: bool) -> None:
         if not self._in_flight:
             self._last_ack_at = now
+        if self._probe_due:  # whichever goes first tells as much
+            self._probe, self._probe_due = entry.key, False
         self._turn += 1
         entries, size = self._since_ack_request[live]
         entries, size = entries + 1, size + entry.size

@@ -270,10 +270,11 @@ class Worker:
         """Disconnect and wait until the process has ended; kill it if it takes too long. Return how it ended."""
         self.disconnect()
         call = self._interrupted or self.progress.now()
-        for connection in (self._pipe, self._socket):
+        connections, self._pipe, self._socket = (self._pipe, self._socket), None, None
+        for connection in connections:
             if connection is not None:
-                connection.close()
-        self._pipe = self._socket = None
+                with suppress(OSError):  # another thread ends it too
+                    connection.close()
         if self._process is None:
             self._cut_lifeline()
             return WorkerEnd(NOT_STARTED, "could not be started", call, None)
