@@ -128,6 +128,10 @@ async def frames(
             sending.cancel()
 
 
+SHOWN_BY_NAN = {"not-finite", "error-rate"}
+"""A result with NaN is a dead letter as well, and counts as such: which of the two is over its limit first is chance."""
+
+
 @pytest.mark.long
 async def test_good_versions_reach_every_node_and_bad_ones_are_rolled_back_on_the_first(
     collector: CollectorProcess,
@@ -154,10 +158,10 @@ async def test_good_versions_reach_every_node_and_bad_ones_are_rolled_back_on_th
             code, ended = await roll_out(collector, version)
             assert (code, ended["phase"], ended["states"]) == (0, "succeeded", {"succeeded": 3}), ended
         assert running(nodes) == ["2.0.0"] * 3
-        for version, why in (("3.0.0", "golden-failed"), ("4.0.0", "not-finite")):
+        for version, why in (("3.0.0", {"golden-failed"}), ("4.0.0", SHOWN_BY_NAN)):
             code, ended = await roll_out(collector, version)
             assert (code, ended["phase"]) == (1, "failed"), ended
-            assert why in ended["because"]
+            assert any(each in ended["because"] for each in why), ended["because"]
             assert [wave["begun"] for wave in ended["waves"]] == [True, False]
             assert [task["back"] for task in ended["tasks"] if task["generation"]] == ["proved"]
             assert running(nodes) == ["2.0.0"] * 3
@@ -294,7 +298,9 @@ async def test_every_kind_of_bad_version_is_rolled_back_on_the_first_real_node(
                 code, ended = await roll_out(
                     collector, version, swap=swap, gate={"min_frames": 5, "max_slowdown": None}
                 )
-            assert (code, ended["phase"], why in ended["because"]) == (1, "failed", True), ended
+            shown = SHOWN_BY_NAN if why == "not-finite" else {why}
+            assert (code, ended["phase"]) == (1, "failed"), ended
+            assert any(each in ended["because"] for each in shown), ended
             assert [wave["begun"] for wave in ended["waves"]] == [True, False]
             assert [task["back"] for task in ended["tasks"] if task["code"]] == ["proved"], ended
             code, listed = await hedgerow("nodes", "--model", "door@1.0.0", "--json", "--store", collector.store)
