@@ -105,14 +105,15 @@ def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> 
         lines += ["", f"# Node {name}: reads what its pipelines subscribe to, and publishes only under its own name."]
         lines += [f"user {site}/{name}"]
         lines += [f"topic read {one}" for one in subscriptions(config)]
-        lines += _topics("write", own, _OWN)
-        lines += _topics("readwrite", own, (Channel.STATUS, Channel.REPLY, Channel.BLOB))
-        lines += _topics("read", own, (Channel.DESIRED, Channel.COMMAND, Channel.ACK))
+        grant = _grant("node", "itself")
+        lines += _topics("write", own, [one for one in grant.write if one not in grant.read])
+        lines += _topics("readwrite", own, [one for one in grant.write if one in grant.read])
+        lines += _topics("read", own, [one for one in grant.read if one not in grant.write])
         lines += ["# Messages for every node of the site."]
-        lines += _topics("read", every, (Channel.DESIRED, Channel.COMMAND))
-        lines += _topics("write", every, (Channel.REPLY,))
+        lines += _topics("read", every, _grant("node", "everyone").read)
+        lines += _topics("write", every, _grant("node", "everyone").write)
         lines += ["# Model chunks, from the region and from other nodes."]
-        lines += _topics("read", own._replace(node="+"), (Channel.BLOB,))
+        lines += _topics("read", own._replace(node="+"), _grant("node", "site").read)
     for sensor, filters in topology.sensors_of(site).items():
         lines += ["", f"# Sensor {sensor}: publishes, and reads nothing.", f"user {site}/{sensor}"]
         lines += [f"topic write {one}" for one in filters]
@@ -125,7 +126,7 @@ def loopback_acl(topology: Topology, site: str) -> str:
     address = Address(topology.region.name, site, "+")
     lines = [f"# Programs on the machine of {site}'s broker: they may publish as sensors do, and read results."]
     lines += [f"topic write {one}" for filters in topology.sensors_of(site).values() for one in filters]
-    lines += _topics("read", address, _SEEN)
+    lines += _topics("read", address, _grant("program", "site").read)
     return _text(lines)
 
 
@@ -159,9 +160,10 @@ def _bridge(user: str, who: str, address: Address, parent: str | None = None) ->
         f"# {who}: its bridge publishes for its own nodes and receives what is addressed to them.",
         f"user {user}",
     )
-    yield from (f"topic write {rising(address, channel, parent)}" for channel in UP if channel not in DOWN)
-    yield from _topics("readwrite", address, [channel for channel in UP if channel in DOWN])
-    yield from _topics("read", address, [channel for channel in DOWN if channel not in UP])
+    grant = _grant("bridge", "place")
+    yield from (f"topic write {rising(address, one, parent)}" for one in grant.write if one not in grant.read)
+    yield from _topics("readwrite", address, [one for one in grant.write if one in grant.read])
+    yield from _topics("read", address, [one for one in grant.read if one not in grant.write])
     yield "# Connection state of the bridge: 1 or 0, retained."
     yield f"topic write $SYS/broker/connection/{user}/state"
 
@@ -172,12 +174,17 @@ def _people(roles: Roles, suffix: str, address: Address, *, dead: bool = False, 
             yield from ("", f"# {role.capitalize()} {name}.", f"user {name}@{suffix}")
             if role == "operator" and dead:
                 yield "# Dead letters carry the frame that could not be processed; they do not leave the site."
-                yield from _topics("read", address, (Channel.DEAD,))
-            (grant,) = (one for one in RIGHTS[role] if one.on == "place")
+                yield from _topics("read", address, _grant(role, "site").read)
+            grant = _grant(role, "place")
             yield from _topics("read", address, grant.read)
             yield from _topics("write", address, grant.write)
             if bridges:
                 yield "topic read $SYS/broker/connection/+/state"
+
+
+def _grant(role: str, on: str) -> Grant:
+    (grant,) = (one for one in RIGHTS[role] if one.on == on)
+    return grant
 
 
 def _topics(right: str, address: Address, channels: Iterable[Channel]) -> list[str]:
