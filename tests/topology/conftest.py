@@ -141,9 +141,10 @@ class Running:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", errors="replace")
 
-    def wait_for_log(self, name: str, text: str) -> None:
+    def wait_for_log(self, name: str, *texts: str) -> None:
+        """Wait until a broker has logged one of the texts."""
         deadline = time.monotonic() + TIMEOUT_S
-        while text not in self.log(name):
+        while not any(text in self.log(name) for text in texts):
             assert time.monotonic() < deadline, self.log(name)[-2000:]
             time.sleep(0.01)
 

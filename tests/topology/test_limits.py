@@ -147,9 +147,8 @@ def test_connections_are_limited_by_open_files_although_mosquitto_counts_wrongly
                 if not links[-1].recv(1):
                     break
         assert 60 < len(links) < 104
-        running.wait_for_log(
-            "hall", " denied access by tcpd" if "tcpd" in running.log("hall") else "socket count has been exceeded"
-        )
+        # The first where Mosquitto has libwrap, whose files cannot be opened then. It may close the link before it logs.
+        running.wait_for_log("hall", " denied access by tcpd", "socket count has been exceeded")
         links[0].sendall(b"\xc0\0")  # those that are connected stay
         links[0].settimeout(60)
         answer = b""
