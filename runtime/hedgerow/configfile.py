@@ -330,6 +330,11 @@ def _read_yaml(text: str, path: Path) -> CommentedMap:
         ) from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise BadConfigFile(path, [Problem(None, "", f"not YAML: {error}", "Check the file's syntax.")]) from error
+    except TypeError as error:  # ruamel.yaml hashes keys, and cannot hash a mapping in a mapping
+        problem = Problem(
+            None, "", "a key is itself a list or a mapping", "Remove the `? ` or `[`, `{` before the key."
+        )
+        raise BadConfigFile(path, [problem]) from error
     if document is None:
         return CommentedMap()
     if not isinstance(document, CommentedMap) or not all(isinstance(key, str) for key in document):
