@@ -19,7 +19,9 @@ from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventual
 
 from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.decode import filters
+from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.testing import Mosquitto, processes
@@ -398,6 +400,17 @@ def test_a_second_collector_on_the_same_store_is_refused(
 
     assert other.wait() == 1
     assert "Another collector writes" in other.log
+
+
+async def test_a_collector_that_is_starting_or_stopping_is_alive(tmp_path: Path) -> None:
+    """Its probes answer before its writer runs and after it has ended; an orchestrator would kill it for that."""
+    collector = Collector(RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}}))
+    assert collector._liveness_problems() == []
+    collector._writer.start()
+    await collector._close_writer()
+    assert collector._liveness_problems() == ["the store's writer thread has died"]
+    collector._closing = True
+    assert collector._liveness_problems() == []
 
 
 def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProcess, mosquitto: Mosquitto) -> None:
