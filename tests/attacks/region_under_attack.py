@@ -27,7 +27,8 @@ from hedgerow.wire.messages import encode_json
 
 PATIENCE_S = 90.0
 UP = ("status", "health", "event/#", "result/#", "reported", "reply/#", "blob/#")
-ATTACKER, NEIGHBOUR = "s1", "s2"
+ATTACKER, NEIGHBOUR, FLOODER, SLOW = "s1", "s2", "s3", "s4"
+"""Sites. Those that use up their rate are others than the one of the other attempts, which may come after them."""
 
 
 class Attempt(NamedTuple):
@@ -124,7 +125,7 @@ class RegionUnderAttack:
     def __init__(self, folder: Path, url: str | None = None, **quotas: Any) -> None:
         acl = folder / "acl"
         lines = ["user region", "topic readwrite #"]
-        for site in (ATTACKER, NEIGHBOUR):
+        for site in (ATTACKER, NEIGHBOUR, FLOODER, SLOW):
             lines += [f"user {site}", *(f"topic write hedgerow/v1/{REGION}/{site}/+/{tail}" for tail in UP)]
             lines += [f"topic read hedgerow/v1/{REGION}/{site}/+/{tail}" for tail in ("ack", "desired", "command/#")]
         lines += ["user s1/stolen", *(f"topic write hedgerow/v1/{REGION}/s1/stolen/{tail}" for tail in UP)]
@@ -201,6 +202,7 @@ class RegionUnderAttack:
 def region_under_attack(folder: Path, url: str | None = None, **quotas: Any) -> Iterator[RegionUnderAttack]:
     region = RegionUnderAttack(folder, url, **quotas)
     try:
+        region.neighbour_goes_on()  # so that the neighbour is known, whichever attempt comes first
         yield region
     finally:
         region.close()

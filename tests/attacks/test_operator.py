@@ -112,8 +112,7 @@ async def running(site: Site) -> AsyncIterator[Node]:
     write(site, pipelines(site))
     node = Node(configfile.load(path), path)
     run = asyncio.create_task(node.run())
-    await until(lambda: run.done() or len(node.runners) == 3)
-    await until(lambda: all(runner.connected for runner in node.runners.values()))
+    await until(lambda: run.done() or site.is_up(node), node._probes.why_unready)
     yield node
     node.stop()
     await run

@@ -10,6 +10,7 @@ from typing import Any, Self
 import pytest
 
 from hedgerow.bus import Client, ClientOptions, Message
+from hedgerow.errors import HedgerowError
 
 
 class Listener(Client):
@@ -38,6 +39,13 @@ class Listener(Client):
         """Wait for this many messages. Returns: their payloads."""
         await eventually(lambda: len(self.messages) >= count, lambda: f"{len(self.messages)} of {count} messages")
         return self.payloads
+
+    async def failure(self) -> HedgerowError:
+        """Wait for an attempt to connect that fails. Returns: its error, as `wait_connected` raises it."""
+        await eventually(lambda: self._session.last_error is not None)
+        with pytest.raises(HedgerowError) as caught:
+            await self.wait_connected(0)
+        return caught.value
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()

@@ -176,28 +176,29 @@ async def test_a_missing_client_certificate_fails_with_the_settings_to_check(
     files, _, _, _ = authority
     with Mosquitto(tls=files) as broker:
         async with listener(broker.url, ca_file=files.ca_file) as client:
-            with pytest.raises(BusError) as caught:
-                await client.wait_connected(1)
+            error = await client.failure()
 
-    assert "cert_file" in caught.value.remedy
+    assert "cert_file" in error.remedy
 
 
 async def test_a_broker_with_an_unknown_authority_is_not_trusted(authority: Authority, listener: MakeListener) -> None:
     files, cert, key, stranger = authority
     with Mosquitto(tls=files) as broker:
         async with listener(broker.url, ca_file=stranger, cert_file=cert, key_file=key) as client:
-            with pytest.raises(BusError, match="not trusted") as caught:
-                await client.wait_connected(1)
+            error = await client.failure()
 
-    assert "ca_file" in caught.value.remedy
+    assert "not trusted" in str(error)
+    assert "ca_file" in error.remedy
 
 
 async def test_a_missing_certificate_file_is_a_configuration_error(
     authority: Authority, listener: MakeListener
 ) -> None:
     async with listener("mqtts://localhost:1", ca_file=Path("/nowhere/ca.pem")) as client:
-        with pytest.raises(ConfigError, match="certificates"):
-            await client.wait_connected(0.5)
+        error = await client.failure()
+
+    assert isinstance(error, ConfigError)
+    assert "certificates" in str(error)
 
 
 @pytest.mark.parametrize("url", ["http://host", "mqtt://", "mqtt://host:99999", "unix://", "localhost:1883"])
@@ -214,18 +215,18 @@ def passwords(tmp_path: Path) -> Path:
 
 
 async def test_a_wrong_password_is_reported_as_the_cause_and_logged_once(
-    passwords: Path, listener: MakeListener
+    passwords: Path, listener: MakeListener, eventually: Eventually
 ) -> None:
     with Mosquitto(config=["allow_anonymous false", f"password_file {passwords}"]) as broker:
         with capture_logs() as logs:
             async with listener(broker.url, username="node", password="wrong") as client:
-                with pytest.raises(BusError) as caught:
-                    await client.wait_connected(1)
+                error = await client.failure()
+                await eventually(lambda: broker.log.count("disconnected, not authorised") >= 4)
         async with listener(broker.url, username="node", password="right") as client:
             await client.wait_connected(60)
 
-    assert "password" in caught.value.remedy
-    assert "right" not in str(caught.value)
+    assert "password" in error.remedy
+    assert "right" not in str(error)
     assert len([entry for entry in logs if entry["event"] == "broker-disconnected"]) == 1
 
 
@@ -235,8 +236,7 @@ async def test_a_broker_that_starts_late_is_connected_to(listener: MakeListener)
         broker.start()
         broker.stop()
         async with listener(broker.url) as client:
-            with pytest.raises(BusError, match="refused the connection"):
-                await client.wait_connected(0.1)
+            assert "refused the connection" in str(await client.failure())
             await client.subscribe({"a": 1})  # made on the next link
             client.publish("a", b"waited", qos=1)
             broker.restart()
@@ -350,7 +350,7 @@ async def test_the_broker_pauses_at_receive_maximum_until_acknowledged(
         await client.subscribe({topic_prefix: 1})
         for number in range(11):
             sender.publish(topic_prefix, b"%d" % number, qos=1)
-        await sender.flush(10)
+        await sender.flush(60)
         await client.receive(10)
         await _round_trip(client)
         assert len(client.messages) == 10

@@ -302,7 +302,7 @@ async def test_a_half_open_link_is_detected_and_replaced(
             await eventually(lambda: not client.connected)
             proxy.restore()
             await client.wait_connected(60)
-            assert client.reconnects == 1
+            assert client.reconnects >= 1
 
     assert any("did not answer in time" in reason for _, reason in client.states)
 
@@ -320,10 +320,12 @@ async def test_a_link_that_ends_without_a_reason_is_replaced(
     assert reasons == [f"{mosquitto.url} closed the connection", "closed"]
 
 
-async def test_an_idle_link_is_kept_alive(mosquitto: Mosquitto, listener: MakeListener) -> None:
-    async with listener(mosquitto.url, keepalive_s=1) as client:
+async def test_an_idle_link_is_kept_alive(mosquitto: Mosquitto, listener: MakeListener, eventually: Eventually) -> None:
+    """A broker closes a link that is silent for 1.5 times the keep-alive; pings come at half of it."""
+    async with listener(mosquitto.url, keepalive_s=2) as client:
         await client.wait_connected(60)
-        await asyncio.sleep(2.5)  # a broker closes the link after 1.5 times the keep-alive
+        before = client.bytes_received
+        await eventually(lambda: client.bytes_received >= before + 3 * len(b"\xd0\x00"))
         assert client.connected
         assert client.reconnects == 0
 
@@ -431,8 +433,6 @@ async def test_a_peer_that_is_not_an_mqtt_5_broker_is_reported_as_the_cause(
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server, listener(url, connect_timeout_s=0.5) as client:
-        await eventually(lambda: any(not up for up, _ in client.states))
-        with pytest.raises(BusError) as caught:
-            await client.wait_connected(0.02)
+        error = await client.failure()
 
-    assert "MQTT 5" in caught.value.remedy
+    assert "MQTT 5" in error.remedy

@@ -59,6 +59,7 @@ def test_a_frame_that_ends_the_process_is_dead_lettered_after_two_crashes(
     until(lambda: len(collector.ids()) == 19, lambda: (sorted(collector.ids()), node.log[-3000:]))
     for numbers in numbers_by_stream(collector).values():  # a result whose acknowledgement was lost comes again
         assert list(dict.fromkeys(numbers)) == sorted(set(numbers))
+    until(lambda: collector.messages["event/pipeline-isolated"] and collector.messages["event/node-crashed"])
     (isolated,) = collector.messages["event/pipeline-isolated"]
     assert "trial ended the node twice with the same frame" in isolated["detail"]["reason"]
     assert {event["detail"]["stage"] for event in collector.messages["event/node-crashed"]} == {"trial"}
@@ -85,6 +86,7 @@ def test_a_frame_that_hangs_its_stage_fails_the_liveness_probe_and_is_not_run_a_
     (letter,) = collector.messages["dead/p"]
     assert (letter["reason"], letter["stage"]) == ("node-crashed", "trial")
     until(lambda: len(collector.ids()) == 19, lambda: (sorted(collector.ids()), node.log[-3000:]))
+    until(lambda: collector.messages["event/stage-hangs"])
     hung = [event["detail"] for event in collector.messages["event/stage-hangs"]]
     assert {each["stage"] for each in hung} == {"trial"}
     assert "in process" in hung[0]["stack"]

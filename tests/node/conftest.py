@@ -15,6 +15,12 @@ from trial_site import Site
 from hedgerow.testing import Mosquitto
 
 
+@pytest.fixture(autouse=True)
+def one_health_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health forgets the dead letters and losses of a period; none ends between what a test does and what it looks at."""
+    monkeypatch.setattr("hedgerow.node.health.FIRST_HEALTH_S", 3600.0)
+
+
 @pytest.fixture
 async def site(broker: Mosquitto, tmp_path: Path) -> AsyncIterator[Site]:
     """A site for this test, on the shared broker."""

@@ -203,6 +203,9 @@ class Running:
         assert {runner.built for runner in runners.values()} == self.opened
         await until(lambda: lanes(NAMES) == 2 * len(runners), lambda: f"{lanes(NAMES)} lanes for {sorted(runners)}")
         assert links() == 1 + 2 * len(runners) + (self.node._outbox.client is not None)
+        outbox = self.node._outbox.client
+        if outbox is not None:  # what is stored before its link is up is published as late
+            await outbox.wait_connected(60)
         for name, runner in runners.items():
             await runner.wait_connected(60)
             self.sent += 1

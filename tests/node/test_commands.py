@@ -407,9 +407,10 @@ async def test_renaming_a_key_needs_no_restart(site: Site) -> None:
 
 
 async def test_a_reload_adds_removes_and_moves_pipelines(site: Site) -> None:
-    async with site.node({"p": site.pipeline(), "gone": site.pipeline({"trial": {"tag": "g"}})}):
+    async with site.node({"p": site.pipeline(), "gone": site.pipeline({"trial": {"tag": "g"}})}) as node:
         reply = await site.reload({"p": site.pipeline(subscribe=f"{site.name}/elsewhere"), "new": site.pipeline()})
         assert reply["value"] == {"added": ["new"], "changed": ["p"], "removed": ["gone"], "kept": []}
+        await until(lambda: site.is_up(node))  # the new pipeline subscribes in the background
         await site.frame(1)
         await site.wait_results(1, "new")
         await site.client.publish(f"{site.name}/elsewhere", b'{"n": 2}', qos=1)
@@ -554,10 +555,9 @@ async def test_a_stage_that_keeps_failing_is_an_event_and_a_reason_in_health(sit
     assert {letter["reason"] for letter in site.dead_letters()} <= {"stage-failed", "circuit-open"}
 
 
-async def test_health_is_published(site: Site) -> None:
+async def test_health_is_published(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hedgerow.node.health.FIRST_HEALTH_S", 0.1)
     async with site.node():
-        await site.frames(range(5))
-        await site.wait_results(5)
         await until(lambda: site.published("health"))
         report = Health.model_validate(site.published("health")[-1].body)
 

@@ -65,8 +65,9 @@ async def test_health_reports_drift_and_nan_of_a_kept_version(
         assert node.health().state == "ok", "drift alone does not degrade the node"
 
         await send_until(lambda: door().not_finite > 0, offset=0.99)
-        assert node.health().state in ("degraded", "failing")
-        assert "NaN" in node.health().reasons[0]
+        health = node.health()
+        assert health.state in ("degraded", "failing")
+        assert any("NaN" in reason for reason in health.reasons), health.reasons  # its frames are dead letters, too
         await send_until(lambda: node.health().state == "failing", offset=2.0)
         shown = {name: value for name, _, _, value in gauges(node.runners, node._link)}
         assert shown["hedgerow_model_not_finite_share"] > 0.5

@@ -82,12 +82,18 @@ async def test_systemd_is_left_to_restart_a_node_whose_stage_hangs(site: Site, m
 
 
 async def test_a_slow_stage_does_not_hang_however_long_its_list(site: Site) -> None:
-    """Ten frames of 0.1 s in one list, with a limit of 0.7 s for one."""
-    slow = {"name": "trial", "config": {"sleep_s": 0.1}, "timeout_s": 0.7}
+    """Forty frames of 0.05 s in one list, with a limit of 1.5 s for one."""
+    slow = {"name": "trial", "config": {"sleep_s": 0.05}, "timeout_s": 1.5}
     async with site.node({"p": site.pipeline(slow, lanes=1)}) as node:
-        await site.frames(range(30))
-        await site.wait_results(30)
-        assert node.runners["p"].tally.hung == {}
+        runner = node.runners["p"]
+        runner._dispatcher.paused = True
+        await site.frames(range(40))
+        await until(lambda: runner.queued == 40)
+        runner._dispatcher.paused = False
+        runner._dispatcher.dispatch()
+        results = await site.wait_results(40)
+        assert runner.tally.hung == {}
+    assert {result["lineage"]["stages"][0][2] for result in results} == {40}, "one list"
     assert site.events("stage-hangs") == []
 
 
@@ -108,7 +114,7 @@ async def test_a_lane_that_waits_for_a_hung_stage_is_not_blamed(site: Site) -> N
 
 
 async def test_with_workers_the_worker_is_replaced_and_only_its_frame_is_lost(site: Site) -> None:
-    pipeline = site.pipeline({"name": "trial", "timeout_s": 0.5}, workers=1, queue={"policy": "fifo"})
+    pipeline = site.pipeline({"name": "trial", "timeout_s": 1.5}, workers=1, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}) as node:
         for number in range(10):
             await site.frame(number, "hang" if number == 4 else None)

@@ -15,7 +15,6 @@ from websockets.asyncio.server import ServerConnection, serve
 from hedgerow.bus import ClientOptions
 from hedgerow.bus.connect import parse_broker_url
 from hedgerow.bus.properties import encode_varint
-from hedgerow.errors import BusError
 from hedgerow.testing import Mosquitto
 
 MakeListener = Callable[..., Any]
@@ -73,7 +72,7 @@ async def test_a_session_survives_restarts_of_the_broker(
 async def test_a_keep_alive_is_answered(
     websockets: tuple[str, Mosquitto], listener: MakeListener, eventually: Callable[..., Any]
 ) -> None:
-    async with listener(websockets[0], keepalive_s=1) as client:
+    async with listener(websockets[0], keepalive_s=2) as client:
         await client.wait_connected(60)
         before = client.bytes_received
         await eventually(lambda: client.bytes_received >= before + 4)  # two replies to pings
@@ -101,8 +100,7 @@ async def test_with_tls_the_authority_is_checked(tmp_path: Path, held_port: int,
             await client.publish_and_wait("a", b"x" * 100_000)
             assert await client.receive(1) == [b"x" * 100_000]
         async with listener(url, ca_file=tmp_path / "stranger.pem") as client:
-            with pytest.raises(BusError, match="is not trusted"):
-                await client.wait_connected(2)
+            assert "is not trusted" in str(await client.failure())
 
 
 CONNACK = b"\x20\x03\x00\x00\x00"
@@ -185,8 +183,7 @@ async def test_a_server_that_ends_the_handshake_is_reported(listener: MakeListen
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     async with server, listener(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
-        with pytest.raises(BusError, match="closed the connection"):
-            await client.wait_connected(1)
+        assert "closed the connection" in str(await client.failure())
 
 
 @pytest.mark.parametrize(

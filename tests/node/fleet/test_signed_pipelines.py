@@ -190,9 +190,10 @@ async def test_signed_pipelines_run_with_their_files_also_without_the_region(own
 async def test_signed_pipelines_change_with_their_files(owner: Owner) -> None:
     """The configuration is the same, but a file of it is another."""
     site = owner.site
-    async with fleet_node(owner, signed_pipelines=True):
+    async with fleet_node(owner, signed_pipelines=True) as node:
         await owner.desire(1, signed_pipelines=owner.publish({"new": reads(site)}, "1.0.0", labels="one"))
         await owner.desire(2, signed_pipelines=owner.publish({"new": reads(site)}, "2.0.0", labels="two"))
+        await until(lambda: node.runners["new"].connected)
         await site.frame(1)
         assert (await site.wait_results(1, "new"))[0]["result"]["text"] == "two"
 

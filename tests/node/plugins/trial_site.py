@@ -91,13 +91,14 @@ class Site:
         self.name = f"site-{uuid.uuid4().hex[:8]}"
         self.address = Address("test", self.name, "node")
         self.received: list[Received] = []
+        self._marks = 0
 
     async def __aenter__(self) -> Self:
         self._stack = contextlib.AsyncExitStack()
         self.client = await self._stack.enter_async_context(self.connect())
         await self.client.subscribe(f"hedgerow/v1/test/{self.name}/+/+/#", qos=1)
-        listening = asyncio.create_task(self._listen())
-        self._stack.callback(listening.cancel)
+        self._listening = asyncio.create_task(self._listen())
+        self._stack.callback(self._listening.cancel)
         return self
 
     async def __aexit__(self, *exit: object) -> None:
@@ -112,7 +113,21 @@ class Site:
 
     async def _listen(self) -> None:
         async for message in self.client.messages:
-            self.received.append(received(message))
+            if message.topic.value == self._mark:
+                self._marks += 1
+            else:
+                self.received.append(received(message))
+
+    @property
+    def _mark(self) -> str:
+        return f"hedgerow/v1/test/{self.name}/~/mark/1"
+
+    async def catch_up(self) -> None:
+        """Wait until all that the broker has accepted for this site has arrived; not if the test has ended the broker."""
+        marks = self._marks
+        with contextlib.suppress(aiomqtt.MqttError):
+            await self.client.publish(self._mark, qos=1, timeout=PATIENCE_S)
+            await until(lambda: self._marks > marks or self._listening.done(), lambda: "a mark")
 
     # Messages from the node
 
@@ -240,13 +255,13 @@ class Site:
     async def node(
         self, pipelines: dict[str, Any] | None = None, *, check: bool = True, **sections: Any
     ) -> AsyncIterator[Node]:
-        """Run a connected node in this process; at the end it drains, and its tallies must balance."""
+        """Run a connected node in this process; at the end it drains, its tallies must balance, and all it sent has arrived."""
         path = self.folder / "node.yaml"
         path.write_text(self.yaml({"p": self.pipeline()} if pipelines is None else pipelines, **sections))
         node = Node(configfile.load(path), path)
         running = asyncio.create_task(node.run())
         try:
-            await until(lambda: running.done() or self._is_up(node), lambda: f"node: {node._probes.why_unready()}")
+            await until(lambda: running.done() or self.is_up(node), lambda: f"node: {node._probes.why_unready()}")
             if running.done():
                 await running
             yield node
@@ -254,12 +269,15 @@ class Site:
             runners = list(node.runners.values())
             node.stop()
             await running
+            await self.catch_up()
         if check:
             for runner in runners:
                 assert runner.tally.in_flight == 0
                 assert runner.tally.balanced, tally_counts(runner.tally)
 
-    def _is_up(self, node: Node) -> bool:
+    @staticmethod
+    def is_up(node: Node) -> bool:
+        """Whether all pipelines run or have failed, and all links are up."""
         expected = len(node.config.pipelines)
         outbox = node._outbox.client
         return (

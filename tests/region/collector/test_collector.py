@@ -19,7 +19,9 @@ from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventual
 
 from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.decode import filters
+from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.testing import Mosquitto, processes
@@ -61,8 +63,9 @@ async def test_results_from_an_outbox_are_stored_and_acknowledged(
 
     assert sorted(numbers(collector.store)) == list(range(1, 1001))
     assert 0 < len(node.acks) < 200
-    assert node_of(collector.store)["durable"] == 1000
-    assert status_of(collector.store)["sites"][0]["bytes_up"] == node_of(collector.store)["bytes_up"] > 100_000
+    shown = status_of(collector.store)
+    assert shown["nodes"][0]["durable"] == 1000
+    assert shown["sites"][0]["bytes_up"] == shown["nodes"][0]["bytes_up"] > 100_000
 
 
 async def test_an_outbox_that_catches_up_with_a_small_window_is_not_delayed(
@@ -146,7 +149,7 @@ async def test_a_duplicate_is_acknowledged_again_but_not_stored_again(
             other.publish(
                 node.address.topic(Channel.RESULT, "p"), result("p", 1), qos=1, properties=properties
             )  # fmt: skip
-            await eventually(lambda times=times: len(node.acks) == times, lambda: node.acks)
+            await eventually(lambda times=times: len(node.acks) >= times, lambda: node.acks)
     assert {(ack.epoch, ack.through[0]) for ack in node.acks} == {("e1", 1)}
     assert numbers(collector.store) == [1]
     assert node_of(collector.store)["repeats"] == 2
@@ -233,7 +236,9 @@ async def test_status_tells_silent_one_way_offline_and_ok_nodes_apart(
         assert 0 < region_status["round_trip_s"] < PATIENCE_S
         assert abs(region_status["clock_offset_s"]) < PATIENCE_S
         counted = 'hedgerow_region_nodes{status="one-way",verdict="deaf"} 1.0'
-        await eventually(lambda: counted in collector.probe("metrics")[1], lambda: collector.probe("metrics")[1])
+        await eventually(  # while they go on reporting: after three seconds without a message they would be silent
+            lambda: statuses() and counted in collector.probe("metrics")[1], lambda: collector.probe("metrics")[1]
+        )
         metrics = collector.probe("metrics")[1]
         assert "hedgerow_region_rollouts_up 1.0" in metrics
         assert "hedgerow_region_conducts 1.0" in metrics, "deprecated, but still exported"
@@ -332,7 +337,7 @@ async def test_a_bridge_that_forwards_nothing_down_is_found_though_it_is_connect
             node.send(100)
             await eventually(lambda: node.entries == 0, lambda: node.outbox.status)
             await eventually(lambda: node_of(collector.store).get("answered_s") is not None)
-            assert node_of(collector.store)["status"] == "ok"
+            await eventually(lambda: node_of(collector.store)["status"] == "ok", lambda: node_of(collector.store))
     with Mosquitto(config=[*bridge, *up, down[0]]) as site:
         async with gateway(url=site.url) as node:
             node.send(100)
@@ -395,6 +400,17 @@ def test_a_second_collector_on_the_same_store_is_refused(
 
     assert other.wait() == 1
     assert "Another collector writes" in other.log
+
+
+async def test_a_collector_that_is_starting_or_stopping_is_alive(tmp_path: Path) -> None:
+    """Its probes answer before its writer runs and after it has ended; an orchestrator would kill it for that."""
+    collector = Collector(RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}}))
+    assert collector._liveness_problems() == []
+    collector._writer.start()
+    await collector._close_writer()
+    assert collector._liveness_problems() == ["the store's writer thread has died"]
+    collector._closing = True
+    assert collector._liveness_problems() == []
 
 
 def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProcess, mosquitto: Mosquitto) -> None:

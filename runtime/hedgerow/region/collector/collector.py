@@ -344,7 +344,9 @@ class Collector:
     def _liveness_problems(self) -> list[str]:
         silent_s = time.monotonic() - self._last_beat
         reasons = [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _HUNG_AFTER_S else []
-        return reasons if self._writer.is_alive() else [*reasons, "the store's writer thread has died"]
+        if self._writer.ident is not None and not self._writer.is_alive() and not self._closing:
+            reasons.append("the store's writer thread has died")
+        return reasons
 
     def _readiness_problems(self) -> list[str]:
         reasons = [] if self._client.connected else ["not connected to the broker"]
