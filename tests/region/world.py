@@ -23,7 +23,7 @@ from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
-from hedgerow.topics import Address
+from hedgerow.topics import Address, Channel, parse
 from hedgerow.wire import fleet as wire
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth
 
@@ -225,6 +225,7 @@ class World:
         self.nodes: dict[Address, Node] = {}
         self.disconnected = False
         self.kills = 0
+        self.cleared: list[str] = []
         self._version = version
         self._since: float | None = None
         self._retained: dict[Address, bytes] = {}
@@ -275,6 +276,14 @@ class World:
             pending = controller.unpublished(self.now, listening)
             self._deliver(pending if deliver else [])
             controller.published({document.node: document.generation for document in pending})
+            clears = [one.topic for one in controller.uncleared(self.now)]
+            self.cleared += clears
+            controller.cleared(clears)
+            for topic in clears:
+                parsed = parse(topic)
+                assert parsed is not None
+                if parsed.channel is Channel.DESIRED:
+                    self._retained.pop(parsed.address, None)
         except Killed:
             self.kills += 1
             self._kill()

@@ -91,8 +91,8 @@ def show(options: StoreOptions, node: Node) -> None:
     Examples:
       hedgerow node show shop-12/gateway
     """
-    from hedgerow.region.rollouts.handlers import find_node
     from hedgerow.region.rollouts.inventory import inventory, newest_health
+    from hedgerow.region.rollouts.operation import find_node
     from hedgerow.region.rollouts.progress import AuditFilter, audit
     from hedgerow.topics import Address
 
@@ -283,8 +283,8 @@ def audit(
     WHO is the operating system's user, or the role in PostgreSQL; a name given with --as is shown as claimed.
     Refused requests are included. --json prints one line per entry, with the nodes and their generations.
     """
-    from hedgerow.region.rollouts.handlers import find_node
     from hedgerow.region.rollouts.inventory import inventory
+    from hedgerow.region.rollouts.operation import find_node
     from hedgerow.region.rollouts.progress import AuditFilter
     from hedgerow.region.rollouts.progress import audit as read
     from hedgerow.topics import Address

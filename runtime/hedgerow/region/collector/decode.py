@@ -98,6 +98,12 @@ def decode_message(message: Message, region: str, received_at: float, max_names:
         return RejectedRecord(*head, clean(message.topic), refusal.reason, detail, durable, payload, site)
 
 
+def clears(message: Message) -> bool:
+    """Whether a message only clears a retained one, as the region does when a node was forgotten or renamed."""
+    parsed = parse(message.topic)
+    return parsed is not None and not message.payload and parsed.channel in (Channel.STATUS, Channel.REPORTED)
+
+
 def site_of(topic: str, region: str) -> str:
     """Return the site that a topic names, even if the rest of it is invalid; "" if it names none of this region."""
     levels = topic.split("/", 5)

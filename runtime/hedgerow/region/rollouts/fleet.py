@@ -60,6 +60,14 @@ class Fleet:
         self.config = config
         self.database = database
         self.store = FleetStore(database)
+        self._read()
+
+    def reload(self) -> None:
+        """Read everything again, since nodes have other addresses, or are gone."""
+        self._read()
+        self.observed.refresh(self.database)
+
+    def _read(self) -> None:
         self.observed = ObservedState()
         self.desired = self.store.desired()
         self.rollouts = {stored.rollout.name: stored for stored in self.store.relevant()}

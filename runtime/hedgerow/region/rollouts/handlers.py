@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -13,6 +13,8 @@ from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up, look_up_pipelines
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
+from hedgerow.region.rollouts.life import forget
+from hedgerow.region.rollouts.operation import Action, Operation
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, own_labels, superseded, why_unfit
 from hedgerow.region.rollouts.planning.planner import roll_back
@@ -33,43 +35,9 @@ from hedgerow.region.rollouts.progress import unknown_rollout
 from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
 from hedgerow.region.rollouts.store import Actor, StoredRollout
 from hedgerow.region.store.database.database import RegionStoreError, StoreRefused
-from hedgerow.topics import Address
 from hedgerow.wire.fleet import SwapPolicy
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """A request and its context.
-
-    Attributes:
-        by: who requests it, and why.
-        now: Unix seconds.
-        listening: since when the region has been receiving.
-    """
-
-    fleet: Fleet
-    request: RolloutRequest
-    by: Actor
-    now: float
-    listening: Listening
-
-    @property
-    def node(self) -> Address:
-        """The node that the request names."""
-        return find_node(self.fleet.observed.ids, str(self.request.args["node"]))
-
-    def require_reason(self) -> None:
-        """Check that the request gives a reason.
-
-        Raises: CommandError: it gives none.
-        """
-        if not self.by.why:
-            raise CommandError("A reason is required", code="no-reason", remedy="Give it with --why.")
-
-
-Action = Callable[[Operation], Any]
 
 
 def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
@@ -332,24 +300,6 @@ def _unpin(operation: Operation) -> Any:
     return {"node": str(node), "model": name}
 
 
-def find_node(nodes: Iterable[Address], text: str) -> Address:
-    """Return the node named by `region/site/node`, `site/node` or its name alone.
-
-    Raises: CommandError: there is no such node, or several.
-    """
-    found = [node for node in nodes if text in (str(node), f"{node.site}/{node.node}", node.node)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise CommandError(
-            f"There is no node {text}", code="unknown-node", remedy="List the known nodes with `hedgerow nodes`."
-        )
-    shown = ", ".join(map(str, sorted(found)[:5]))
-    raise CommandError(
-        f"{text} matches {len(found)} nodes", code="ambiguous-node", remedy=f"Use a full address: {shown}."
-    )
-
-
 _ACTIONS: Final[Mapping[str, Action]] = {
     "rollout-start": _start,
     "rollout-pause": _pause,
@@ -359,4 +309,6 @@ _ACTIONS: Final[Mapping[str, Action]] = {
     "node-pipelines": _pipelines,
     "node-pin": _pin,
     "node-unpin": _unpin,
+    "node-forget": forget.forget,
+    "node-admit": forget.admit,
 }

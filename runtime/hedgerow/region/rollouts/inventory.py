@@ -24,7 +24,7 @@ _NODES = """
 SELECT n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.stopped, n.health_state, n.health_reasons, n.answered_at,
        n.unanswered, s.received_at, s.payload, d.generation, d.published, d.document, d.pins
 FROM node n LEFT JOIN said s ON s.node = n.id AND s.channel = ? LEFT JOIN desired d ON d.node = n.id
-ORDER BY n.region, n.site, n.name
+WHERE n.forgotten_at IS NULL ORDER BY n.region, n.site, n.name
 """
 
 

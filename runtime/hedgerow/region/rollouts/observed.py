@@ -57,7 +57,9 @@ class ObservedState:
 
         Raises: RegionStoreError: they cannot be read.
         """
-        for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
+        for row in database.rows(
+            "SELECT id, region, site, name, online, heard_at FROM node WHERE forgotten_at IS NULL"
+        ):
             self._row(self._update_presence, row)
         since = self._newest_report - _LATE_S
         for row in database.rows(

@@ -176,7 +176,8 @@ class FleetStore:
     def desired(self) -> dict[Address, StoredDesired]:
         """Return the desired documents of all nodes."""
         rows = self.database.rows(
-            "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
+            "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node "
+            "WHERE n.forgotten_at IS NULL"
         )
         found = {}
         for region, site, name, document, published, pins in rows:

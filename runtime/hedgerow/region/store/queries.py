@@ -16,6 +16,7 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database, RegionStoreError
+from hedgerow.region.store.identity import former_addresses
 from hedgerow.region.store.ledgers import ledger_of
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
@@ -230,9 +231,10 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
-        "ORDER BY region, site, name"
+        "WHERE forgotten_at IS NULL ORDER BY region, site, name"
     )
-    return [_readable(row, gaps, missing, as_of, silent_after_s) for row in rows]
+    former = former_addresses(database)
+    return [_readable(row, gaps, missing, as_of, silent_after_s) | {"formerly": former.get(row[0], [])} for row in rows]
 
 
 def _readable(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
@@ -279,6 +281,13 @@ def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_afte
         "bytes_in": int(bytes_in),
         "bytes_up": int(size),
     }
+
+
+def node_counts(database: Database, node: int) -> tuple[int, int]:
+    """Return how many results of a node are stored, and how many are missing, by the id of its row."""
+    ((results,),) = database.rows("SELECT count(*) FROM result WHERE node = ?", (node,))
+    ledgers = database.rows("SELECT epoch, state FROM ledger WHERE node = ?", (node,))
+    return int(results), sum(_holes(epoch, state) for epoch, state in ledgers)
 
 
 def _holes(epoch: str, state: str) -> int:

@@ -18,6 +18,8 @@ SUPERSEDED: Final = "superseded"
 """Code of a task that a later rollout has replaced."""
 PINNED: Final = "pinned"
 """Code of a task on a node where an operator has pinned the model."""
+FORGOTTEN: Final = "forgotten"
+"""Code of a task on a node that an operator has forgotten."""
 
 
 def own_labels(reported: Labels, of_region: Labels) -> dict[str, str]:
@@ -104,7 +106,7 @@ def joins(
         decided |= rollout.models.keys()
         if not free or rollout.phase is Phase.ROLLING_BACK or why_unfit(rollout.models, reported):
             continue
-        if task is None or (task.state == "removed" and task.code in (SUPERSEDED, PINNED)):
+        if task is None or (task.state == "removed" and task.code in (SUPERSEDED, PINNED, FORGOTTEN)):
             found.append(rollout)
             if not rollout.phase.ended:
                 break
