@@ -19,6 +19,7 @@ from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Rollout
 from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.rollouts.store import FleetStore
+from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
@@ -319,6 +320,39 @@ class World:
     def request_open(self) -> bool:
         """Whether a request is open."""
         return bool(open_requests(self._operator_database))
+
+    def answers(self) -> list[tuple[bool, Any]]:
+        """Return the answers to all requests: whether each was accepted, and what was answered."""
+        rows = self._operator_database.rows(
+            "SELECT accepted, answer FROM intent WHERE answered_at IS NOT NULL ORDER BY id"
+        )
+        return [(bool(accepted), json.loads(answer)) for accepted, answer in rows]
+
+    def do(self, verb: str, **args: Any) -> Any:
+        """Send a request, have it handled, and return the answer. Raises: AssertionError: it is refused."""
+        self.ask(verb, **args)
+        self.turn()
+        accepted, answer = self.answers()[-1]
+        assert accepted, answer
+        return answer
+
+    def refused(self, verb: str, **args: Any) -> str:
+        """Send a request that is refused, and return its code."""
+        self.ask(verb, **args)
+        self.turn()
+        accepted, answer = self.answers()[-1]
+        assert not accepted, answer
+        assert answer["remedy"]
+        return str(answer["code"])
+
+    @property
+    def database(self) -> Database:
+        """The store, as an operator's command opens it."""
+        return self._operator_database
+
+    def store(self, *records: StoreRecord) -> BatchOutcome:
+        """Store records, as the collector does."""
+        return self._store.apply(records)
 
     def rollout(self, name: str = "faces-2.0.0") -> Rollout:
         """Return a stored rollout."""

@@ -125,6 +125,8 @@ class RolloutController:
         if topics:
             with self.fleet.database.transaction():
                 topics_cleared(self.fleet.database, topics)
+            for topic in topics:
+                self._clearing.pop(topic, None)
 
     def published(self, generations: Mapping[Address, int]) -> None:
         """Record which documents the broker has.
