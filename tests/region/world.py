@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from tests.region.responders import digest, ref
 
+from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.controller import PendingDocument, RolloutController
 from hedgerow.region.rollouts.planning.gate import Listening
@@ -22,6 +23,7 @@ from hedgerow.region.rollouts.store import FleetStore
 from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address, Channel, parse
@@ -350,6 +352,16 @@ class World:
         """The store, as an operator's command opens it."""
         return self._operator_database
 
+    def acks(self) -> list[tuple[LedgerKey, Ack]]:
+        """Return the acknowledgements that the collector repeats when it starts."""
+        return self._store.acks()
+
+    def reopen(self) -> None:
+        """Restart the collector and the rollout service."""
+        self._kill()
+        self._store.close()
+        self._store = RegionStore(open_database(self.url, write=True), self.config)
+
     def store(self, *records: StoreRecord) -> BatchOutcome:
         """Store records, as the collector does."""
         return self._store.apply(records)
@@ -411,8 +423,10 @@ class World:
         self._retained |= {document.node: document.payload for document in pending}
         delivered = {document.node for document in pending}
         for address, document in self._retained.items():
-            node = self.nodes[address]
-            if node.online and (
-                address in delivered or node.generation < wire.Desired.model_validate_json(document).generation
+            node = self.nodes.get(address)
+            if (
+                node is not None
+                and node.online
+                and (address in delivered or node.generation < wire.Desired.model_validate_json(document).generation)
             ):
                 node.take(document, self.now)

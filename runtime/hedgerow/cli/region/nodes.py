@@ -101,7 +101,7 @@ def show(options: StoreOptions, node: Node) -> None:
         address = find_node(found, node)
         details = found[address] | {
             "health": newest_health(database, address),
-            "audit": audit(database, newest=10, which=AuditFilter(node=str(address))),
+            "audit": audit(database, newest=10, which=AuditFilter(node=str(address), former=_former(found[address]))),
         }
     if options.json:
         print_json(details)
@@ -112,6 +112,10 @@ def show(options: StoreOptions, node: Node) -> None:
 def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
     why = f" ({node['why']})" if node["why"] else ""
     rows = [("node", node["node"]), ("status", f"{node['status']}{why}")]
+    rows += [
+        ("formerly", f"{one['node']}, {'left' if one['seen'] else 'still, until it reports under its new name'}")
+        for one in node["formerly"]
+    ]
     rows.append(("generation", f"{_generation(node)}{'' if not _state(node) else ', ' + _state(node)}"))
     for name, one in node["models"].items():
         ref, file = one.get("model"), short_digest(one["file_digest"])
@@ -287,13 +291,17 @@ def audit(
     from hedgerow.region.rollouts.operation import find_node
     from hedgerow.region.rollouts.progress import AuditFilter
     from hedgerow.region.rollouts.progress import audit as read
+    from hedgerow.region.store.life.identity import forgotten_nodes
     from hedgerow.topics import Address
 
-    now = time.time()
+    now, former = time.time(), ()
     with options.open() as database:
         if node is not None:
-            node = str(find_node([Address(*one["node"].split("/")) for one in inventory(database, now)], node))
-        which = AuditFilter(rollout, node, who, action, parse_time(since, now), parse_time(until, now))
+            known = {Address(*one["node"].split("/")): one for one in inventory(database, now)}
+            gone = {address: {"formerly": []} for address in forgotten_nodes(database)}
+            address = find_node({**gone, **known}, node)
+            node, former = str(address), _former({**gone, **known}[address])
+        which = AuditFilter(rollout, node, who, action, parse_time(since, now), parse_time(until, now), former)
         lines = read(database, newest=newest, which=which)
     if options.json:
         for line in lines:
@@ -316,6 +324,11 @@ def _why(line: dict[str, Any]) -> str:
         states = Counter(change[0] for change in detail["nodes"].values())
         parts += [f"{count} {'rolled back' if state == 'proved' else state}" for state, count in sorted(states.items())]
     return "; ".join(filter(None, parts))
+
+
+def _former(node: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Return the addresses that a node had before, and until when, for its part of the audit log."""
+    return tuple((one["node"], one["until"]) for one in node["formerly"])
 
 
 def _generation(node: dict[str, Any]) -> str:

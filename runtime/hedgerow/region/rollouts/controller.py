@@ -24,7 +24,7 @@ from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step
 from hedgerow.region.rollouts.planning.state import Wait, add_nodes
 from hedgerow.region.rollouts.store import Actor
 from hedgerow.region.store.database.database import Database, StoreTrouble
-from hedgerow.region.store.identity import topics_cleared, topics_to_clear
+from hedgerow.region.store.life.identity import topics_cleared, topics_to_clear
 from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Desired

@@ -13,7 +13,8 @@ from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up, look_up_pipelines
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
-from hedgerow.region.rollouts.life import forget
+from hedgerow.region.rollouts.life import forget, rename
+from hedgerow.region.rollouts.life.replace import replace_machine
 from hedgerow.region.rollouts.operation import Action, Operation
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, own_labels, superseded, why_unfit
@@ -311,4 +312,6 @@ _ACTIONS: Final[Mapping[str, Action]] = {
     "node-unpin": _unpin,
     "node-forget": forget.forget,
     "node-admit": forget.admit,
+    "node-rename": rename.rename,
+    "node-replace": replace_machine,
 }

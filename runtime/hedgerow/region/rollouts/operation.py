@@ -12,7 +12,7 @@ from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.requests import RolloutRequest
 from hedgerow.region.rollouts.store import Actor
-from hedgerow.region.store.identity import aliases
+from hedgerow.region.store.life.identity import aliases
 from hedgerow.topics import Address
 
 

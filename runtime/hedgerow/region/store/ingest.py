@@ -13,9 +13,9 @@ from hedgerow.bus.outbox.records import PreviousEpoch, priority_of, sequence_of
 from hedgerow.region.config import QuotasSection
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.former_addresses import FormerAddresses
-from hedgerow.region.store.identity import Forgotten, clear_topics, forgotten_nodes
 from hedgerow.region.store.ledgers import MAX_EPOCHS, MAX_RANGES, Ledgers, OutboxLedger, json_text, save_ledgers
+from hedgerow.region.store.life.former_addresses import FormerAddresses
+from hedgerow.region.store.life.identity import Forgotten, clear_topics, forgotten_nodes
 from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
 from hedgerow.region.store.quotas import SiteQuotas
 from hedgerow.region.store.records import (
@@ -147,6 +147,9 @@ class Ingest:
 
     def _result(self, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
         number = record.number
+        if record.named is not None and record.named not in self._former.names(node):
+            self._reject(reject(record, "another-node", f"it names {record.named}", durable=True), node, batch)
+            return
         if number is None:
             batch.add_unnumbered(node, record)
         else:

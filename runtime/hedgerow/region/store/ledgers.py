@@ -13,7 +13,7 @@ import structlog
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.identity import CURRENT_ADDRESSES
+from hedgerow.region.store.life.identity import CURRENT_ADDRESSES
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.topics import Address
 

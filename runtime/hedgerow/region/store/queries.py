@@ -16,9 +16,9 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database, RegionStoreError
-from hedgerow.region.store.identity import former_addresses
-from hedgerow.region.store.ledgers import ledger_of
+from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
+from hedgerow.region.store.missing import count_missing
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
@@ -227,7 +227,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     }
     missing: dict[int, int] = {}
     for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        missing[node] = min(missing.get(node, 0) + _holes(epoch, state), MAX_COUNT)
+        missing[node] = min(missing.get(node, 0) + count_missing(epoch, state), MAX_COUNT)
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
@@ -281,26 +281,6 @@ def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_afte
         "bytes_in": int(bytes_in),
         "bytes_up": int(size),
     }
-
-
-def node_counts(database: Database, node: int) -> tuple[int, int]:
-    """Return how many results of a node are stored, and how many are missing, by the id of its row."""
-    ((results,),) = database.rows("SELECT count(*) FROM result WHERE node = ?", (node,))
-    ledgers = database.rows("SELECT epoch, state FROM ledger WHERE node = ?", (node,))
-    return int(results), sum(_holes(epoch, state) for epoch, state in ledgers)
-
-
-def _holes(epoch: str, state: str) -> int:
-    """Count the numbers not received although later ones were; 0 if the ledger cannot be read, which the service reports."""
-    try:
-        ledger = ledger_of(epoch, state)
-    except Exception:  # noqa: BLE001 - one row must not hide all others
-        return 0
-    return sum(
-        high - low + 1
-        for priority, ranges in ledger.state().items()
-        for low, high in ledger.ranges(priority).missing(ranges[-1][1])
-    )
 
 
 def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

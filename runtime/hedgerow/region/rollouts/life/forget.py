@@ -14,7 +14,7 @@ from hedgerow.region.rollouts.operation import Operation, find_node
 from hedgerow.region.rollouts.planning.membership import FORGOTTEN, superseded
 from hedgerow.region.rollouts.planning.state import remove_nodes
 from hedgerow.region.rollouts.store import StoredDesired, StoredRollout
-from hedgerow.region.store.identity import (
+from hedgerow.region.store.life.identity import (
     Forgotten,
     admit_node,
     forget_node,
@@ -22,7 +22,8 @@ from hedgerow.region.store.identity import (
     lock_changes,
     retained_topics,
 )
-from hedgerow.region.store.queries import iso, node_counts
+from hedgerow.region.store.missing import node_counts
+from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired
 

@@ -39,7 +39,7 @@ def next_document(
     """
     last = document.generation if document is not None else 0
     seen = reported.generation if reported is not None else 0
-    changes: dict[str, Any] = {"at": now, "rollout": rollout, **_generation(last, seen)}
+    changes: dict[str, Any] = {"node": str(node), "at": now, "rollout": rollout, **_generation(last, seen)}
     base = document if document is not None else Desired(node=str(node), generation=1, at=now)
     if models is not None:
         changes["models"] = _merged(base.models, models)

@@ -78,12 +78,14 @@ class ObservedNode:
         last_seen: when anything last arrived from it.
         reported: its last report.
         samples: its last health reports, in order.
+        moving: it has another address now than the one under which it runs, so no document reaches it yet.
     """
 
     online: bool | None = None
     last_seen: float | None = None
     reported: Reported | None = None
     samples: Sequence[HealthSample] = ()
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

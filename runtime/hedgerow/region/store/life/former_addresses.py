@@ -7,13 +7,13 @@ session that the node never had then shows another machine, which is a node of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import structlog
 
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.identity import Alias, aliases
+from hedgerow.region.store.life.identity import Alias, aliases, end_alias, former_addresses
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.topics import Address
@@ -39,12 +39,17 @@ class FormerAddresses:
         self._aliases: dict[Address | None, Alias] = {**aliases(database)}
         wanted = {alias.node for alias in self._aliases.values()}
         self._nodes = {node.id: node for node in nodes if node.id in wanted}
+        self._names = {row: {one["node"] for one in every} for row, every in former_addresses(database).items()}
         self.unseen = {alias.node for alias in self._aliases.values() if not alias.seen}
 
     def find(self, address: Address) -> KnownNode | None:
         """Return the node that an address stood for; None: there is none."""
         alias = self._aliases.get(address)
         return None if alias is None else self._nodes.get(alias.node)
+
+    def names(self, node: KnownNode) -> Collection[str]:
+        """Return all addresses that a node has had before; its results may still name one."""
+        return self._names.get(node.id, ())
 
     def note(self, node: KnownNode, record: StoreRecord, now: float) -> None:
         """Note that a node reports under its present address."""
@@ -77,6 +82,5 @@ class FormerAddresses:
     def end(self, address: Address, node: KnownNode, now: float) -> None:
         """End a former address: another node has it now."""
         del self._aliases[address]
-        ended = "UPDATE alias SET ended_at = ? WHERE ended_at IS NULL AND region = ? AND site = ? AND name = ?"
-        self._database.run(ended, (now, *address))
+        end_alias(self._database, address, now)
         log.warning("former-address-taken", address=str(address), of=str(node.address))

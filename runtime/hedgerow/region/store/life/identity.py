@@ -101,6 +101,30 @@ def admit_node(database: Database, node: Forgotten) -> None:
     keep_topics(database, node.address)
 
 
+def move_node(database: Database, node: int, old: Address, new: Address, now: float) -> None:
+    """Give a node another address. The old one stands for it until its machine has the new one, and for what was on its way."""
+    count_change(database)
+    end_alias(database, new, now)
+    since = "INSERT INTO alias (node, region, site, name, since) VALUES (?, ?, ?, ?, ?)"
+    database.run(since, (node, *old, now))
+    database.run("UPDATE node SET site = ?, name = ? WHERE id = ?", (new.site, new.node, node))
+    database.run("UPDATE desired SET published = 0 WHERE node = ?", (node,))
+    clear_topics(database, retained_topics(old))
+    keep_topics(database, new)
+
+
+def end_alias(database: Database, address: Address, now: float) -> None:
+    """End a former address: from now on, another node has it."""
+    ended = "UPDATE alias SET ended_at = ? WHERE ended_at IS NULL AND region = ? AND site = ? AND name = ?"
+    database.run(ended, (now, *address))
+
+
+def nodes_not_moved(database: Database) -> set[int]:
+    """Return the ids of the nodes that have not reported under their present address since they got it."""
+    rows = database.rows("SELECT DISTINCT node FROM alias WHERE seen_at IS NULL AND ended_at IS NULL")
+    return {node for (node,) in rows}
+
+
 def retained_topics(address: Address) -> list[str]:
     """Return the topics of a node whose last message brokers keep."""
     return [address.topic(channel) for channel in _RETAINED]
