@@ -131,6 +131,12 @@ class Node:
             return
         self._generation, self._desired = desired.generation, desired
         self._state, self._error, self._returned = "succeeded", None, False
+        if "faces" in desired.withdrawn and self._version is not None:
+            if self.does.get("none") == "needs":
+                self._fail("model-needed")
+            else:
+                self._version = None
+            return
         desired_model = desired.models.get("faces")
         if desired_model is None or desired_model.version == self._version:
             return

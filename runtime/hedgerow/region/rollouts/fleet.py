@@ -152,7 +152,12 @@ class Fleet:
         for node in nodes:
             observed, old = self.observed.nodes[node], self.desired.get(node)
             desired[node] = self.next_desired(
-                node, now, rollout=rollout.name, models=rollout.models, swap=rollout.plan.swap
+                node,
+                now,
+                rollout=rollout.name,
+                models=rollout.models,
+                withdraw=rollout.withdrawn,
+                swap=rollout.plan.swap,
             )
             tasks[node] = replace(
                 tasks[node],

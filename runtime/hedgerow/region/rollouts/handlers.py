@@ -108,10 +108,13 @@ def _start(operation: Operation) -> Any:
             code="name-taken",
             remedy=f"Choose another name; `hedgerow rollout status {plan.rollout}` shows the existing one.",
         )
-    entries = {name: look_up(fleet.config.models.repository, name, desired) for name, desired in plan.models.items()}
+    entries = {
+        name: None if desired == "none" else look_up(fleet.config.models.repository, name, desired)
+        for name, desired in plan.models.items()
+    }
     chosen = [node for node in sorted(fleet.observed.nodes) if plan.selector.matches(fleet.labels(node))]
     pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
-    refs = {name: entry.ref for name, entry in entries.items()}
+    refs = {name: entry and entry.ref for name, entry in entries.items()}
     unfit = {
         node: why
         for node in chosen
@@ -148,7 +151,7 @@ def _start(operation: Operation) -> Any:
     return {
         "rollout": plan.rollout,
         "dry_run": dry_run,
-        "models": {name: entry.ref.model_dump() for name, entry in entries.items()},
+        "models": {name: ref and ref.model_dump() for name, ref in refs.items()},
         "nodes": len(members),
         "not_heard": len(absent),
         "pinned": [str(node) for node in pinned],
@@ -162,16 +165,21 @@ def _start(operation: Operation) -> Any:
 
 
 def _begin(
-    fleet: Fleet, plan: RolloutPlan, entries: Mapping[str, CatalogEntry], waves: Iterable[Wave], by: Actor, now: float
+    fleet: Fleet,
+    plan: RolloutPlan,
+    entries: Mapping[str, CatalogEntry | None],
+    waves: Iterable[Wave],
+    by: Actor,
+    now: float,
 ) -> None:
     waves = tuple(waves)
     rollout = Rollout(
         plan.rollout,
         plan,
-        {name: entry.ref for name, entry in entries.items()},
+        {name: entry and entry.ref for name, entry in entries.items()},
         tuple(wave.title for wave in waves),
         {node: Task(number) for node, number in sorted(wave_of(waves).items())},
-        {name: entry.files for name, entry in entries.items()},
+        {name: entry.files for name, entry in entries.items() if entry is not None},
     )
     for stored in list(fleet.rollouts.values()):
         if gone := superseded(stored.rollout, rollout.models, rollout.tasks):
@@ -180,7 +188,7 @@ def _begin(
             )
     fleet.rollouts[rollout.name] = fleet.store.add(StoredRollout(0, rollout, by, now, now), fleet.observed.ids)
     sizes = [len(wave.nodes) for wave in waves]
-    models = {name: ref.model_dump() for name, ref in rollout.models.items()}
+    models = {name: ref and ref.model_dump() for name, ref in rollout.models.items()}
     fleet.store.audit(by, "rollout-started", now, rollout=plan.rollout, waves=sizes, models=models)
 
 

@@ -155,7 +155,7 @@ def _head(stored: StoredRollout) -> dict[str, Any]:
         "rollout": rollout.name,
         "phase": rollout.phase.value,
         "ended": rollout.phase.ended,
-        "models": {name: ref.model_dump() for name, ref in rollout.models.items()},
+        "models": {name: ref and ref.model_dump() for name, ref in rollout.models.items()},
         "target": rollout.plan.target,
         "started_at": iso(stored.started_at),
         "changed_at": iso(stored.changed_at),

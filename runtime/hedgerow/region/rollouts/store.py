@@ -149,7 +149,7 @@ class FleetStore:
         """Insert a new rollout. Returns: the rollout with its id."""
         rollout = stored.rollout
         models = {
-            name: {"ref": ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
+            name: {"ref": ref and ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
             for name, ref in rollout.models.items()
         }
         plan = rollout.plan.model_dump_json(exclude_unset=True)
@@ -215,7 +215,7 @@ class FleetStore:
         rollout = Rollout(
             one["name"],
             stored_plan(orjson.loads(one["plan"])),
-            {name: ModelRef.model_validate(model["ref"]) for name, model in models.items()},
+            {name: model["ref"] and ModelRef.model_validate(model["ref"]) for name, model in models.items()},
             tuple(orjson.loads(one["waves"])),
             tasks,
             {name: frozenset(model["files"]) for name, model in models.items()},

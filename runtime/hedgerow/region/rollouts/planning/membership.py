@@ -67,12 +67,14 @@ def conflict(nodes: Collection[Address], others: Iterable[Rollout]) -> str | Non
     return None
 
 
-def why_unfit(models: Mapping[str, ModelRef], reported: Reported | None) -> str:
+def why_unfit(models: Mapping[str, ModelRef | None], reported: Reported | None) -> str:
     """Return why a node cannot serve these versions, by the models that its file names; "" if it can, or does not say."""
     configured = None if reported is None else reported.configured
     if configured is None:
         return ""
     for name, ref in sorted(models.items()):
+        if ref is None:  # any node can be without it
+            continue
         if name not in configured:
             return f"its file has no model {name}; it has {', '.join(sorted(configured)) or 'none'}"
         if configured[name] not in ("", ref.name):

@@ -281,7 +281,8 @@ def _list_nodes(nodes: list[Address]) -> str:
 def _summary(rollout: Rollout) -> str:
     states = [task.state for task in rollout.tasks.values()]
     late = states.count("queued") + states.count("in-progress")
-    parts = [f"{states.count('succeeded')} of {len(states)} nodes serve it"]
+    done = "are without it" if rollout.withdrawn == rollout.models.keys() else "serve it"
+    parts = [f"{states.count('succeeded')} of {len(states)} nodes {done}"]
     parts += [f"{rollout.failed} failed"] if rollout.failed else []
     parts += [f"{late} late"] if late else []
     return ", ".join(parts)
