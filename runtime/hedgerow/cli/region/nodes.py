@@ -294,11 +294,12 @@ def audit(
     from hedgerow.region.store.life.identity import forgotten_nodes
     from hedgerow.topics import Address
 
-    now, former = time.time(), ()
+    now = time.time()
+    former: tuple[tuple[str, float], ...] = ()
     with options.open() as database:
         if node is not None:
             known = {Address(*one["node"].split("/")): one for one in inventory(database, now)}
-            gone = {address: {"formerly": []} for address in forgotten_nodes(database)}
+            gone: dict[Address, dict[str, Any]] = {address: {"formerly": []} for address in forgotten_nodes(database)}
             address = find_node({**gone, **known}, node)
             node, former = str(address), _former({**gone, **known}[address])
         which = AuditFilter(rollout, node, who, action, parse_time(since, now), parse_time(until, now), former)

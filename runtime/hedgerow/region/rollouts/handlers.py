@@ -114,7 +114,7 @@ def _start(operation: Operation) -> Any:
     }
     chosen = [node for node in sorted(fleet.observed.nodes) if plan.selector.matches(fleet.labels(node))]
     pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
-    refs = {name: entry and entry.ref for name, entry in entries.items()}
+    refs = {name: None if entry is None else entry.ref for name, entry in entries.items()}
     unfit = {
         node: why
         for node in chosen
@@ -176,7 +176,7 @@ def _begin(
     rollout = Rollout(
         plan.rollout,
         plan,
-        {name: entry and entry.ref for name, entry in entries.items()},
+        {name: None if entry is None else entry.ref for name, entry in entries.items()},
         tuple(wave.title for wave in waves),
         {node: Task(number) for node, number in sorted(wave_of(waves).items())},
         {name: entry.files for name, entry in entries.items() if entry is not None},

@@ -81,7 +81,8 @@ def audit(database: Database, *, newest: int, which: AuditFilter | None = None) 
     _require_known(database, which)
     # Not LIKE: it treats `_` as a wildcard, and SQLite's ignores case.
     about = "replace(detail, ?, '') <> detail"
-    of_node, values = "", ()
+    of_node = ""
+    values: tuple[str | float, ...] = ()
     if which.node is not None:
         of_node = " OR ".join([about, *(f"({about} AND at < ?)" for _ in which.former)])
         values = (f'"{which.node}"', *(part for name, until in which.former for part in (f'"{name}"', until)))

@@ -56,7 +56,7 @@ class Ingest:
     def __init__(self, database: Database, quotas: QuotasSection) -> None:
         self._database = database
         self.nodes = load_nodes(database)
-        self._forgotten: Mapping[Address | None, Forgotten] = {**forgotten_nodes(database)}
+        self._forgotten: Mapping[Address | None, Forgotten] = dict(forgotten_nodes(database).items())
         self._former = FormerAddresses(database, self.nodes.values())
         self._cleared: dict[str, float] = {}
         self.quotas = SiteQuotas(database, quotas, list(self.nodes.values()))

@@ -108,4 +108,6 @@ def _go_on(fleet: Fleet, node: Address, now: float) -> None:
 
 
 def _reply(old: Address, new: Address, operation: Operation, *, already: bool) -> dict[str, Any]:
-    return {"node": str(new), "was": str(old), "dry_run": operation.dry_run, "already": already}
+    alias = aliases(operation.fleet.database).get(old)
+    seen = already and alias is not None and alias.seen
+    return {"node": str(new), "was": str(old), "dry_run": operation.dry_run, "already": already, "seen": seen}

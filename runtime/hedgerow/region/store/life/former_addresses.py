@@ -36,7 +36,7 @@ class FormerAddresses:
 
     def __init__(self, database: Database, nodes: Iterable[KnownNode]) -> None:
         self._database = database
-        self._aliases: dict[Address | None, Alias] = {**aliases(database)}
+        self._aliases: dict[Address | None, Alias] = dict(aliases(database).items())
         wanted = {alias.node for alias in self._aliases.values()}
         self._nodes = {node.id: node for node in nodes if node.id in wanted}
         self._names = {row: {one["node"] for one in every} for row, every in former_addresses(database).items()}
