@@ -362,6 +362,10 @@ class World:
         """Return the acknowledgements that the collector repeats when it starts."""
         return self._store.acks()
 
+    def beat(self) -> None:
+        """Show that the service runs, to commands that look at the real clock."""
+        self._store.beat(connected=True)
+
     def reopen(self) -> None:
         """Restart the collector and the rollout service."""
         self._kill()

@@ -53,6 +53,9 @@ def nodes(
             help="Only nodes that are ok, degraded, one-way, silent, offline, stopped or unknown.",
         ),
     ] = None,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="List forgotten nodes instead: when, by whom and why.")
+    ] = False,
 ) -> None:
     """List a region's nodes, their status, and the models they run.
 
@@ -67,6 +70,9 @@ def nodes(
     from hedgerow.labels import parse_selector
     from hedgerow.region.rollouts.inventory import NodeFilter, inventory, parse_status
 
+    if forgotten:
+        _list_forgotten(options)
+        return
     filter_ = NodeFilter(parse_selector(selector), model, None if health is None else parse_status(health))
     with options.open() as database:
         found = inventory(database, time.time(), filter_)
@@ -84,6 +90,21 @@ def nodes(
     echo(f"{plural(len(found), 'node')}.")
 
 
+def _list_forgotten(options: StoreOptions) -> None:
+    from hedgerow.region.store.life.identity import forgotten_nodes
+    from hedgerow.region.store.queries import iso
+
+    with options.open() as database:
+        gone = {node.address: node for node in forgotten_nodes(database).values()}
+    if options.json:
+        print_json(
+            [{"node": str(node), "at": iso(one.at), "because": one.because} for node, one in sorted(gone.items())]
+        )
+        return
+    print_table(("NODE", "FORGOTTEN"), [(str(node), one.because) for node, one in sorted(gone.items())], names=1)
+    echo(f"{plural(len(gone), 'forgotten node')}.")
+
+
 @on_store
 def show(options: StoreOptions, node: Node) -> None:
     """Show everything the region knows about a node.
@@ -98,7 +119,13 @@ def show(options: StoreOptions, node: Node) -> None:
 
     with options.open() as database:
         found = {Address(*one["node"].split("/")): one for one in inventory(database, time.time())}
-        address = find_node(found, node)
+        former = {
+            Address(*one["node"].split("/")): address
+            for address, known in found.items()
+            for one in known["formerly"]
+            if not one["taken"]
+        }
+        address = find_node(found, node, former=former)
         details = found[address] | {
             "health": newest_health(database, address),
             "audit": audit(database, newest=10, which=AuditFilter(node=str(address), former=_former(found[address]))),
