@@ -67,6 +67,12 @@ class Address(NamedTuple):
         base = f"{ROOT}/{self.region}/{self.site}/{self.node}/{channel}"
         return f"{base}/{tail}" if tail else base
 
+    def present(self, topic: str) -> str:
+        """Return a topic of this node for one that it had under another name; a topic of any other kind stays."""
+        if topic.startswith(f"{ROOT}/{self}/") or (parsed := parse(topic)) is None:
+            return topic
+        return self.topic(parsed.channel, parsed.tail)
+
     def everyone(self) -> Address:
         """Return the address of all nodes of this site."""
         return self._replace(node=EVERY_NODE)

@@ -13,17 +13,20 @@ from typing import Any, Self
 
 from tests.region.responders import digest, ref
 
+from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.controller import PendingDocument, RolloutController
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Rollout
 from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.rollouts.store import FleetStore
+from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
-from hedgerow.topics import Address
+from hedgerow.topics import Address, Channel, parse
 from hedgerow.wire import fleet as wire
 from hedgerow.wire.messages import ErrorBody, Health, ModelHealth, PipelineHealth
 
@@ -128,6 +131,12 @@ class Node:
             return
         self._generation, self._desired = desired.generation, desired
         self._state, self._error, self._returned = "succeeded", None, False
+        if "faces" in desired.withdrawn and self._version is not None:
+            if self.does.get("none") == "needs":
+                self._fail("model-needed")
+            else:
+                self._version = None
+            return
         desired_model = desired.models.get("faces")
         if desired_model is None or desired_model.version == self._version:
             return
@@ -225,6 +234,7 @@ class World:
         self.nodes: dict[Address, Node] = {}
         self.disconnected = False
         self.kills = 0
+        self.cleared: list[str] = []
         self._version = version
         self._since: float | None = None
         self._retained: dict[Address, bytes] = {}
@@ -275,6 +285,14 @@ class World:
             pending = controller.unpublished(self.now, listening)
             self._deliver(pending if deliver else [])
             controller.published({document.node: document.generation for document in pending})
+            clears = [one.topic for one in controller.uncleared(self.now)]
+            self.cleared += clears
+            controller.cleared(clears)
+            for topic in clears:
+                parsed = parse(topic)
+                assert parsed is not None
+                if parsed.channel is Channel.DESIRED:
+                    self._retained.pop(parsed.address, None)
         except Killed:
             self.kills += 1
             self._kill()
@@ -310,6 +328,53 @@ class World:
     def request_open(self) -> bool:
         """Whether a request is open."""
         return bool(open_requests(self._operator_database))
+
+    def answers(self) -> list[tuple[bool, Any]]:
+        """Return the answers to all requests: whether each was accepted, and what was answered."""
+        rows = self._operator_database.rows(
+            "SELECT accepted, answer FROM intent WHERE answered_at IS NOT NULL ORDER BY id"
+        )
+        return [(bool(accepted), json.loads(answer)) for accepted, answer in rows]
+
+    def do(self, verb: str, **args: Any) -> Any:
+        """Send a request, have it handled, and return the answer. Raises: AssertionError: it is refused."""
+        self.ask(verb, **args)
+        self.turn()
+        accepted, answer = self.answers()[-1]
+        assert accepted, answer
+        return answer
+
+    def refused(self, verb: str, **args: Any) -> str:
+        """Send a request that is refused, and return its code."""
+        self.ask(verb, **args)
+        self.turn()
+        accepted, answer = self.answers()[-1]
+        assert not accepted, answer
+        assert answer["remedy"]
+        return str(answer["code"])
+
+    @property
+    def database(self) -> Database:
+        """The store, as an operator's command opens it."""
+        return self._operator_database
+
+    def acks(self) -> list[tuple[LedgerKey, Ack]]:
+        """Return the acknowledgements that the collector repeats when it starts."""
+        return self._store.acks()
+
+    def beat(self) -> None:
+        """Show that the service runs, to commands that look at the real clock."""
+        self._store.beat(connected=True)
+
+    def reopen(self) -> None:
+        """Restart the collector and the rollout service."""
+        self._kill()
+        self._store.close()
+        self._store = RegionStore(open_database(self.url, write=True), self.config)
+
+    def store(self, *records: StoreRecord) -> BatchOutcome:
+        """Store records, as the collector does."""
+        return self._store.apply(records)
 
     def rollout(self, name: str = "faces-2.0.0") -> Rollout:
         """Return a stored rollout."""
@@ -368,8 +433,10 @@ class World:
         self._retained |= {document.node: document.payload for document in pending}
         delivered = {document.node for document in pending}
         for address, document in self._retained.items():
-            node = self.nodes[address]
-            if node.online and (
-                address in delivered or node.generation < wire.Desired.model_validate_json(document).generation
+            node = self.nodes.get(address)
+            if (
+                node is not None
+                and node.online
+                and (address in delivered or node.generation < wire.Desired.model_validate_json(document).generation)
             ):
                 node.take(document, self.now)

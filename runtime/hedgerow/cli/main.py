@@ -34,10 +34,15 @@ _NODE = Group(
         "pipelines": Verb("hedgerow.cli.region.nodes:pipelines", "Have a node run pipelines that an owner has signed."),
         "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model; rollouts leave it alone."),
         "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Remove a pin, so that rollouts apply to the node again."),
+        "rename": Verb("hedgerow.cli.region.life:rename", "Give a node another name; all of it follows."),
+        "move": Verb("hedgerow.cli.region.life:move", "Move a node to another site; all of it follows."),
+        "replace": Verb("hedgerow.cli.region.life:replace", "Give a node another machine, and revoke the old key."),
+        "forget": Verb("hedgerow.cli.region.life:forget", "Forget a node that is gone; refuse what comes back."),
+        "admit": Verb("hedgerow.cli.region.life:admit", "Take a forgotten node in again."),
     },
     "Run a node; show and label nodes from the region.",
     """Run a node: the process that takes frames from the broker through its pipelines. Or, from the region,
-    show what nodes run, label them, and pin a version.
+    show what nodes run, label them, pin a version, and rename, move, replace or forget them.
 
     Examples:
       hedgerow node run node.yaml

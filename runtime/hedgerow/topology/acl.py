@@ -60,7 +60,8 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
         Grant(
             "place",
             read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB),
-            write=(Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB),
+            # Status and report only to clear them, when a node was forgotten or renamed.
+            write=(Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB, Channel.STATUS, Channel.REPORTED),
         ),
     ),
 }

@@ -118,6 +118,8 @@ class Desired(WireMessage):
         at: Unix seconds of its creation.
         expires_at: Unix seconds after which a node must not start on it; None: never.
         models: name in the node's file → version to serve.
+        withdrawn: models whose versions from the region are not to serve any more. One without a file in the node's own
+            configuration is unloaded, if no pipeline needs it.
         pipelines: name → changes of a pipeline's queue, rate, lanes, batch and thresholds; null: it does not run. A node may
             allow all changes, merged like a topology's `override`.
         signed_pipelines: pipelines that an owner has signed, which run beside or instead of those in the node's file.
@@ -133,6 +135,7 @@ class Desired(WireMessage):
     at: UnixTime
     expires_at: UnixTime | None = None
     models: dict[Named, ModelRef] = Field(default_factory=dict)
+    withdrawn: list[Named] = Field(default_factory=list)
     pipelines: dict[Named, dict[str, Any] | None] = Field(default_factory=dict)
     signed_pipelines: ModelRef | None = None
     labels: LabelMap = Field(default_factory=dict)

@@ -193,6 +193,25 @@ async def test_a_version_is_fetched_verified_and_served_and_then_replaced_by_the
         assert versions(site) == sorted(versions(site), key=str)
 
 
+async def test_a_withdrawn_model_is_kept_while_a_pipeline_needs_it_and_then_unloaded(
+    region: Region, good: ModelRef
+) -> None:
+    async with fleet_node(region) as node:
+        await region.serve(good)
+        await region.desire(2, withdrawn=["door"])
+        refused = await region.wait_done(2, "rejected")
+        assert refused.error is not None
+        assert (refused.error.code, "p needs it" in refused.error.message) == ("model-needed", True)
+        assert refused.models["door"].model == good
+        await region.desire(3, withdrawn=["door"], pipelines={"p": None})
+        await region.wait_done(3)
+        assert not region.reported.models
+        assert not node._pool.assigned()
+    async with fleet_node(region) as node:  # nor does it come back with the next run
+        await region.wait_done(3)
+        assert not node._pool.assigned()
+
+
 def signed_digest(ref: ModelRef, region: Region) -> str:
     """Return the file's digest from the signed manifest."""
     folder = region.repository.folder / "targets" / ref.name / ref.version

@@ -20,6 +20,7 @@ from hedgerow.node.fleet.reconcile import (
     SwapToFile,
     SwapVersion,
     VerifyAgain,
+    WithdrawModel,
     admit,
     reconcile,
 )
@@ -50,6 +51,44 @@ def apply(steps: list[Step], running: Running) -> Running:
             case ChangePipelines(pipelines):
                 running = replace(running, overlay=pipelines)
     return running
+
+
+@pytest.mark.parametrize(
+    ("files", "users", "document", "steps"),
+    [
+        ({"m": "bundle:door"}, {}, {}, [WithdrawModel("m")]),
+        ({"m": "own.onnx"}, {"m": ["p"]}, {}, [SwapToFile("m")]),
+        (
+            {"m": "bundle:door"},
+            {"m": ["p"]},
+            {"pipelines": {"p": None}},
+            [ChangePipelines({"p": None}), WithdrawModel("m")],
+        ),
+        ({"m": "bundle:door"}, {"m": ["p"]}, {}, "model-needed"),
+        ({"m": "bundle:door"}, {"m": ["p", "q"]}, {"pipelines": {"p": None}}, "model-needed"),
+        ({}, {}, {}, [WithdrawModel("m")]),
+    ],
+    ids=[
+        "unloaded",
+        "back to its own file",
+        "its pipeline goes first",
+        "needed",
+        "needed by another",
+        "not in the file any more",
+    ],
+)
+def test_a_withdrawn_model_is_unloaded_if_no_pipeline_needs_it(
+    files: dict[str, str], users: dict[str, list[str]], document: dict[str, Any], steps: list[Step] | str
+) -> None:
+    running = Running(files, {"m": ref(1)}, pipelines=frozenset("pq"), users=users, assigned=frozenset("m"))
+    asked = desired(withdrawn=["m", "unknown"], **document)
+    if isinstance(steps, str):
+        with pytest.raises(DesiredError) as refused:
+            reconcile(asked, running)
+        assert (refused.value.code, "q" in str(refused.value) or "p" in str(refused.value)) == (steps, True)
+    else:
+        assert reconcile(asked, running) == steps
+    assert reconcile(desired(withdrawn=["m"]), Running({"m": "bundle:door"})) == []
 
 
 def test_a_new_version_is_fetched_and_then_swapped_in() -> None:

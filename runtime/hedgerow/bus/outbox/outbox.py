@@ -105,6 +105,7 @@ class Outbox:
         path: its database.
         gap_topic: where gaps are published.
         late: returns the late topic for a topic.
+        readdress: returns the present topic for that of a record, which may have waited since the node had another name.
         publish: publishes to the site's broker.
         on_event: called with events for operators: kind and detail.
         max_bytes: disk quota, without 4 MB for the database's log.
@@ -134,7 +135,9 @@ class Outbox:
         backlog_share: float = 0.5,
         commit_every_s: float = 0.0,
         boot: Callable[[], Boot] = Boot.now,
+        readdress: Callable[[str], str] = str,
     ) -> None:
+        self._readdress = readdress
         self._gap_topic = gap_topic
         self._late = late
         self._publish = publish
@@ -332,7 +335,7 @@ class Outbox:
                     continue
                 self._at_client.add((epoch, entry.key))
             number = Number(epoch, priority_of(entry.key), sequence_of(entry.key))
-            topic, payload, properties = entry.topic, entry.payload, entry.properties
+            topic, payload, properties = self._readdress(entry.topic), entry.payload, entry.properties
             if not topic:
                 topic, properties = self._gap_topic, _GAP_TYPE
                 payload = Gap.read(entry.key, entry.last, payload).message(epoch)

@@ -53,6 +53,9 @@ def nodes(
             help="Only nodes that are ok, degraded, one-way, silent, offline, stopped or unknown.",
         ),
     ] = None,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="List forgotten nodes instead: when, by whom and why.")
+    ] = False,
 ) -> None:
     """List a region's nodes, their status, and the models they run.
 
@@ -67,6 +70,9 @@ def nodes(
     from hedgerow.labels import parse_selector
     from hedgerow.region.rollouts.inventory import NodeFilter, inventory, parse_status
 
+    if forgotten:
+        _list_forgotten(options)
+        return
     filter_ = NodeFilter(parse_selector(selector), model, None if health is None else parse_status(health))
     with options.open() as database:
         found = inventory(database, time.time(), filter_)
@@ -84,6 +90,21 @@ def nodes(
     echo(f"{plural(len(found), 'node')}.")
 
 
+def _list_forgotten(options: StoreOptions) -> None:
+    from hedgerow.region.store.life.identity import forgotten_nodes
+    from hedgerow.region.store.queries import iso
+
+    with options.open() as database:
+        gone = {node.address: node for node in forgotten_nodes(database).values()}
+    if options.json:
+        print_json(
+            [{"node": str(node), "at": iso(one.at), "because": one.because} for node, one in sorted(gone.items())]
+        )
+        return
+    print_table(("NODE", "FORGOTTEN"), [(str(node), one.because) for node, one in sorted(gone.items())], names=1)
+    echo(f"{plural(len(gone), 'forgotten node')}.")
+
+
 @on_store
 def show(options: StoreOptions, node: Node) -> None:
     """Show everything the region knows about a node.
@@ -91,17 +112,23 @@ def show(options: StoreOptions, node: Node) -> None:
     Examples:
       hedgerow node show shop-12/gateway
     """
-    from hedgerow.region.rollouts.handlers import find_node
     from hedgerow.region.rollouts.inventory import inventory, newest_health
+    from hedgerow.region.rollouts.operation import find_node
     from hedgerow.region.rollouts.progress import AuditFilter, audit
     from hedgerow.topics import Address
 
     with options.open() as database:
         found = {Address(*one["node"].split("/")): one for one in inventory(database, time.time())}
-        address = find_node(found, node)
+        former = {
+            Address(*one["node"].split("/")): address
+            for address, known in found.items()
+            for one in known["formerly"]
+            if not one["taken"]
+        }
+        address = find_node(found, node, former=former)
         details = found[address] | {
             "health": newest_health(database, address),
-            "audit": audit(database, newest=10, which=AuditFilter(node=str(address))),
+            "audit": audit(database, newest=10, which=AuditFilter(node=str(address), former=_former(found[address]))),
         }
     if options.json:
         print_json(details)
@@ -112,6 +139,10 @@ def show(options: StoreOptions, node: Node) -> None:
 def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
     why = f" ({node['why']})" if node["why"] else ""
     rows = [("node", node["node"]), ("status", f"{node['status']}{why}")]
+    rows += [
+        ("formerly", f"{one['node']}, {'left' if one['seen'] else 'still, until it reports under its new name'}")
+        for one in node["formerly"]
+    ]
     rows.append(("generation", f"{_generation(node)}{'' if not _state(node) else ', ' + _state(node)}"))
     for name, one in node["models"].items():
         ref, file = one.get("model"), short_digest(one["file_digest"])
@@ -283,17 +314,22 @@ def audit(
     WHO is the operating system's user, or the role in PostgreSQL; a name given with --as is shown as claimed.
     Refused requests are included. --json prints one line per entry, with the nodes and their generations.
     """
-    from hedgerow.region.rollouts.handlers import find_node
     from hedgerow.region.rollouts.inventory import inventory
+    from hedgerow.region.rollouts.operation import find_node
     from hedgerow.region.rollouts.progress import AuditFilter
     from hedgerow.region.rollouts.progress import audit as read
+    from hedgerow.region.store.life.identity import forgotten_nodes
     from hedgerow.topics import Address
 
     now = time.time()
+    former: tuple[tuple[str, float], ...] = ()
     with options.open() as database:
         if node is not None:
-            node = str(find_node([Address(*one["node"].split("/")) for one in inventory(database, now)], node))
-        which = AuditFilter(rollout, node, who, action, parse_time(since, now), parse_time(until, now))
+            known = {Address(*one["node"].split("/")): one for one in inventory(database, now)}
+            gone: dict[Address, dict[str, Any]] = {address: {"formerly": []} for address in forgotten_nodes(database)}
+            address = find_node({**gone, **known}, node)
+            node, former = str(address), _former({**gone, **known}[address])
+        which = AuditFilter(rollout, node, who, action, parse_time(since, now), parse_time(until, now), former)
         lines = read(database, newest=newest, which=which)
     if options.json:
         for line in lines:
@@ -316,6 +352,11 @@ def _why(line: dict[str, Any]) -> str:
         states = Counter(change[0] for change in detail["nodes"].values())
         parts += [f"{count} {'rolled back' if state == 'proved' else state}" for state, count in sorted(states.items())]
     return "; ".join(filter(None, parts))
+
+
+def _former(node: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Return the addresses that a node had before, and until when, for its part of the audit log."""
+    return tuple((one["node"], one["until"]) for one in node["formerly"])
 
 
 def _generation(node: dict[str, Any]) -> str:

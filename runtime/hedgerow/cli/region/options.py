@@ -128,8 +128,10 @@ def author(entry: dict[str, Any]) -> str:
     return f"{entry['who']} (claims {claims})" if claims else str(entry["who"])
 
 
-def short_ref(ref: dict[str, Any]) -> str:
-    """Format a model version with a shortened digest."""
+def short_ref(ref: dict[str, Any] | None) -> str:
+    """Format a model version with a shortened digest; None is a model that is withdrawn."""
+    if ref is None:
+        return "none"
     return f"{ref['name']} {ref['version']} ({short_digest(ref['digest'])})"
 
 

@@ -222,7 +222,9 @@ def history(
         return
     rows = []
     for one in rollouts:
-        models = ", ".join(f"{ref['name']} {ref['version']}" for ref in one["models"].values())
+        models = ", ".join(
+            f"{ref['name']} {ref['version']}" if ref else f"{name} none" for name, ref in one["models"].items()
+        )
         started = one["started_at"][:16] + "Z"
         rows.append((one["rollout"], one["phase"], started, models, author(one), one["why"], one["because"]))
     headings = ("ROLLOUT", "STATUS", "STARTED", "MODELS", "WHO", "WHY", "REASON")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from hedgerow.cli.base.console import echo
+from hedgerow.cli.topology.edit import add_site
 from hedgerow.errors import ConfigError
 
 _NEW: Final = """\
@@ -102,7 +102,7 @@ def init(
     site: dict[str, Any] = {"broker": broker, "nodes": [each.strip() for each in node]}
     if exists and pipelines is not None:
         site["pipelines"] = str(pipelines)
-    updated = _with_site(text, file, name, site)
+    updated = add_site(text, file, name, site)
     try:
         file.write_text(updated, "utf-8")
     except OSError as error:
@@ -130,28 +130,3 @@ def _ask(option: str, value: str | None, question: str, default: str | None) -> 
 
 def _interactive() -> bool:
     return sys.stdin.isatty()
-
-
-def _with_site(text: str, file: Path, name: str, site: dict[str, Any]) -> str:
-    """Return a topology with another site, validated without its base files, which may be added later."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap, CommentedSeq
-
-    from hedgerow.configfile import Document
-    from hedgerow.topology.model import Topology
-
-    yaml = YAML(typ="rt")
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(text)
-    if not isinstance(document.get("sites"), dict):
-        document["sites"] = CommentedMap()
-    if name in document["sites"]:
-        raise ConfigError(f"{file} already has a site {name}", remedy="Choose another name, or edit the file.")
-    nodes = CommentedSeq(site["nodes"])
-    nodes.fa.set_flow_style()
-    document["sites"][name] = CommentedMap(site | {"nodes": nodes})
-    out = io.StringIO()
-    yaml.dump(document, out)
-    Document(out.getvalue(), file).as_a(Topology, "topology")
-    return out.getvalue()

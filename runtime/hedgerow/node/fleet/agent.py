@@ -38,6 +38,7 @@ from hedgerow.node.fleet.reconcile import (
     SwapToFile,
     SwapVersion,
     VerifyAgain,
+    WithdrawModel,
     admit,
     reconcile,
 )
@@ -212,6 +213,8 @@ class Agent:
                 await self._swap(model, ref, desired)
             case SwapToFile(model):
                 await self._swap_to_file(model, desired)
+            case WithdrawModel(model):
+                await self._withdraw(model)
             case FetchPipelines(ref):
                 await self._retry_until_reachable(partial(self._fetch_pipelines, ref))
             case ChangePipelines(overlay, signed):
@@ -263,6 +266,12 @@ class Agent:
         if not outcome.kept:
             raise VersionNotKept(f"{model}: its own file was not kept: {outcome.reason}", outcome)
 
+    async def _withdraw(self, model: str) -> None:
+        self._reporter.step("withdraw", model)
+        outcome = await self._swaps.withdraw(model, partial(self._save_kept, model, None))
+        if not outcome.kept:
+            raise VersionNotKept(outcome.reason, outcome)
+
     def _running(self, installed: Iterable[str]) -> Running:
         file = self._host.config.file
         serving = {name: report.model for name, report in self._swaps.serving().items() if report.model is not None}
@@ -276,6 +285,8 @@ class Agent:
             labels=self._own_labels,
             signed=None if (signed := self._host.config.signed) is None else signed.ref,
             accepts_signed=file.remote.signed_pipelines,
+            users=self._swaps.users(),
+            assigned=self._swaps.assigned() | self._kept.keys(),
         )
 
     def _quarantined(self) -> dict[str, Any]:

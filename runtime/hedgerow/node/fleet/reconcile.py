@@ -7,12 +7,12 @@ Rules:
 - A version that already serves is left alone, so applying a document again changes nothing.
 - Models change before pipelines, so a changed pipeline finds its new model; signed pipelines are verified before either.
 - A model that the document does not name returns to the file in the node's configuration; one without a file
-  (`bundle:NAME`) keeps its serving version.
+  (`bundle:NAME`) keeps its serving version, unless it is withdrawn: then it is unloaded, last, if no pipeline needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
@@ -79,6 +79,8 @@ class Running:
         labels: the node's own labels: the machine's and those in its file.
         signed: the signed pipelines that run; None: none.
         accepts_signed: whether the node's file allows signed pipelines.
+        users: running pipelines by the model that they need.
+        assigned: models of which the region has given a version, also if none of it serves.
     """
 
     models: Mapping[str, str]
@@ -90,6 +92,8 @@ class Running:
     labels: Mapping[str, str] = field(default_factory=dict)
     signed: ModelRef | None = None
     accepts_signed: bool = False
+    users: Mapping[str, Collection[str]] = field(default_factory=dict)
+    assigned: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,13 @@ class SwapToFile:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawModel:
+    """Unload a model that has no file in the node's own configuration, and that no pipeline needs."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class FetchPipelines:
     """Verify signed pipelines and store them."""
 
@@ -138,7 +149,9 @@ class ChangePipelines:
     signed: ModelRef | None = None
 
 
-Step: TypeAlias = FetchPipelines | FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines
+Step: TypeAlias = (
+    FetchPipelines | FetchVersion | VerifyAgain | SwapVersion | SwapToFile | ChangePipelines | WithdrawModel
+)
 
 
 def reconcile(desired: Desired, running: Running) -> list[Step]:
@@ -165,10 +178,26 @@ def reconcile(desired: Desired, running: Running) -> list[Step]:
     ]
     if dict(desired.pipelines) != dict(running.overlay) or signed != running.signed:
         steps.append(ChangePipelines(desired.pipelines, signed))
+    steps += [WithdrawModel(model) for model in _to_unload(desired, running)]
     return steps
 
 
+def _to_unload(desired: Desired, running: Running) -> list[str]:
+    """Return the withdrawn models to unload: those with a file of the node's own go back to it instead."""
+    withdrawn = set(desired.withdrawn) & running.assigned - desired.models.keys()
+    return sorted(model for model in withdrawn if running.models.get(model, BUNDLE).startswith(BUNDLE))
+
+
 def _check(desired: Desired, running: Running) -> None:
+    for model in _to_unload(desired, running):
+        gone = {pipeline for pipeline, changes in desired.pipelines.items() if changes is None}
+        if users := sorted(set(running.users.get(model, ())) - gone):
+            raise DesiredError(
+                f"Model {model} cannot be withdrawn: {', '.join(users)} {'needs' if len(users) == 1 else 'need'} it, and the node's "
+                "file names no other",
+                code="model-needed",
+                remedy=f"Take {', '.join(users)} out of the node's file first, or give the model a `path:` to a file of its own.",
+            )
     for key, value in desired.labels.items():
         if (own := running.labels.get(key, value)) != value:
             raise DesiredError(

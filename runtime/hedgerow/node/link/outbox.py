@@ -85,6 +85,7 @@ class NodeOutbox:
             self._path,
             gap_topic=self._address.topic(Channel.EVENT, _GAP),
             late=topics.late,
+            readdress=self._address.present,
             publish=client.publish,
             on_event=self._on_event,
             max_bytes=limits.max_bytes,

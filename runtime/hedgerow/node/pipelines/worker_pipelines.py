@@ -36,6 +36,14 @@ class WorkerPipelines:
         """Return the models that run in workers."""
         return [info for _, built in self._using() for info in built.models()]
 
+    def users(self) -> dict[str, set[str]]:
+        """Return the running pipelines, with workers or without, by the model that they need."""
+        users: dict[str, set[str]] = {}
+        for pipeline, runner in self._pipelines.runners.items():
+            for info in runner.built.models():
+                users.setdefault(info.name, set()).add(pipeline)
+        return users
+
     def config_of(self, model: str) -> ModelConfig | None:
         """Return a model's configuration; None if no worker runs it."""
         return self._pipelines.config.models[model] if any(self._using(model)) else None

@@ -116,6 +116,35 @@ class Swaps:
                 return SwapOutcome(kept=True)
             return await self._swap(name, None, policy, on_step, on_kept)
 
+    async def withdraw(self, name: str, on_kept: Callable[[], None]) -> SwapOutcome:
+        """Give up the region's version of a model that has no file of its own and that no pipeline needs.
+
+        Args:
+            name: the model's name in the configuration.
+            on_kept: see `swap_to`.
+        Returns: whether it was given up, and why not.
+        """
+        async with self._lock:
+            if users := self.users().get(name):
+                return SwapOutcome(
+                    False,
+                    "model-needed",
+                    f"{', '.join(sorted(users))} began to use {name} meanwhile",
+                    "Send the document again.",
+                )
+            self._pool.assign(name, None)
+            self._previous.pop(name, None)
+            await _in_thread(on_kept)
+            return SwapOutcome(kept=True)
+
+    def assigned(self) -> frozenset[str]:
+        """Return the models of which the region has given a version."""
+        return frozenset(self._pool.assigned())
+
+    def users(self) -> dict[str, set[str]]:
+        """Return the running pipelines by the model that they need."""
+        return self._workers.users()
+
     def restore(self, name: str, candidate: ModelVersion) -> None:
         """Serve a version kept in an earlier run. Call it before pipelines are built."""
         self._pool.assign(name, candidate)

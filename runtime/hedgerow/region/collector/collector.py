@@ -32,7 +32,7 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.node.link.options import is_plain_text_on_network, link_options
 from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
-from hedgerow.region.collector.decode import decode_message, filters
+from hedgerow.region.collector.decode import clears, decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
@@ -196,6 +196,8 @@ class Collector:
             elif self._pinger is not None and self._pinger.take(message):
                 self.counts.stray_replies = self._pinger.stray_replies
                 self._client.ack(message)
+            elif not message.payload and clears(message):
+                self._client.ack(message)
             elif full and message.qos == 0:
                 self.counts.overload += 1
             else:
@@ -237,6 +239,8 @@ class Collector:
         counts.waiting, counts.stored_bytes = self._writer.waiting, report.stored_bytes
         if report.statuses is not None:
             counts.statuses = report.statuses
+            if self._pinger is not None:
+                self._pinger.keep(report.statuses.keys())
         if report.opened is not None:
             self._store_opened.set()
             if self._pinger is not None:

@@ -1,7 +1,7 @@
 """Decodes messages into records. Any message becomes a record; nothing raises. Pure.
 
 A node is who its topic says, since the brokers' access lists confine topics; a message whose body names another node is
-rejected.
+rejected. Of results, the store decides: one that has waited since its node had another name still has that in its body.
 
 A durable result that cannot be read is rejected with its number, and so acknowledged: sending it again would not help, and
 the outbox would wait for it forever. A message with an invalid number is rejected without one.
@@ -98,6 +98,12 @@ def decode_message(message: Message, region: str, received_at: float, max_names:
         return RejectedRecord(*head, clean(message.topic), refusal.reason, detail, durable, payload, site)
 
 
+def clears(message: Message) -> bool:
+    """Whether a message only clears a retained one, as the region does when a node was forgotten or renamed."""
+    parsed = parse(message.topic)
+    return parsed is not None and not message.payload and parsed.channel in (Channel.STATUS, Channel.REPORTED)
+
+
 def site_of(topic: str, region: str) -> str:
     """Return the site that a topic names, even if the rest of it is invalid; "" if it names none of this region."""
     levels = topic.split("/", 5)
@@ -114,12 +120,15 @@ def _decode(
 ) -> StoreRecord:
     channel, tail = parsed.channel, parsed.tail
     source = user_properties.get("source", "")
+    named = None
     if source.startswith("/hedgerow/") and not f"{source}/".startswith(f"/hedgerow/{parsed.address}/"):
-        raise UnreadableMessage("another-node", f"its source is {source[:100]}")
+        named = "/".join(source.split("/")[2:5])
+        if channel is not Channel.RESULT:
+            raise UnreadableMessage("another-node", f"its source is {source[:100]}")
     if (channel, tail) == GAP:
         return _gap(message, head, user_properties, number)
     if channel is Channel.RESULT:
-        return _result(parsed.pipeline, message, head, user_properties, number)
+        return _result(parsed.pipeline, message, head, user_properties, number, named)
     if channel is Channel.EVENT:
         return _event(tail, message, head, user_properties)
     if channel is Channel.HEALTH:
@@ -174,6 +183,7 @@ def _result(
     head: tuple[Address | None, int, float, bool],
     user_properties: Mapping[str, str],
     number: Number | None,
+    named: str | None,
 ) -> ResultRecord:
     if not is_name(pipeline):
         raise UnreadableMessage("bad-topic", "invalid pipeline name")
@@ -182,7 +192,10 @@ def _result(
     captured_at, properties, sender_id = None, None, user_properties.get("id")
     if body is not None:
         if body.get("schema") == RESULT_SCHEMA:  # what a stage has encoded itself may have any `node`
-            _check_sender(body.get("node"), head)
+            node = body.get("node")
+            named = node if isinstance(node, str) and node != str(head[0]) else named
+            if not isinstance(node, str):
+                _check_sender(node, head)
         frame = body.get("frame")
         captured_at = _time(frame.get("captured_at")) if isinstance(frame, dict) else None
         captured_at = _time(body.get("at")) if captured_at is None else captured_at
@@ -196,7 +209,8 @@ def _result(
         captured_at = head[2]
     sender_id = None if sender_id is None else _short_id(sender_id)
     return ResultRecord(
-        *head, pipeline, number, sender_id, captured_at, clean(content_type), properties, message.payload, wants_ack=_asks(user_properties)
+        *head, pipeline, number, sender_id, captured_at, clean(content_type), properties, message.payload, wants_ack=_asks(user_properties),
+        named=named,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -81,6 +81,11 @@ class Pinger:
         within_s = min(1.0, self._every_s) if at_once else self._every_s
         for node in nodes:
             self._states.setdefault(node, _NodePing(now + random.random() * within_s))
+
+    def keep(self, nodes: Collection[Address]) -> None:
+        """Ping these nodes only: others were forgotten or renamed."""
+        self._states = {node: state for node, state in self._states.items() if node in nodes}
+        self.add(nodes, at_once=False)
 
     async def keep_pinging(self) -> None:
         """Send pings until cancelled."""

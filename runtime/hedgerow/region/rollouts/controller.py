@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,8 +24,9 @@ from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step
 from hedgerow.region.rollouts.planning.state import Wait, add_nodes
 from hedgerow.region.rollouts.store import Actor
 from hedgerow.region.store.database.database import Database, StoreTrouble
+from hedgerow.region.store.life.identity import topics_cleared, topics_to_clear
 from hedgerow.region.store.queries import iso
-from hedgerow.topics import Address
+from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Desired
 from hedgerow.wire.messages import clean
 
@@ -46,6 +47,19 @@ class PendingDocument:
     generation: int
     payload: bytes
 
+    @property
+    def topic(self) -> str:
+        """Where it is published."""
+        return self.node.topic(Channel.DESIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingClear:
+    """A topic whose retained message is to be cleared, by an empty one."""
+
+    topic: str
+    payload: bytes = b""
+
 
 class RolloutController:
     """Runs the rollouts of a fleet. One thread uses it.
@@ -59,6 +73,7 @@ class RolloutController:
     def __init__(self, database: Database, config: RegionConfig) -> None:
         self.fleet = Fleet(database, config)
         self._sent: dict[Address, tuple[int, float]] = {}
+        self._clearing: dict[str, float] = {}
         self._stalled: dict[str, float] = {}
 
     def turn(self, now: float, listening: Listening) -> bool:
@@ -90,6 +105,28 @@ class RolloutController:
             self._sent[node] = generation, now
             pending.append(PendingDocument(node, generation, desired.document.encode()))
         return pending
+
+    def uncleared(self, now: float) -> list[PendingClear]:
+        """Return the topics that the broker has not cleared yet.
+
+        Raises: RegionStoreError: they cannot be read; discard this controller.
+        """
+        topics = topics_to_clear(self.fleet.database)
+        self._clearing = {topic: at for topic in topics if (at := self._clearing.get(topic)) is not None}
+        due = [topic for topic in topics if now - self._clearing.get(topic, 0.0) >= _RESEND_AFTER_S]
+        self._clearing |= dict.fromkeys(due, now)
+        return [PendingClear(topic) for topic in due]
+
+    def cleared(self, topics: Collection[str]) -> None:
+        """Record which topics the broker has cleared.
+
+        Raises: RegionStoreError: it cannot be written; discard this controller.
+        """
+        if topics:
+            with self.fleet.database.transaction():
+                topics_cleared(self.fleet.database, topics)
+            for topic in topics:
+                self._clearing.pop(topic, None)
 
     def published(self, generations: Mapping[Address, int]) -> None:
         """Record which documents the broker has.

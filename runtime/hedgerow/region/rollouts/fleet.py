@@ -60,6 +60,14 @@ class Fleet:
         self.config = config
         self.database = database
         self.store = FleetStore(database)
+        self._read()
+
+    def reload(self) -> None:
+        """Read everything again, since nodes have other addresses, or are gone."""
+        self._read()
+        self.observed.refresh(self.database)
+
+    def _read(self) -> None:
         self.observed = ObservedState()
         self.desired = self.store.desired()
         self.rollouts = {stored.rollout.name: stored for stored in self.store.relevant()}
@@ -144,7 +152,12 @@ class Fleet:
         for node in nodes:
             observed, old = self.observed.nodes[node], self.desired.get(node)
             desired[node] = self.next_desired(
-                node, now, rollout=rollout.name, models=rollout.models, swap=rollout.plan.swap
+                node,
+                now,
+                rollout=rollout.name,
+                models=rollout.models,
+                withdraw=rollout.withdrawn,
+                swap=rollout.plan.swap,
             )
             tasks[node] = replace(
                 tasks[node],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -13,6 +13,9 @@ from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up, look_up_pipelines
 from hedgerow.region.rollouts.fleet import SERVICE, Fleet
+from hedgerow.region.rollouts.life import forget, rename
+from hedgerow.region.rollouts.life.replace import replace_machine
+from hedgerow.region.rollouts.operation import Action, Operation
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.membership import PINNED, SUPERSEDED, conflict, own_labels, superseded, why_unfit
 from hedgerow.region.rollouts.planning.planner import roll_back
@@ -33,43 +36,9 @@ from hedgerow.region.rollouts.progress import unknown_rollout
 from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
 from hedgerow.region.rollouts.store import Actor, StoredRollout
 from hedgerow.region.store.database.database import RegionStoreError, StoreRefused
-from hedgerow.topics import Address
 from hedgerow.wire.fleet import SwapPolicy
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """A request and its context.
-
-    Attributes:
-        by: who requests it, and why.
-        now: Unix seconds.
-        listening: since when the region has been receiving.
-    """
-
-    fleet: Fleet
-    request: RolloutRequest
-    by: Actor
-    now: float
-    listening: Listening
-
-    @property
-    def node(self) -> Address:
-        """The node that the request names."""
-        return find_node(self.fleet.observed.ids, str(self.request.args["node"]))
-
-    def require_reason(self) -> None:
-        """Check that the request gives a reason.
-
-        Raises: CommandError: it gives none.
-        """
-        if not self.by.why:
-            raise CommandError("A reason is required", code="no-reason", remedy="Give it with --why.")
-
-
-Action = Callable[[Operation], Any]
 
 
 def handle_requests(fleet: Fleet, now: float, listening: Listening) -> None:
@@ -139,10 +108,13 @@ def _start(operation: Operation) -> Any:
             code="name-taken",
             remedy=f"Choose another name; `hedgerow rollout status {plan.rollout}` shows the existing one.",
         )
-    entries = {name: look_up(fleet.config.models.repository, name, desired) for name, desired in plan.models.items()}
+    entries = {
+        name: None if desired == "none" else look_up(fleet.config.models.repository, name, desired)
+        for name, desired in plan.models.items()
+    }
     chosen = [node for node in sorted(fleet.observed.nodes) if plan.selector.matches(fleet.labels(node))]
     pinned = [node for node in chosen if plan.models.keys() & set(fleet.pins(node))]
-    refs = {name: entry.ref for name, entry in entries.items()}
+    refs = {name: None if entry is None else entry.ref for name, entry in entries.items()}
     unfit = {
         node: why
         for node in chosen
@@ -179,7 +151,7 @@ def _start(operation: Operation) -> Any:
     return {
         "rollout": plan.rollout,
         "dry_run": dry_run,
-        "models": {name: entry.ref.model_dump() for name, entry in entries.items()},
+        "models": {name: ref and ref.model_dump() for name, ref in refs.items()},
         "nodes": len(members),
         "not_heard": len(absent),
         "pinned": [str(node) for node in pinned],
@@ -193,16 +165,21 @@ def _start(operation: Operation) -> Any:
 
 
 def _begin(
-    fleet: Fleet, plan: RolloutPlan, entries: Mapping[str, CatalogEntry], waves: Iterable[Wave], by: Actor, now: float
+    fleet: Fleet,
+    plan: RolloutPlan,
+    entries: Mapping[str, CatalogEntry | None],
+    waves: Iterable[Wave],
+    by: Actor,
+    now: float,
 ) -> None:
     waves = tuple(waves)
     rollout = Rollout(
         plan.rollout,
         plan,
-        {name: entry.ref for name, entry in entries.items()},
+        {name: None if entry is None else entry.ref for name, entry in entries.items()},
         tuple(wave.title for wave in waves),
         {node: Task(number) for node, number in sorted(wave_of(waves).items())},
-        {name: entry.files for name, entry in entries.items()},
+        {name: entry.files for name, entry in entries.items() if entry is not None},
     )
     for stored in list(fleet.rollouts.values()):
         if gone := superseded(stored.rollout, rollout.models, rollout.tasks):
@@ -211,7 +188,7 @@ def _begin(
             )
     fleet.rollouts[rollout.name] = fleet.store.add(StoredRollout(0, rollout, by, now, now), fleet.observed.ids)
     sizes = [len(wave.nodes) for wave in waves]
-    models = {name: ref.model_dump() for name, ref in rollout.models.items()}
+    models = {name: ref and ref.model_dump() for name, ref in rollout.models.items()}
     fleet.store.audit(by, "rollout-started", now, rollout=plan.rollout, waves=sizes, models=models)
 
 
@@ -332,24 +309,6 @@ def _unpin(operation: Operation) -> Any:
     return {"node": str(node), "model": name}
 
 
-def find_node(nodes: Iterable[Address], text: str) -> Address:
-    """Return the node named by `region/site/node`, `site/node` or its name alone.
-
-    Raises: CommandError: there is no such node, or several.
-    """
-    found = [node for node in nodes if text in (str(node), f"{node.site}/{node.node}", node.node)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise CommandError(
-            f"There is no node {text}", code="unknown-node", remedy="List the known nodes with `hedgerow nodes`."
-        )
-    shown = ", ".join(map(str, sorted(found)[:5]))
-    raise CommandError(
-        f"{text} matches {len(found)} nodes", code="ambiguous-node", remedy=f"Use a full address: {shown}."
-    )
-
-
 _ACTIONS: Final[Mapping[str, Action]] = {
     "rollout-start": _start,
     "rollout-pause": _pause,
@@ -359,4 +318,8 @@ _ACTIONS: Final[Mapping[str, Action]] = {
     "node-pipelines": _pipelines,
     "node-pin": _pin,
     "node-unpin": _unpin,
+    "node-forget": forget.forget,
+    "node-admit": forget.admit,
+    "node-rename": rename.rename,
+    "node-replace": replace_machine,
 }

@@ -13,6 +13,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector
 from hedgerow.region.rollouts.planning.membership import effective_labels
 from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.region.store.queries import LATE_S, iso
@@ -21,10 +22,10 @@ from hedgerow.wire.fleet import Desired, Reported
 from hedgerow.wire.messages import Health, WireMessage
 
 _NODES = """
-SELECT n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.stopped, n.health_state, n.health_reasons, n.answered_at,
+SELECT n.id, n.region, n.site, n.name, n.first_heard_at, n.heard_at, n.online, n.stopped, n.health_state, n.health_reasons, n.answered_at,
        n.unanswered, s.received_at, s.payload, d.generation, d.published, d.document, d.pins
 FROM node n LEFT JOIN said s ON s.node = n.id AND s.channel = ? LEFT JOIN desired d ON d.node = n.id
-ORDER BY n.region, n.site, n.name
+WHERE n.forgotten_at IS NULL ORDER BY n.region, n.site, n.name
 """
 
 
@@ -91,13 +92,14 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     ((beat_at, connected, silent_after_s),) = collectors
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
-    for row in database.rows(_NODES, (Channel.REPORTED.value,)):
+    former = former_addresses(database)
+    for row_id, *row in database.rows(_NODES, (Channel.REPORTED.value,)):
         try:
-            yield _node(row, as_of, silent_after_s)
+            yield _node(row, as_of, silent_after_s) | {"formerly": former.get(row_id, [])}
         except Exception as error:  # noqa: BLE001 - one row must not hide all others
             bare = (*row[:3], 0, *[None] * 6, 0, *[None] * 6)
             why = f"its row in the store cannot be read: {type(error).__name__}: {error}"[:300]
-            yield _node(bare, as_of, silent_after_s) | {"why": why}
+            yield _node(bare, as_of, silent_after_s) | {"why": why, "formerly": []}
 
 
 def _node(row: Sequence[Any], as_of: float, silent_after_s: float) -> dict[str, Any]:

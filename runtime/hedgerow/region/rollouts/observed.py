@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from hedgerow.region.rollouts.planning.gate import ObservedNode
 from hedgerow.region.rollouts.planning.health_samples import MAX_SAMPLES, HealthSample, ModelSample, PipelineSample
 from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.life.identity import nodes_not_moved
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Reported
 from hedgerow.wire.ranges import MAX_COUNT
@@ -51,14 +52,18 @@ class ObservedState:
         self._newest_report = 0.0
         self._newest_health = 0
         self._watched: set[int] = set()
+        self._moving: set[int] = set()
 
     def refresh(self, database: Database) -> None:
         """Read presence and reports.
 
         Raises: RegionStoreError: they cannot be read.
         """
-        for row in database.rows("SELECT id, region, site, name, online, heard_at FROM node"):
+        for row in database.rows(
+            "SELECT id, region, site, name, online, heard_at FROM node WHERE forgotten_at IS NULL"
+        ):
             self._row(self._update_presence, row)
+        self._note_moving(nodes_not_moved(database))
         since = self._newest_report - _LATE_S
         for row in database.rows(
             "SELECT node, received_at, payload FROM said WHERE channel = ? AND received_at >= ?",
@@ -98,6 +103,12 @@ class ObservedState:
         is_online = None if online is None else bool(online)
         if observed.last_seen != last_seen or observed.online != is_online or self._addresses[row_id] not in self.nodes:
             self._set(row_id, replace(observed, online=is_online, last_seen=last_seen))
+
+    def _note_moving(self, moving: set[int]) -> None:
+        """Note which renamed nodes have not reported under their new address yet: no document reaches them before."""
+        for row_id in (moving | self._moving) & self._records.keys():
+            self._set(row_id, replace(self._records[row_id].observed, moving=row_id in moving))
+        self._moving = moving
 
     def _update_report(self, row_id: int, received_at: float, payload: bytes) -> None:
         record = self._records.get(row_id)

@@ -56,6 +56,7 @@ class AuditFilter:
         node: the node they are about, REGION/SITE/NODE.
         who, action: exactly; `who` also finds those who only claim to be it.
         since, until: Unix seconds; `until` is exclusive.
+        former: addresses that the node had before, each with the Unix seconds until when.
     """
 
     rollout: str | None = None
@@ -64,6 +65,7 @@ class AuditFilter:
     action: str | None = None
     since: float | None = None
     until: float | None = None
+    former: tuple[tuple[str, float], ...] = ()
 
 
 def audit(database: Database, *, newest: int, which: AuditFilter | None = None) -> list[dict[str, Any]]:
@@ -78,19 +80,25 @@ def audit(database: Database, *, newest: int, which: AuditFilter | None = None) 
     which = which or AuditFilter()
     _require_known(database, which)
     # Not LIKE: it treats `_` as a wildcard, and SQLite's ignores case.
+    about = "replace(detail, ?, '') <> detail"
+    of_node = ""
+    values: tuple[str | float, ...] = ()
+    if which.node is not None:
+        of_node = " OR ".join([about, *(f"({about} AND at < ?)" for _ in which.former)])
+        values = (f'"{which.node}"', *(part for name, until in which.former for part in (f'"{name}"', until)))
     conditions = {
         "rollout = ?": which.rollout,
-        "replace(detail, ?, '') <> detail": None if which.node is None else f'"{which.node}"',
         "? IN (who, claims)": which.who,
         "action = ?": which.action,
         "at >= ?": which.since,
         "at < ?": which.until,
     }
     used = {condition: value for condition, value in conditions.items() if value is not None}
-    where = f" WHERE {' AND '.join(used)}" if used else ""
+    parts = [*used, *([f"({of_node})"] if of_node else [])]
+    where = f" WHERE {' AND '.join(parts)}" if parts else ""
     rows = database.rows(
         f"SELECT at, who, claims, why, action, rollout, detail FROM audit{where} ORDER BY ingest DESC LIMIT ?",  # noqa: S608
-        (*used.values(), newest),
+        (*used.values(), *values, newest),
     )
     return [
         {
@@ -148,7 +156,7 @@ def _head(stored: StoredRollout) -> dict[str, Any]:
         "rollout": rollout.name,
         "phase": rollout.phase.value,
         "ended": rollout.phase.ended,
-        "models": {name: ref.model_dump() for name, ref in rollout.models.items()},
+        "models": {name: ref and ref.model_dump() for name, ref in rollout.models.items()},
         "target": rollout.plan.target,
         "started_at": iso(stored.started_at),
         "changed_at": iso(stored.changed_at),

@@ -11,10 +11,10 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -22,16 +22,19 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.controller import PendingDocument, RolloutController
+from hedgerow.region.rollouts.controller import PendingClear, PendingDocument, RolloutController
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Phase
 from hedgerow.region.rollouts.requests import open_requests
 from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.region.store.database.open import open_database
-from hedgerow.topics import Address, Channel
+from hedgerow.topics import Address
 from hedgerow.wire.messages import JSON
 
 log = structlog.get_logger(__name__)
+
+Pending: TypeAlias = PendingDocument | PendingClear
+"""What is to be published."""
 
 _TURN_S: Final = 0.5
 _REST_S: Final = 2.0
@@ -47,17 +50,17 @@ class DocumentPublisher:
 
     Args:
         client: connection to the region's broker.
-        published: called on the loop with the node and generation that the broker has accepted.
+        published: called on the loop with what the broker has accepted.
     """
 
-    def __init__(self, client: Client, published: Callable[[Address, int], None]) -> None:
+    def __init__(self, client: Client, published: Callable[[Pending], None]) -> None:
         self._client = client
         self._published = published
-        self._waiting: deque[PendingDocument] = deque()
+        self._waiting: deque[Pending] = deque()
         self._in_flight = 0
 
-    def publish(self, pending: list[PendingDocument]) -> None:
-        """Publish documents."""
+    def publish(self, pending: Sequence[Pending]) -> None:
+        """Publish documents, and clear topics, in order."""
         self._waiting.extend(pending)
         self._send()
 
@@ -67,18 +70,22 @@ class DocumentPublisher:
             self._in_flight += 1
             try:
                 self._client.publish(
-                    document.node.topic(Channel.DESIRED), document.payload, qos=1, retain=True, properties=_JSON,
+                    document.topic,
+                    document.payload,
+                    qos=1,
+                    retain=True,
+                    properties=_JSON if document.payload else b"",
                     done=partial(self._done, document),
-                )  # fmt: skip
+                )
             except BusError as error:
                 self._done(document, error)
 
-    def _done(self, document: PendingDocument, error: Exception | None) -> None:
+    def _done(self, document: Pending, error: Exception | None) -> None:
         self._in_flight -= 1
         if error is None:
-            self._published(document.node, document.generation)
+            self._published(document)
         else:  # published again later
-            log.warning("desired-refused", node=str(document.node), error=str(error))
+            log.warning("desired-refused", topic=document.topic, error=str(error))
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
 
@@ -98,8 +105,8 @@ class RolloutService(threading.Thread):
         super().__init__(name="region-rollouts", daemon=True)
         self._config = config
         self._loop = loop
-        self._publisher = DocumentPublisher(client, lambda node, generation: self._published.put((node, generation)))
-        self._published: queue.SimpleQueue[tuple[Address, int]] = queue.SimpleQueue()
+        self._accepted: queue.SimpleQueue[Pending] = queue.SimpleQueue()
+        self._publisher = DocumentPublisher(client, self._accepted.put)
         self._closing = threading.Event()
         self._listening_since: float | None = None
         self._controller: RolloutController | None = None
@@ -153,19 +160,27 @@ class RolloutService(threading.Thread):
         if time.monotonic() >= self._rests_until or open_requests(self._controller.fleet.database):
             in_progress = self._controller.turn(now, listening)
             self._rests_until = 0.0 if in_progress else time.monotonic() + _REST_S
-        if listening.since is not None and (pending := self._controller.unpublished(now, listening)):
+        if listening.since is not None:
+            pending: list[Pending] = [*self._controller.unpublished(now, listening), *self._controller.uncleared(now)]
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._publisher.publish, pending)
-        self._controller.published(self._take_published())
+        documents, topics = self._take_accepted()
+        self._controller.published(documents)
+        self._controller.cleared(topics)
         self._phases = Counter(stored.rollout.phase for stored in self._controller.fleet.rollouts.values())
 
-    def _take_published(self) -> dict[Address, int]:
+    def _take_accepted(self) -> tuple[dict[Address, int], set[str]]:
+        """Return the generations that the broker has, and the topics that it has cleared."""
         published: dict[Address, int] = {}
+        cleared = set()
         with suppress(queue.Empty):
             while True:
-                node, generation = self._published.get_nowait()
-                published[node] = max(generation, published.get(node, 0))
-        return published
+                accepted = self._accepted.get_nowait()
+                if isinstance(accepted, PendingClear):
+                    cleared.add(accepted.topic)
+                else:
+                    published[accepted.node] = max(accepted.generation, published.get(accepted.node, 0))
+        return published, cleared
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield gauges for /metrics, from any thread: name, help, labels, value."""

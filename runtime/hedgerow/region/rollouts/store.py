@@ -149,7 +149,7 @@ class FleetStore:
         """Insert a new rollout. Returns: the rollout with its id."""
         rollout = stored.rollout
         models = {
-            name: {"ref": ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
+            name: {"ref": ref and ref.model_dump(), "files": sorted(rollout.files.get(name, ()))}
             for name, ref in rollout.models.items()
         }
         plan = rollout.plan.model_dump_json(exclude_unset=True)
@@ -176,7 +176,8 @@ class FleetStore:
     def desired(self) -> dict[Address, StoredDesired]:
         """Return the desired documents of all nodes."""
         rows = self.database.rows(
-            "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node"
+            "SELECT n.region, n.site, n.name, d.document, d.published, d.pins FROM desired d JOIN node n ON n.id = d.node "
+            "WHERE n.forgotten_at IS NULL"
         )
         found = {}
         for region, site, name, document, published, pins in rows:
@@ -214,7 +215,7 @@ class FleetStore:
         rollout = Rollout(
             one["name"],
             stored_plan(orjson.loads(one["plan"])),
-            {name: ModelRef.model_validate(model["ref"]) for name, model in models.items()},
+            {name: model["ref"] and ModelRef.model_validate(model["ref"]) for name, model in models.items()},
             tuple(orjson.loads(one["waves"])),
             tasks,
             {name: frozenset(model["files"]) for name, model in models.items()},

@@ -5,6 +5,7 @@ Memory is ahead of the database; if a batch cannot be stored, create a new `Inge
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from hedgerow.region.config import QuotasSection
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import MAX_EPOCHS, MAX_RANGES, Ledgers, OutboxLedger, json_text, save_ledgers
+from hedgerow.region.store.life.former_addresses import FormerAddresses
+from hedgerow.region.store.life.identity import Forgotten, clear_topics, forgotten_nodes
 from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
 from hedgerow.region.store.quotas import SiteQuotas
 from hedgerow.region.store.records import (
@@ -28,10 +31,13 @@ from hedgerow.region.store.records import (
     StoreRecord,
     reject,
 )
-from hedgerow.topics import Channel
+from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import clean
 from hedgerow.wire.ranges import MAX_COUNT
 
+FORGOTTEN: Final = "forgotten"
+"""Why the messages of a node are refused that an operator has forgotten."""
+_CLEAR_EVERY_S: Final = 60.0
 _SAVE_GAP: Final = (
     "INSERT INTO gap (ledger, priority, first, last, lost, reasons, previous, received_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -50,6 +56,9 @@ class Ingest:
     def __init__(self, database: Database, quotas: QuotasSection) -> None:
         self._database = database
         self.nodes = load_nodes(database)
+        self._forgotten: Mapping[Address | None, Forgotten] = dict(forgotten_nodes(database).items())
+        self._former = FormerAddresses(database, self.nodes.values())
+        self._cleared: dict[str, float] = {}
         self.quotas = SiteQuotas(database, quotas, list(self.nodes.values()))
         self._ledgers = Ledgers(database, quotas.epochs)
 
@@ -67,9 +76,14 @@ class Ingest:
             return
         node = self._node(record, batch)
         if node is None:
+            if (gone := self._forgotten.get(record.address)) is not None:
+                self._refuse_forgotten(record, gone, batch)
+                return
             if not isinstance(record, RejectedRecord):
                 record = reject(record, "too-many-nodes", f"the quota of its site, or {MAX_NODES:,} nodes in all")
             self._reject(record, None, batch)
+            return
+        if self._former.is_outdated(record):
             return
         node.count_message(record)
         batch.outcome.bytes_up[node.site] += record.size
@@ -100,14 +114,42 @@ class Ingest:
         if record.address is None:
             return None
         node = self.nodes.get(record.address)
-        if node is None and len(self.nodes) < MAX_NODES and self.quotas.allows_node(record.address.site):
+        if node is not None:
+            if self._former.unseen:
+                self._former.note(node, record, batch.now)
+            return node
+        if record.address in self._forgotten:
+            return None
+        if (former := self._former.find(record.address)) is not None:
+            if not self._former.is_taken(former, record):
+                return former
+            self._former.end(record.address, former, batch.now)
+        if len(self.nodes) < MAX_NODES and self.quotas.allows_node(record.address.site):
             node = self.nodes[record.address] = add_node(self._database, record.address, record.received_at)
             self.quotas.add_node(node.site)
             batch.outcome.new_nodes.append(record.address)
         return node
 
+    def _refuse_forgotten(self, record: StoreRecord, gone: Forgotten, batch: Batch) -> None:
+        """Refuse a message of a forgotten node; a result is not acknowledged, and so stays on the node's disk.
+
+        What brokers keep of it comes back with every bridge that reconnects, and is cleared again.
+        """
+        address = record.address
+        assert address is not None  # noqa: S101 - it was found by its address
+        detail = f"{address.site}/{address.node} was forgotten {gone.because}; to take it in again: hedgerow node admit {address.site}/{address.node}"  # fmt: skip
+        batch.count_refused(self.quotas.label(address.site), FORGOTTEN, detail)
+        if isinstance(record, StatusRecord | ReportedRecord):
+            topic = address.topic(Channel.STATUS if isinstance(record, StatusRecord) else Channel.REPORTED)
+            if batch.now - self._cleared.get(topic, 0.0) >= _CLEAR_EVERY_S:
+                self._cleared[topic] = batch.now
+                clear_topics(self._database, [topic])
+
     def _result(self, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
         number = record.number
+        if record.named is not None and record.named not in self._former.names(node):
+            self._reject(reject(record, "another-node", f"it names {record.named}", durable=True), node, batch)
+            return
         if number is None:
             batch.add_unnumbered(node, record)
         else:
@@ -198,7 +240,7 @@ class Ingest:
 
     def _ping(self, record: PingRecord, batch: Batch) -> None:
         node = None if record.address is None else self.nodes.get(record.address)
-        if node is not None:
+        if node is not None and node.id not in self._former.unseen:  # it is not there to answer yet
             batch.nodes[node.id] = node
             node.record_ping(record)
 

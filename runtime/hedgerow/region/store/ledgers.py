@@ -13,6 +13,7 @@ import structlog
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.life.identity import CURRENT_ADDRESSES
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.topics import Address
 
@@ -56,7 +57,7 @@ class Ledgers:
         self._of_a_site = of_a_site
         self._loaded: dict[LedgerKey, OutboxLedger] = {}
         self._epochs: Counter[int] = Counter(dict(database.rows("SELECT node, count(*) FROM ledger GROUP BY node")))
-        counted = "SELECT n.site, count(*) FROM ledger l JOIN node n ON n.id = l.node GROUP BY n.site"
+        counted = "SELECT n.site, count(*) FROM ledger l JOIN node n ON n.id = l.node WHERE n.forgotten_at IS NULL GROUP BY n.site"
         self._sites: Counter[str] = Counter(dict(database.rows(counted)))
 
     def trim(self) -> None:
@@ -66,7 +67,7 @@ class Ledgers:
 
     def of(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
         """Return the ledger of an epoch, creating it if necessary; None if the node or its site has too many epochs."""
-        key = (Address(node.region, node.site, node.name), epoch)
+        key = (node.address, epoch)
         outbox = self._loaded.get(key)
         if outbox is not None:
             return outbox
@@ -107,7 +108,7 @@ def save_ledgers(database: Database, outboxes: Iterable[OutboxLedger]) -> None:
 def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
     """Return an acknowledgement for the newest epoch of every outbox."""
     rows = database.rows(
-        "SELECT n.region, n.site, n.name, l.epoch, l.state FROM ledger l JOIN node n ON n.id = l.node "
+        f"SELECT n.region, n.site, n.name, l.epoch, l.state FROM ledger l JOIN {CURRENT_ADDRESSES} n ON n.id = l.node "  # noqa: S608
         "WHERE l.id IN (SELECT max(id) FROM ledger GROUP BY node)"
     )
     acks = []

@@ -53,6 +53,11 @@ class KnownNode:
     unanswered: int = 0
 
     @property
+    def address(self) -> Address:
+        """Its present address."""
+        return Address(self.region, self.site, self.name)
+
+    @property
     def signs(self) -> Signs:
         """What its status is derived from."""
         return signs_from_row(
@@ -126,7 +131,7 @@ def signs_from_row(
 _COLUMNS: Final = tuple(KnownNode.__dataclass_fields__)
 _CHANGING: Final = _COLUMNS[5:]
 _changing = attrgetter(*_CHANGING, "id")
-_LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node"  # noqa: S608 - constant names
+_LOAD_NODES: Final = f"SELECT {', '.join(_COLUMNS)} FROM node WHERE forgotten_at IS NULL"  # noqa: S608 - constant names
 _NEW_NODE: Final = (
     "INSERT INTO node (region, site, name, first_heard_at, messages_up, bytes_up, results, durable, repeats, unanswered) "
     "VALUES (?, ?, ?, ?, 0, 0, 0, 0, 0, 0) RETURNING id"
@@ -135,12 +140,12 @@ _SAVE_NODE: Final = f"UPDATE node SET {', '.join(f'{name} = ?' for name in _CHAN
 
 
 def load_nodes(database: Database) -> dict[Address, KnownNode]:
-    """Return all known nodes.
+    """Return all known nodes, without those that were forgotten.
 
     Raises: RegionStoreError: they cannot be read.
     """
     nodes = [KnownNode(*row) for row in database.rows(_LOAD_NODES)]
-    return {Address(node.region, node.site, node.name): node for node in nodes}
+    return {node.address: node for node in nodes}
 
 
 def add_node(database: Database, address: Address, at: float) -> KnownNode:

@@ -16,8 +16,9 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database, RegionStoreError
-from hedgerow.region.store.ledgers import ledger_of
+from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
+from hedgerow.region.store.missing import count_missing
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
@@ -226,13 +227,14 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     }
     missing: dict[int, int] = {}
     for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        missing[node] = min(missing.get(node, 0) + _holes(epoch, state), MAX_COUNT)
+        missing[node] = min(missing.get(node, 0) + count_missing(epoch, state), MAX_COUNT)
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
-        "ORDER BY region, site, name"
+        "WHERE forgotten_at IS NULL ORDER BY region, site, name"
     )
-    return [_readable(row, gaps, missing, as_of, silent_after_s) for row in rows]
+    former = former_addresses(database)
+    return [_readable(row, gaps, missing, as_of, silent_after_s) | {"formerly": former.get(row[0], [])} for row in rows]
 
 
 def _readable(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
@@ -279,19 +281,6 @@ def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_afte
         "bytes_in": int(bytes_in),
         "bytes_up": int(size),
     }
-
-
-def _holes(epoch: str, state: str) -> int:
-    """Count the numbers not received although later ones were; 0 if the ledger cannot be read, which the service reports."""
-    try:
-        ledger = ledger_of(epoch, state)
-    except Exception:  # noqa: BLE001 - one row must not hide all others
-        return 0
-    return sum(
-        high - low + 1
-        for priority, ranges in ledger.state().items()
-        for low, high in ledger.ranges(priority).missing(ranges[-1][1])
-    )
 
 
 def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ class ResultRecord(StoreRecord):
         number: its number in the node's outbox; None if it is not durable.
         sender_id: the CloudEvents id that the sender gave it.
         properties: user properties as JSON, if the payload does not contain them.
+        named: the node that it names, if that is not the one of its topic.
     """
 
     pipeline: str
@@ -49,6 +50,7 @@ class ResultRecord(StoreRecord):
     content_type: str
     properties: str | None
     payload: Buffer
+    named: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
 from hedgerow.region.store.ledgers import LedgerKey, newest_acks
+from hedgerow.region.store.life.identity import lock_changes
 from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
@@ -69,7 +70,9 @@ class RegionStore:
         return newest_acks(self._database)
 
     def statuses(self, now: float) -> dict[Address, NodeStatus]:
-        """Return the status of every node."""
+        """Return the status of every node. Raises: RegionStoreError: it cannot be read."""
+        if self._database.rows("SELECT changes FROM collector") != [(self._changes,)]:
+            self._load()
         after_s = self._config.region.silent_after_s
         return {address: _status(node, now, after_s) for address, node in self._ingest.nodes.items()}
 
@@ -91,6 +94,8 @@ class RegionStore:
         try:
             self._ingest.begin()
             with self._database.transaction():
+                if lock_changes(self._database) != self._changes:
+                    self._load()  # a node was renamed, forgotten or admitted
                 for record in records:
                     self._ingest.add(record, batch)
                 batch.write(self._database)
@@ -149,8 +154,8 @@ class RegionStore:
         self._database.close()
 
     def _load(self) -> None:
+        ((self.stored_bytes, self._changes),) = self._database.rows("SELECT stored_bytes, changes FROM collector")
         self._ingest = Ingest(self._database, self._config.quotas)
-        ((self.stored_bytes,),) = self._database.rows("SELECT stored_bytes FROM collector")
         self._stale = False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from hedgerow.topics import Address
@@ -17,6 +17,7 @@ def next_document(
     now: float,
     *,
     models: Mapping[str, ModelRef | None] | None = None,
+    withdraw: Collection[str] = (),
     labels: Mapping[str, str | None] | None = None,
     swap: SwapPolicy | None = None,
     signed_pipelines: tuple[ModelRef | None] | None = None,
@@ -33,16 +34,18 @@ def next_document(
         reported: the node's report; its generation is higher than ours if our store was lost.
         now: Unix seconds.
         models, labels: changes; a value of None removes the entry.
+        withdraw: those of the models that are not to serve any more; without it, a removed one may stay.
         swap: the swap policy; None: unchanged.
         signed_pipelines: the pipelines to run, or None in a tuple to run none; None: unchanged.
         rollout: the rollout that causes the change; None: an operator.
     """
     last = document.generation if document is not None else 0
     seen = reported.generation if reported is not None else 0
-    changes: dict[str, Any] = {"at": now, "rollout": rollout, **_generation(last, seen)}
+    changes: dict[str, Any] = {"node": str(node), "at": now, "rollout": rollout, **_generation(last, seen)}
     base = document if document is not None else Desired(node=str(node), generation=1, at=now)
     if models is not None:
         changes["models"] = _merged(base.models, models)
+        changes["withdrawn"] = sorted((set(base.withdrawn) - models.keys()) | set(withdraw))
     if labels is not None:
         changes["labels"] = _merged(base.labels, labels)
     if swap is not None:

@@ -78,12 +78,14 @@ class ObservedNode:
         last_seen: when anything last arrived from it.
         reported: its last report.
         samples: its last health reports, in order.
+        moving: it has another address now than the one under which it runs, so no document reaches it yet.
     """
 
     online: bool | None = None
     last_seen: float | None = None
     reported: Reported | None = None
     samples: Sequence[HealthSample] = ()
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +116,14 @@ class Assignment:
     """A change assigned to a node.
 
     Attributes:
-        models: versions to serve.
+        models: versions to serve; None: no version from the region.
         files: digests of the files that may serve them, by model; empty: any.
         generation, at: of the desired document.
         due: Unix seconds by which the node must be good.
         was: its normal behaviour before.
     """
 
-    models: Mapping[str, ModelRef]
+    models: Mapping[str, ModelRef | None]
     files: Mapping[str, frozenset[str]]
     generation: int
     at: float
@@ -169,7 +171,7 @@ def evaluate(
 
 
 def evaluate_rollback(
-    models: Mapping[str, ModelRef],
+    models: Mapping[str, ModelRef | None],
     before: Mapping[str, ModelRef | None],
     generation: int,
     due: float,
@@ -203,7 +205,7 @@ def evaluate_rollback(
             serving = reported.models.get(name)
             if ref is not None and not _serves(serving, ref):
                 missing = f"{name} is {_describe(serving)}"
-            elif ref is None and name in models and _serves(serving, models[name]):
+            elif ref is None and models.get(name) is not None and _serves(serving, models[name]):
                 kept = f"{name} is still {_describe(serving)}: the node had no version before, and its file names none"
     if missing and listening.since is not None and now > max(due, listening.since + listening.silent_after_s):
         return GateFinding(GateVerdict.BAD, "timed-out", "timed-out", missing, presence)
@@ -224,7 +226,7 @@ def _reported_failure(assignment: Assignment, observed: ObservedNode, presence: 
             code = "rolled-back" if error is None else error.code
             return GateFinding(GateVerdict.BAD, "failed", code, message, presence)
         for entry in reported.quarantined:
-            if entry.digest == ref.digest:
+            if ref is not None and entry.digest == ref.digest:
                 return GateFinding(
                     GateVerdict.BAD, "failed", entry.code, f"{ref} is in quarantine: {entry.reason}", presence
                 )
@@ -252,8 +254,10 @@ def _missing_proof(assignment: Assignment, observed: ObservedNode, limits: GateS
     last = observed.samples[-1] if observed.samples else None
     for name, ref in assignment.models.items():
         serving = reported.models.get(name)
-        if serving is None or not _serves(serving, ref):
+        if not _serves(serving, ref):
             return f"{name} is {_describe(serving)}"
+        if serving is None:  # nor should it be
+            continue
         if serving.stage != "kept":
             return f"{name} is still in stage {serving.stage}"
         if last is None or last.at < serving.since:
@@ -267,7 +271,10 @@ def _missing_proof(assignment: Assignment, observed: ObservedNode, limits: GateS
     return ""
 
 
-def _serves(serving: ReportedModel | None, ref: ModelRef) -> bool:
+def _serves(serving: ReportedModel | None, ref: ModelRef | None) -> bool:
+    """Whether a node serves a version; for None, whether it serves none from the region."""
+    if ref is None:
+        return serving is None or serving.model is None
     return serving is not None and serving.model is not None and serving.model.digest == ref.digest
 
 
@@ -281,18 +288,23 @@ def _broken_limit(assignment: Assignment, observed: ObservedNode, limits: GateSe
     """Return the code and reason if health reports break a limit."""
     since = _serving_since(assignment, observed)
     if since is not None and observed.reported is not None and limits.max_restarts is not None:
-        files = {observed.reported.models[name].file_digest for name in assignment.models}
+        serving = observed.reported.models
+        files = {serving[name].file_digest for name in assignment.models if name in serving}
         if (restarts := count_restarts(observed.samples, files)) > limits.max_restarts:
             return "restarts", f"it restarted {restarts} times recently; {limits.max_restarts} allowed"
     return None if since is None else violated_limit(observed.samples, since, assignment.models, assignment.was, limits)
 
 
 def _serving_since(assignment: Assignment, observed: ObservedNode) -> float | None:
-    """Return when the last of the assigned models began to serve, by the node's clock; None: not all of them serve."""
+    """Return when the last of the assigned models began to serve, by the node's clock; None: not all of them serve.
+
+    If all of them are to be gone, and are, that is when it was asked for, by the region's clock.
+    """
     since = []
     for name, ref in assignment.models.items():
         serving = None if observed.reported is None else observed.reported.models.get(name)
-        if serving is None or not _serves(serving, ref):
+        if not _serves(serving, ref):
             return None
-        since.append(serving.since)
-    return max(since)
+        if serving is not None:
+            since.append(serving.since)
+    return max(since, default=assignment.at)

@@ -18,6 +18,8 @@ SUPERSEDED: Final = "superseded"
 """Code of a task that a later rollout has replaced."""
 PINNED: Final = "pinned"
 """Code of a task on a node where an operator has pinned the model."""
+FORGOTTEN: Final = "forgotten"
+"""Code of a task on a node that an operator has forgotten."""
 
 
 def own_labels(reported: Labels, of_region: Labels) -> dict[str, str]:
@@ -65,12 +67,14 @@ def conflict(nodes: Collection[Address], others: Iterable[Rollout]) -> str | Non
     return None
 
 
-def why_unfit(models: Mapping[str, ModelRef], reported: Reported | None) -> str:
+def why_unfit(models: Mapping[str, ModelRef | None], reported: Reported | None) -> str:
     """Return why a node cannot serve these versions, by the models that its file names; "" if it can, or does not say."""
     configured = None if reported is None else reported.configured
     if configured is None:
         return ""
     for name, ref in sorted(models.items()):
+        if ref is None:  # any node can be without it
+            continue
         if name not in configured:
             return f"its file has no model {name}; it has {', '.join(sorted(configured)) or 'none'}"
         if configured[name] not in ("", ref.name):
@@ -104,7 +108,7 @@ def joins(
         decided |= rollout.models.keys()
         if not free or rollout.phase is Phase.ROLLING_BACK or why_unfit(rollout.models, reported):
             continue
-        if task is None or (task.state == "removed" and task.code in (SUPERSEDED, PINNED)):
+        if task is None or (task.state == "removed" and task.code in (SUPERSEDED, PINNED, FORGOTTEN)):
             found.append(rollout)
             if not rollout.phase.ended:
                 break

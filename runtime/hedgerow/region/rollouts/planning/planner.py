@@ -99,7 +99,8 @@ def _evaluate(rollout: Rollout, task: Task, observed: ObservedNode, listening: L
         due = task.assigned_at + gate.timeout_s if task.state == "in-progress" else math.inf
         assignment = Assignment(rollout.models, rollout.files, task.generation, task.assigned_at, due, task.baseline)
         return evaluate(assignment, observed, gate, listening, now)
-    return GateFinding(GateVerdict.UNKNOWN, task.state, presence=listening.presence(observed, now))
+    presence = Presence.ABSENT if observed.moving else listening.presence(observed, now)
+    return GateFinding(GateVerdict.UNKNOWN, task.state, presence=presence)
 
 
 def _task_updates(rollout: Rollout, findings: Mapping[Address, GateFinding]) -> Iterator[tuple[Address, TaskUpdate]]:
@@ -280,7 +281,8 @@ def _list_nodes(nodes: list[Address]) -> str:
 def _summary(rollout: Rollout) -> str:
     states = [task.state for task in rollout.tasks.values()]
     late = states.count("queued") + states.count("in-progress")
-    parts = [f"{states.count('succeeded')} of {len(states)} nodes serve it"]
+    done = "are without it" if rollout.withdrawn == rollout.models.keys() else "serve it"
+    parts = [f"{states.count('succeeded')} of {len(states)} nodes {done}"]
     parts += [f"{rollout.failed} failed"] if rollout.failed else []
     parts += [f"{late} late"] if late else []
     return ", ".join(parts)

@@ -171,8 +171,11 @@ class RolloutPlan(Section):
 
     rollout: Name = Field(description="Unique name of the rollout.")
     why: str = Field("", max_length=500, description="Reason, for the audit log.")
-    models: dict[Name, ModelSection] = Field(
-        min_length=1, max_length=20, description="Models to change: name in the nodes' files → version."
+    models: dict[Name, ModelSection | Literal["none"]] = Field(
+        min_length=1,
+        max_length=20,
+        description="Models to change: name in the nodes' files → version. `none` withdraws the model: a node whose own file has one "
+        "runs that again; another unloads it, and refuses if one of its pipelines needs it.",
     )
     target: Annotated[str, AfterValidator(_selector)] = Field(
         "", description="Label selector of the nodes; empty: all.", examples=["hardware in (nuc, jetson), ring!=late"]

@@ -79,7 +79,7 @@ class Rollout:
     """A rollout.
 
     Attributes:
-        models: versions to roll out, by the model's name in the nodes' files.
+        models: versions to roll out, by the model's name in the nodes' files; None: it is withdrawn.
         waves: titles of the waves.
         files: digests of the files that may serve them, by the same name; empty: any.
         wave: the current one, from 0; -1: none has started.
@@ -92,7 +92,7 @@ class Rollout:
 
     name: str
     plan: RolloutPlan
-    models: Mapping[str, ModelRef]
+    models: Mapping[str, ModelRef | None]
     waves: tuple[str, ...]
     tasks: Mapping[Address, Task]
     files: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -103,6 +103,11 @@ class Rollout:
     rolling_back_since: float | None = None
     ending: Phase | None = None
     reason: str = ""
+
+    @property
+    def withdrawn(self) -> set[str]:
+        """The models that it withdraws."""
+        return {name for name, ref in self.models.items() if ref is None}
 
     @property
     def failed(self) -> int:

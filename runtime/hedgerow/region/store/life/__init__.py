@@ -1,0 +1,1 @@
+"""Who nodes are, as stored: forgotten ones, and former addresses."""
