@@ -224,6 +224,11 @@ class MqttSession:
                         options, lambda: Link(self.acknowledgements, options.max_payload_bytes, self)
                     )
                     self.password = options.read_password()
+                    if options.may_connect is not None and not options.may_connect():
+                        raise BusError(
+                            f"Not connecting to {options.url}: another process uses this session now",
+                            remedy="None: it connects again when this process may use the session.",
+                        )
                     link.send(connect_packet(options, self._client_id, options.clean_start and not self.links))
                     await accepted
             except TimeoutError as error:

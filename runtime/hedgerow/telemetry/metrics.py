@@ -136,16 +136,26 @@ class ProbeServer:
         collector: yields the metrics for /metrics.
         alive: the check behind /healthz.
         ready: the check behind /readyz.
+        facts: further fields of the body of both.
     Raises: ConfigError: it cannot listen there.
     Attributes:
         port: the port it listens on.
         url: its address, without a path.
     """
 
-    def __init__(self, host: str, port: int, collector: Collector, alive: Check, ready: Check) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        collector: Collector,
+        alive: Check,
+        ready: Check,
+        facts: Callable[[], dict[str, str]] = dict,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(collector)
         self._checks = {"/healthz": alive, "/readyz": ready}
+        self._facts = facts
         try:
             self._server = _Server((host, port), _Handler)
         except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters, or an empty one
@@ -176,7 +186,7 @@ class ProbeServer:
             return _respond(start_response, "200 OK", content_type, encode(self._registry))
         if path in self._checks:
             reasons = self._checks[path]()
-            body = json.dumps({"ok": not reasons, "reasons": reasons}).encode() + b"\n"
+            body = json.dumps({"ok": not reasons, "reasons": reasons, **self._facts()}).encode() + b"\n"
             return _respond(
                 start_response, "503 Service Unavailable" if reasons else "200 OK", "application/json", body
             )

@@ -40,7 +40,7 @@ from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.node.pipelines.worker_pipelines import WorkerPipelines
 from hedgerow.node.swap.swaps import Swaps
 from hedgerow.pipeline.local_pipeline import LocalPipeline
-from hedgerow.region.collector.collector import Collector
+from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig
 from hedgerow.tasks import tasks
 from hedgerow.telemetry.clock import Clock
@@ -394,7 +394,7 @@ async def test_opening_and_closing(
 
 @pytest.mark.long
 @at_every_moment_in_time
-async def test_a_run_of_the_collector(
+async def test_a_run_of_the_regions_service(
     moment: Moment, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it is cancelled its store is free, its threads end, and the next run works."""
@@ -411,12 +411,13 @@ async def test_a_run_of_the_collector(
     )
 
     async def attempt(cancelling: Cancelling) -> None:
-        collector = Collector(config)
+        service = RegionService(config)
 
-        await cancelling.run(collector.run(started=collector.stop))
+        await cancelling.run(service.run(started=service.stop))
 
         assert not running()
         assert not threads("region-writer")
+        assert not threads("region-lease")
         await until(lambda: not threads("region-rollouts"))
 
     assert await cancel_at_every_place(attempt, moment)

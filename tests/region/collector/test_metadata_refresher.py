@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from tests.region.conftest import eventually
 from tests.trust.conftest import World
 
-from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.metadata_refresher import MetadataRefresher
+from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import load
 from hedgerow.testing import Mosquitto
 from hedgerow.trust import errors
@@ -122,13 +122,14 @@ async def test_the_regions_service_refreshes_the_repository_it_serves(world: Wor
     file.write_text(
         f"region: {{name: test}}\nbroker: {{url: '{mosquitto.url}'}}\nmodels: {{repository: repository}}\nmetrics: {{port: 0}}\n"
     )
-    collector = Collector(load(file))
-    running = asyncio.create_task(collector.run())
+    service = RegionService(load(file))
+    running = asyncio.create_task(service.run())
     try:
-        refresher: Any = collector._refresher
+        await eventually(lambda: service.collector is not None)
+        refresher: Any = service.collector and service.collector._refresher
         await eventually(
             lambda: expires(refresher) or refresher.problems(), lambda: "the first check of the repository"
         )
     finally:
-        collector.stop()
+        service.stop()
         await running

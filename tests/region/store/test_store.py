@@ -95,11 +95,6 @@ def test_a_reopened_store_knows_what_it_has(store_url: str, reading: Callable[[s
     assert sorted(sequences(reading(store_url))) == [1, 2, 3, 5]
 
 
-def test_only_one_collector_may_write(store: RegionStore, store_url: str) -> None:
-    with pytest.raises(RegionStoreError, match="Another collector"):
-        open_store(store_url)
-
-
 def test_a_gap_that_grew_is_counted_once(
     store: RegionStore, store_url: str, reading: Callable[[str], Database]
 ) -> None:

@@ -39,7 +39,8 @@ def run(
       hedgerow region run region.yaml --metrics-host 10.42.0.7
 
     It stores what nodes send (results, events, health, status), each durable result exactly once, and acknowledges results
-    to the nodes' outboxes. Only one service may write to a store. If the broker or database is unavailable, it retries.
+    to the nodes' outboxes. Of several services that use one store, one leads; the others stand by, and take over within seconds
+    when it ends. If the broker or database is unavailable, it retries.
     """
     from hedgerow.region.config import load
     from hedgerow.telemetry.structlog_import import import_structlog
@@ -51,7 +52,7 @@ def run(
     import_structlog(settings.log.format)
     import structlog
 
-    from hedgerow.region.collector.collector import Collector
+    from hedgerow.region.collector.service import RegionService
     from hedgerow.telemetry import logs
 
     logs.configure(settings.log.level, settings.log.format)
@@ -59,9 +60,9 @@ def run(
         structlog.get_logger(__name__).warning("deprecated-setting", detail=message)
 
     async def main() -> None:
-        collector = Collector(settings)
-        collector.handle_signals()
-        await collector.run()
+        service = RegionService(settings)
+        service.handle_signals()
+        await service.run()
 
     try:
         asyncio.run(main())
@@ -190,7 +191,18 @@ def _summary(current: dict[str, Any]) -> str:
     state = "collecting" if collector["connected"] else "running, but not connected to its broker"
     if not collector["running"]:
         state = f"not running, last seen {_duration(collector['last_seen_s'])} ago; the status below is as of then"
-    return f"Region {current['region']}: {state}. {size(current['stored_bytes'])} of results are stored."
+    stored = f"{size(current['stored_bytes'])} of results are stored."
+    return f"Region {current['region']}: {state}. {stored} {_lease(current['lease'])}".rstrip()
+
+
+def _lease(lease: dict[str, Any] | None) -> str:
+    if lease is None:
+        return ""
+    waiting = ", ".join(visible(standby["host"]) for standby in lease["standbys"])
+    waiting = f"standby: {waiting}" if waiting else "no standby"
+    if lease["leader"] is None:
+        return f"No service leads; {waiting}."
+    return f"{visible(lease['leader'])} leads since {lease['since']}; {waiting}."
 
 
 def _problems(current: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """The region's collector: stores messages from the region's broker, and acknowledges results to the nodes' outboxes.
 
-Rules:
+It works for one term, while its service leads (`service.py`). Rules:
 - A message is acknowledged to the broker, and a result to its outbox, only once it is on the store's disk.
 - Acknowledgements to an outbox are cumulative and paced. A duplicate is acknowledged again, since the outbox has missed the
   last acknowledgement.
@@ -11,40 +11,37 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from hedgerow import tasks
 from hedgerow.bus.connect import ClientOptions
-from hedgerow.bus.identity.client_ids import FILE, client_id, client_token, former_client_id
+from hedgerow.bus.identity.client_ids import client_id
 from hedgerow.bus.identity.moving_client import FormerSession, connect_or_move
 from hedgerow.bus.message import Message
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.errors import BusError
-from hedgerow.node.link.options import is_plain_text_on_network, link_options
+from hedgerow.node.link.options import link_options
 from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import clears, decode_message, filters
-from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
+from hedgerow.region.collector.metrics import CollectorCounts
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
-from hedgerow.region.config import RegionConfig, on_postgres
+from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.service import RolloutService
+from hedgerow.region.store.database.database import LeaseLost
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.lease import Term
 from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.records import PingRecord, RefusedRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
-from hedgerow.telemetry import logs, systemd
-from hedgerow.telemetry.metrics import ProbeServer
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import JSON
 
@@ -56,23 +53,33 @@ MAX_WAITING_BYTES: Final = 128 << 20
 """The same, in bytes of their payloads."""
 _QUICK_BYTES: Final = 1024
 """Reading a payload up to this size takes too little time to measure it."""
-_BEAT_EVERY_S: Final = 1.0
-_HUNG_AFTER_S: Final = 30.0
+_RECORD_REFUSED_S: Final = 1.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
 
 
 class Collector:
-    """Collects messages from a region's broker until `stop` is called.
+    """Collects messages from a region's broker until `stop` or `step_down` is called.
 
     Args:
         config: the region, its broker and its store.
-    Attributes:
-        counts: its counters.
+        counts: its counters; of all terms of this process.
+        term: the term for which this service leads.
+        leads: whether it leads for certain; if not, nothing is published, and no connection made.
+        former: session that a version before tokens may have left at the broker.
     """
 
-    def __init__(self, config: RegionConfig) -> None:
+    def __init__(
+        self,
+        config: RegionConfig,
+        counts: CollectorCounts,
+        term: Term,
+        leads: Callable[[], bool],
+        former: FormerSession,
+    ) -> None:
         self.config = config
-        self.counts = CollectorCounts()
+        self.counts = counts
+        self._term = term
+        self._leads = leads
         self._region = config.region.name
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
@@ -80,21 +87,12 @@ class Collector:
         self._fatal: Exception | None = None
         self._failure: Exception | None = None
         self._closing = False
-        self._last_beat = time.monotonic()
+        self._lost = False
         self._rates = SiteRates(config.quotas.messages_per_s, config.quotas.nodes)
         self._pacing: AckPacing[LedgerKey] = AckPacing()
         self._timer: asyncio.TimerHandle | None = None
-        self._probes: ProbeServer | None = None
-        state_dir = config.state_folder
-        former = _former_session(config, state_dir)
-        token = client_token(state_dir)
-        options = link_options(
-            config.broker,
-            client_id(self._region, token, "collector"),
-            receive_maximum=config.region.receive_maximum,
-            max_payload_bytes=config.region.max_payload_bytes,
-            session_file=state_dir / "links" / "collector",
-        )
+        token = term.client_token
+        options = replace(collector_link(config, token), may_connect=leads)
         self._client = connect_or_move(options, former, self._receive, self._link_changed)
         self._blobs = self._refresher = None
         if config.models.repository is not None:
@@ -104,45 +102,22 @@ class Collector:
 
             blob_options = replace(options, client_id=client_id(self._region, token, "blobs"), session_file=None)
             self._blobs = BlobServer(blob_options, self._region, config.models.repository)
-            self._refresher = MetadataRefresher(config.models.repository, config.models.online_key)
-        self._rollouts = RolloutService(config, self._client, self._loop)
+            self._refresher = MetadataRefresher(config.models.repository, config.models.online_key, leads=leads)
+        self._rollouts = RolloutService(config, self._client, self._loop, term, leads)
         self._pinger = None
         if config.ping.every_s is not None:
             self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)
-        self._writer = StoreWriter(
-            lambda: RegionStore(open_database(config.store.url, write=True, group=config.store.group_access), config),
-            self._on_report,
-        )
-
-    @property
-    def probe_port(self) -> int | None:
-        """Port of metrics and probes; None if they are disabled."""
-        return self._probes.port if self._probes is not None else None
+        self._writer = StoreWriter(self._open_store, self._on_report)
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Collect until `stop` is called or a signal arrives; then store what was received.
+        """Collect until `stop` is called, then store what was received; or until `step_down` is.
 
         Args:
             started: called once, when the store is open.
-        Raises:
-            RegionStoreError: the store cannot be used at all.
-            ConfigError: the probes' address is in use.
+        Raises: RegionStoreError: the store cannot be used at all.
         """
-        config = self.config
-        if is_plain_text_on_network(config.broker.url):
-            log.warning("plain-text-broker", url=config.broker.url, remedy="Use mqtts:// with certificates.")
-        if config.metrics.enabled:
-            metrics = config.metrics
-            self._probes = ProbeServer(
-                metrics.host,
-                metrics.port,
-                RegionMetrics(self.counts, self._gauges),
-                self._liveness_problems,
-                self._readiness_problems,
-            )
-            log.info("probes", url=f"{self._probes.url}/metrics")
         self._writer.start()
-        running = [tasks.supervise(self._beat, "heartbeat")]
+        running = [tasks.supervise(self._keep_recording_refused, "record of refused messages")]
         if self._refresher is not None:
             running.append(tasks.supervise(self._refresher.run, "refresh of the repository"))
         try:
@@ -155,12 +130,13 @@ class Collector:
                         running.append(tasks.supervise(self._pinger.keep_pinging, "pings"))
                     await self._client.subscribe(subscriptions)
                     self._rollouts.start()
-                    log.info("region-started", region=self._region, broker=config.broker.url)
+                    log.info("region-started", region=self._region, broker=self.config.broker.url)
                     started()
-                    systemd.ready()
                     await self._stop.wait()
-                    systemd.stopping()
-                    await self._drain()
+                    if self._lost:
+                        await self._abandon()
+                    else:
+                        await self._drain()
         finally:
             await tasks.run_to_end(self._close(running), "end of the collector")
         if self._fatal is not None:
@@ -170,18 +146,20 @@ class Collector:
         """Store what was received, then stop."""
         self._stop.set()
 
-    def handle_signals(self) -> None:
-        """Stop on SIGTERM and Ctrl-C; a second signal exits at once, which loses nothing either."""
+    def step_down(self) -> None:
+        """Stop at once, since another service leads: store, acknowledge and publish nothing more."""
+        self._lost = self._closing = True
+        self._stop.set()
 
-        def interrupt(number: signal.Signals) -> None:
-            if self._stop.is_set():
-                log.warning("stopping-at-once", signal=number.name)
-                os._exit(128 + number)
-            self.stop()
-            log.info("stopping", signal=number.name, stop_s=self.config.region.stop_s)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, interrupt, number)
+    def _open_store(self) -> RegionStore:
+        store = self.config.store
+        database = open_database(store.url, write=True, group=store.group_access)
+        try:
+            database.lead(self._term.fence)
+        except BaseException:
+            database.close()
+            raise
+        return RegionStore(database, self.config)
 
     def _receive(self, messages: list[Message]) -> None:
         if self._closing:
@@ -263,6 +241,9 @@ class Collector:
         self._acknowledge()
 
     def _update_failure(self, report: WriteReport) -> None:
+        if isinstance(report.failure, LeaseLost):
+            self.step_down()
+            return
         self.counts.store_works = report.failure is None
         if report.failure is not None:
             if self._failure is None or report.fatal:
@@ -279,7 +260,7 @@ class Collector:
 
     def _acknowledge(self, *, flush: bool = False) -> None:
         """Publish the acknowledgements due now, and schedule the rest."""
-        for key, ack in self._pacing.due(time.monotonic(), flush=flush):
+        for key, ack in self._pacing.due(time.monotonic(), flush=flush) if self._leads() else ():
             self.counts.acks += 1
             address: Address = key[0]
             self._client.publish(
@@ -313,6 +294,11 @@ class Collector:
         unstored = self._client.unacknowledged
         log.info("region-stopped", stored=sum(self.counts.results.values()), left_to_broker=unstored)
 
+    async def _abandon(self) -> None:
+        """Disconnect without sending anything: what was received comes again, to the service that leads."""
+        await self._client.close(timeout_s=0)
+        log.info("region-stepped-down", term=self._term.fence)
+
     async def _close_writer(self) -> None:
         self._rollouts.close()
         self._writer.close()
@@ -321,8 +307,6 @@ class Collector:
     async def _close(self, running: list[asyncio.Task[None]]) -> None:
         """End all parts, each whatever becomes of the others, last first."""
         async with AsyncExitStack() as parts:
-            if self._probes is not None:
-                parts.callback(self._probes.close)
             if self._timer is not None:
                 parts.callback(self._timer.cancel)
             parts.push_async_callback(self._close_writer)
@@ -332,27 +316,24 @@ class Collector:
         self._writer.connected = self.counts.connected = connected
         self._rollouts.link_changed(connected=connected)
 
-    async def _beat(self) -> None:
+    async def _keep_recording_refused(self) -> None:
         while True:
-            self._last_beat = time.monotonic()
-            systemd.alive()
-            logs.report_repeats()
             self._record_refused()
-            await asyncio.sleep(_BEAT_EVERY_S)
+            await asyncio.sleep(_RECORD_REFUSED_S)
 
-    def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        for part in (tasks, self._rollouts, self._blobs, self._refresher):
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """Yield gauges for /metrics, from any thread: name, help, labels, value."""
+        for part in (self._rollouts, self._blobs, self._refresher):
             if part is not None:
                 yield from part.gauges()
 
-    def _liveness_problems(self) -> list[str]:
-        silent_s = time.monotonic() - self._last_beat
-        reasons = [f"the event loop has been blocked for {silent_s:.0f} s"] if silent_s > _HUNG_AFTER_S else []
-        if self._writer.ident is not None and not self._writer.is_alive() and not self._closing:
-            reasons.append("the store's writer thread has died")
-        return reasons
+    def liveness_problems(self) -> list[str]:
+        """Return why it should be restarted; a writer that has not started, or is to end, is no reason."""
+        ended = self._writer.ident is not None and not self._writer.is_alive() and not self._closing
+        return ["the store's writer thread has died"] if ended else []
 
-    def _readiness_problems(self) -> list[str]:
+    def readiness_problems(self) -> list[str]:
+        """Return why it does not collect."""
         reasons = [] if self._client.connected else ["not connected to the broker"]
         if self._failure is not None:
             reasons.append(f"the store does not work: {self._failure}")
@@ -372,13 +353,18 @@ class Collector:
             await tasks.cancel(*waits)
 
 
-def _former_session(config: RegionConfig, state_dir: Path) -> FormerSession:
-    """Return the session that a version before tokens may have left at the broker."""
-    name = config.region.name
-    # The service may publish and receive there, and no bridge forwards it: no site has this name.
-    topic = Address(name, "collector-move", "collector").topic(Channel.DESIRED)
-    session = FormerSession(former_client_id(name, "collector"), state_dir / "sessions" / "collector", topic)
-    used = on_postgres(config.store.url) or Path(config.store.url).exists()
-    if used and not (state_dir / FILE).exists():
-        ClientOptions(url=config.broker.url, client_id=session.client_id, session_file=session.mark).mark_session()
-    return session
+def collector_link(config: RegionConfig, token: str) -> ClientOptions:
+    """Return the options of the collector's connection.
+
+    Args:
+        config: the region and its broker.
+        token: secret part of its client id.
+    Raises: ConfigError: the broker's address is invalid, or its password file cannot be read.
+    """
+    return link_options(
+        config.broker,
+        client_id(config.region.name, token, "collector"),
+        receive_maximum=config.region.receive_maximum,
+        max_payload_bytes=config.region.max_payload_bytes,
+        session_file=config.state_folder / "links" / "collector",
+    )

@@ -34,12 +34,20 @@ class MetadataRefresher:
         folder: the repository.
         online_key: file with the key for snapshot and timestamp; None: the one beside the folder, if it exists.
         clock: Unix seconds.
+        leads: whether this service may sign; of several on one store, one does.
     """
 
-    def __init__(self, folder: Path, online_key: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        online_key: Path | None,
+        clock: Callable[[], float] = time.time,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._folder = folder
         self._online_key = online_key
         self._clock = clock
+        self._leads = leads
         self._problem: HedgerowError | None = None
         self._roles: tuple[RoleStatus, ...] = ()
         self._warned_at: dict[str, float] = {}
@@ -86,7 +94,7 @@ class MetadataRefresher:
     def _refresh(self) -> None:
         repository = Repository.open(self._folder, self._online_key)
         now = self._clock()
-        if repository.has_online_key and repository.refresh_timestamp(now):
+        if repository.has_online_key and self._leads() and repository.refresh_timestamp(now):
             timestamp = repository.timestamp()
             log.info("repository-refreshed", timestamp=timestamp.signed.version if timestamp else None)
         self._roles = read_status(repository, now).roles

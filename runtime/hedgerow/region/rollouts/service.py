@@ -26,8 +26,9 @@ from hedgerow.region.rollouts.controller import PendingClear, PendingDocument, R
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.planning.state import Phase
 from hedgerow.region.rollouts.requests import open_requests
-from hedgerow.region.store.database.database import RegionStoreError
+from hedgerow.region.store.database.database import LeaseLost, RegionStoreError
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.lease import Term
 from hedgerow.topics import Address
 from hedgerow.wire.messages import JSON
 
@@ -51,11 +52,13 @@ class DocumentPublisher:
     Args:
         client: connection to the region's broker.
         published: called on the loop with what the broker has accepted.
+        leads: whether this service may publish.
     """
 
-    def __init__(self, client: Client, published: Callable[[Pending], None]) -> None:
+    def __init__(self, client: Client, published: Callable[[Pending], None], leads: Callable[[], bool]) -> None:
         self._client = client
         self._published = published
+        self._leads = leads
         self._waiting: deque[Pending] = deque()
         self._in_flight = 0
 
@@ -65,6 +68,8 @@ class DocumentPublisher:
         self._send()
 
     def _send(self) -> None:
+        if not self._leads():  # what the broker then lacks is published again later, by whoever leads
+            self._waiting.clear()
         while self._waiting and self._in_flight < _MAX_IN_FLIGHT:
             document = self._waiting.popleft()
             self._in_flight += 1
@@ -97,16 +102,26 @@ class RolloutService(threading.Thread):
         config: the region's configuration.
         client: connection to the region's broker.
         loop: the client's event loop.
+        term: the term for which this service leads.
+        leads: whether it leads for certain.
     Attributes:
         failure: why rollouts are stalled; None: they are not.
     """
 
-    def __init__(self, config: RegionConfig, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        config: RegionConfig,
+        client: Client,
+        loop: asyncio.AbstractEventLoop,
+        term: Term,
+        leads: Callable[[], bool],
+    ) -> None:
         super().__init__(name="region-rollouts", daemon=True)
         self._config = config
         self._loop = loop
+        self._term = term
         self._accepted: queue.SimpleQueue[Pending] = queue.SimpleQueue()
-        self._publisher = DocumentPublisher(client, self._accepted.put)
+        self._publisher = DocumentPublisher(client, self._accepted.put, leads)
         self._closing = threading.Event()
         self._listening_since: float | None = None
         self._controller: RolloutController | None = None
@@ -134,7 +149,7 @@ class RolloutService(threading.Thread):
                     log.info("steward-recovered")
                     self.failure = None
             except RegionStoreError as error:
-                if self.failure is None:
+                if self.failure is None and not isinstance(error, LeaseLost):
                     log.error("steward-failing", code=error.code, error=str(error), remedy=error.remedy)
                 self.failure = str(error)
                 self._abandon()
@@ -152,6 +167,7 @@ class RolloutService(threading.Thread):
         if self._controller is None:
             database = open_database(self._config.store.url, write=False, alongside=True)
             try:
+                database.lead(self._term.fence)
                 self._controller = RolloutController(database, self._config)
             except BaseException:
                 database.close()

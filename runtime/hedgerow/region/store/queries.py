@@ -16,6 +16,7 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database, RegionStoreError
+from hedgerow.region.store.lease import lease_status
 from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.missing import count_missing
@@ -173,6 +174,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "at": iso(now),
             "needs_help": True,
             "collector": None,
+            "lease": None,
             "sites": [],
             "nodes": [],
             "rejected": {},
@@ -196,12 +198,19 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "last_seen_s": round(max(0.0, now - beat_at), 1),
             "version": version,
         },
+        "lease": _lease(database),
         "stored_bytes": stored_bytes,
         "rejected": rejected,
         "refused": _refused(database, now),
         "sites": _sites(nodes),
         "nodes": nodes,
     }
+
+
+def _lease(database: Database) -> dict[str, Any] | None:
+    """Return who leads since when, and which services stand by."""
+    lease = lease_status(database)
+    return None if lease is None else lease | {"since": iso(lease["since"])}
 
 
 def _refused(database: Database, now: float) -> list[dict[str, Any]]:

@@ -83,7 +83,8 @@ class RegionStore:
         """
         config = self._config
         values = (config.region.name, self._started_at, time.time(), int(connected), __version__)
-        self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.ping.every_s))
+        with self._database.transaction():
+            self._database.run(_SAVE_COLLECTOR, (*values, config.region.silent_after_s, config.ping.every_s))
 
     def apply(self, records: Sequence[StoreRecord]) -> BatchOutcome:
         """Store a batch; it is on disk when this returns.

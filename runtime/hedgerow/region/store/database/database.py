@@ -35,8 +35,26 @@ class StoreRefused(RegionStoreError):
     code = "store-refused"
 
 
+class StoreInUse(StoreTrouble):
+    """Another service writes to the store."""
+
+    code = "store-in-use"
+
+
+class LeaseLost(StoreTrouble):
+    """Another service leads now; nothing was written."""
+
+    code = "lease-lost"
+
+
 class Database(Protocol):
-    """An open database."""
+    """An open database.
+
+    Attributes:
+        lock_grace_s: how long a service may go on working after it has lost the store's lock, in seconds.
+    """
+
+    lock_grace_s: float
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of a query."""
@@ -50,18 +68,58 @@ class Database(Protocol):
     def transaction(self) -> AbstractContextManager[None]:
         """Run a transaction; it is on disk when this ends without an exception."""
 
+    def lead(self, fence: int) -> None:
+        """From now on, check in each transaction that the term with this number leads; if not, raise `LeaseLost`."""
+
+    def try_lock(self) -> bool:
+        """Take the store's lock, or keep it. It is freed when this connection is closed or its process ends.
+
+        Returns: whether this connection has it.
+        """
+
+    def unlock(self) -> None:
+        """Free the store's lock."""
+
+    def end_term(self, fence: int) -> None:
+        """End the connections of a term, where the database can; a leader that was stopped may hold locks."""
+
+    def now(self) -> float:
+        """Return the database's time: Unix seconds."""
+
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and free the lock."""
 
 
 def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: str) -> None:
     """Apply the migrations that are new, each in a transaction.
 
-    Raises: RegionStoreError: the database was written by a newer version.
+    Raises:
+        StoreInUse: there are some, but another service is running; it may be an older version.
+        RegionStoreError: the database was written by a newer version.
     """
-    database.run("CREATE TABLE IF NOT EXISTS migration (number INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
-    done = {number for (number,) in database.rows("SELECT number FROM migration")}
     there = _migrations(dialect)
+    if _applied(database) == there.keys():
+        return
+    if not database.try_lock():
+        raise store_in_use(name)
+    try:
+        _apply(database, there, name)
+    finally:
+        database.unlock()
+
+
+def _applied(database: Database) -> set[int]:
+    try:
+        return {number for (number,) in database.rows("SELECT number FROM migration")}
+    except StoreTrouble:
+        raise
+    except RegionStoreError:  # there is no such table yet
+        return set()
+
+
+def _apply(database: Database, there: dict[int, str], name: str) -> None:
+    database.run("CREATE TABLE IF NOT EXISTS migration (number INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
+    done = _applied(database)
     if newer := done - there.keys():
         raise RegionStoreError(
             f"{name} was written by a newer version of Hedgerow (migration {max(newer)})",
@@ -96,8 +154,17 @@ def no_such_store(name: str) -> RegionStoreError:
     )
 
 
-def store_in_use(name: str) -> RegionStoreError:
-    """Return the error for a store that another collector writes to."""
-    return RegionStoreError(
-        f"Another collector writes to {name}", remedy="Stop it, or set another store for this one.",
-    )  # fmt: skip
+def store_in_use(name: str) -> StoreInUse:
+    """Return the error for a store that another service writes to."""
+    return StoreInUse(
+        f"Another service writes to {name}, which has to be upgraded for this version first",
+        remedy="Stop the other service; this one then upgrades the store.",
+    )
+
+
+def lease_lost(name: str, fence: int) -> LeaseLost:
+    """Return the error for a transaction of a term that has ended."""
+    return LeaseLost(
+        f"Another service leads {name}: term {fence} has ended",
+        remedy="None: this service waits as standby. `hedgerow region status` shows which one leads.",
+    )

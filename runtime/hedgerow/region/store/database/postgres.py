@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -14,9 +13,9 @@ from hedgerow.region.store.database.database import (
     Row,
     StoreRefused,
     StoreTrouble,
+    lease_lost,
     migrate,
     no_such_store,
-    store_in_use,
 )
 
 try:
@@ -27,10 +26,13 @@ except ImportError as error:
         remedy="Run `pip install 'hedgerow[region]'`, or use an SQLite file as the store.",
     ) from error
 
-_LOCK: Final = 0x68656467  # "hedg": the advisory lock of the collector that may write
-_LET_GO_S: Final = 3.0  # the server may notice late that the last writer has disconnected
+_LOCK: Final = 0x68656467  # "hedg": the advisory lock of the service that leads
 _CONNECT_S: Final = 10
 _LONGEST_STATEMENT_MS: Final = 60_000
+_LONGEST_PAUSE_MS: Final = 4_000
+"""How long a leader may pause within a transaction: whatever it holds locked would delay the next leader."""
+_FENCE: Final = "SELECT 1 FROM lease WHERE fence = ? FOR KEY SHARE"
+"""Whoever takes the lease changes its unique `fence`, so waits for all transactions that have checked it. A renewal does not."""
 
 
 class Postgres:
@@ -42,7 +44,11 @@ class Postgres:
     Raises: RegionStoreError: it cannot be opened.
     """
 
+    lock_grace_s = 3.0  # a connection may be lost and its client not notice until it renews the lease
+
     def __init__(self, url: str, *, write: bool, alongside: bool = False) -> None:
+        self._fence: int | None = None
+        self._locked = False
         self._shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "…", url)
         try:
             self._connection = psycopg.connect(
@@ -56,7 +62,6 @@ class Postgres:
         try:
             self.run(f"SET statement_timeout = {_LONGEST_STATEMENT_MS}")
             if write:
-                self._become_writer()
                 migrate(self, "postgres", self._shown)
             else:
                 if not alongside:
@@ -66,13 +71,6 @@ class Postgres:
         except BaseException:
             self.close()
             raise
-
-    def _become_writer(self) -> None:
-        deadline = time.monotonic() + _LET_GO_S
-        while self.rows(f"SELECT pg_try_advisory_lock({_LOCK})") != [(True,)]:
-            if time.monotonic() > deadline:
-                raise store_in_use(self._shown)
-            time.sleep(0.02)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of a query."""
@@ -94,7 +92,39 @@ class Postgres:
     def transaction(self) -> Iterator[None]:
         """Run a transaction; it is on disk when this ends without an exception."""
         with self._translating(), self._connection.transaction():
+            if self._fence is not None and not self.rows(_FENCE, (self._fence,)):
+                raise lease_lost(self._shown, self._fence)
             yield
+
+    def lead(self, fence: int) -> None:
+        """See `Database.lead`."""
+        self._fence = fence
+        self.rows("SELECT set_config('application_name', ?, false)", (_term(fence),))
+        self.run(f"SET idle_in_transaction_session_timeout = {_LONGEST_PAUSE_MS}")
+
+    def try_lock(self) -> bool:
+        """See `Database.try_lock`."""
+        self._locked = self._locked or self.rows(f"SELECT pg_try_advisory_lock({_LOCK})") == [(True,)]
+        return self._locked
+
+    def unlock(self) -> None:
+        """See `Database.unlock`."""
+        if self._locked:
+            self._locked = False
+            self.rows(f"SELECT pg_advisory_unlock({_LOCK})")
+
+    def end_term(self, fence: int) -> None:
+        """See `Database.end_term`; the sessions of another user go on until the server ends their transactions."""
+        self.rows(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = ? AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()",
+            (_term(fence),),
+        )
+
+    def now(self) -> float:
+        """See `Database.now`."""
+        ((now,),) = self.rows("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(now)
 
     def close(self) -> None:
         """Close the connection."""
@@ -122,6 +152,10 @@ class Postgres:
                 f"{self._shown}: {str(error).strip()}",
                 remedy="Check the server; the collector reconnects automatically.",
             ) from error
+
+
+def _term(fence: int) -> str:
+    return f"hedgerow-region term {fence}"
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pwd
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +20,9 @@ from hedgerow.region.store.database.database import (
     Row,
     StoreRefused,
     StoreTrouble,
+    lease_lost,
     migrate,
     no_such_store,
-    store_in_use,
 )
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,8 @@ _BUSY_S: Final = 5.0
 """Longest wait for a lock of another program."""
 _LOG_PAGES: Final = 4000
 """Pages of the write-ahead log that trigger a checkpoint: 16 MB."""
+_FENCE: Final = "UPDATE lease SET renewals = renewals + 1 WHERE fence = ?"
+"""Only one transaction writes at a time, so each renews the lease too: a long one does not look like a dead leader."""
 
 
 class Sqlite:
@@ -41,9 +44,12 @@ class Sqlite:
     Raises: RegionStoreError: it cannot be opened.
     """
 
+    lock_grace_s = 0.0  # the system frees the lock when the process has ended, not before
+
     def __init__(self, path: Path, *, write: bool, alongside: bool = False, group: bool = False) -> None:
         self._path = path
         self._lock: int | None = None
+        self._fence: int | None = None
         if not write and not path.exists():
             raise no_such_store(str(path))
         if not write and not os.access(path, os.R_OK | (os.W_OK if alongside else 0)):
@@ -51,14 +57,8 @@ class Sqlite:
         if write:
             try:
                 path.parent.mkdir(mode=0o750 if group else 0o700, parents=True, exist_ok=True)
-                self._lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _close_to_others(path, 0o660 if group else 0o600)
-            except BlockingIOError as error:
-                self._unlock()
-                raise store_in_use(str(path)) from error
             except OSError as error:
-                self._unlock()
                 raise RegionStoreError(
                     f"{path} cannot be written: {error.strerror}", remedy="Check the folder and its permissions."
                 ) from error
@@ -102,6 +102,8 @@ class Sqlite:
         with self._translating():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if self._fence is not None and not self._connection.execute(_FENCE, (self._fence,)).rowcount:
+                    raise lease_lost(str(self._path), self._fence)
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
@@ -110,16 +112,48 @@ class Sqlite:
                         self._connection.execute("ROLLBACK")
                 raise
 
-    def close(self) -> None:
-        """Close the connection."""
-        with suppress(AttributeError, sqlite3.Error):
-            self._connection.close()
-        self._unlock()
+    def lead(self, fence: int) -> None:
+        """See `Database.lead`."""
+        self._fence = fence
 
-    def _unlock(self) -> None:
+    def try_lock(self) -> bool:
+        """See `Database.try_lock`."""
+        if self._lock is not None:
+            return True
+        path = self._path.with_name(f"{self._path.name}.lock")
+        file = None
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if file is not None:
+                os.close(file)
+            if isinstance(error, BlockingIOError):
+                return False
+            raise RegionStoreError(
+                f"{path} cannot be locked: {error.strerror}", remedy="Check the folder and its permissions."
+            ) from error
+        self._lock = file
+        return True
+
+    def unlock(self) -> None:
+        """See `Database.unlock`."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def end_term(self, fence: int) -> None:
+        """See `Database.end_term`: nobody can end the transaction of another process, so it is waited for."""
+
+    def now(self) -> float:
+        """See `Database.now`."""
+        return time.time()
+
+    def close(self) -> None:
+        """Close the connection, and free the lock."""
+        with suppress(AttributeError, sqlite3.Error):
+            self._connection.close()
+        self.unlock()
 
     @contextmanager
     def _translating(self) -> Iterator[None]:
