@@ -72,7 +72,9 @@ async def test_another_node_of_the_same_name_is_reported_by_both_until_it_is_gon
         twin.folder.mkdir()
         twin.name, twin.address = own_site.name, own_site.address
         async with twin, twin.node() as other:
-            await until(lambda: {event["session"] for event in own_site.events("name-in-use")} == {node.session, other.session})
+            await until(
+                lambda: {event["session"] for event in own_site.events("name-in-use")} == {node.session, other.session}
+            )
             for one in (node, other):
                 (reason,) = one.health().reasons
                 assert f"another node runs as {own_site.address}: host {platform.node()}, address 127.0.0.1" in reason
@@ -81,7 +83,11 @@ async def test_another_node_of_the_same_name_is_reported_by_both_until_it_is_gon
                 assert gauges["hedgerow_name_in_use"] == 1
         await until(lambda: node.health().reasons == [])
         # The retained status is not that of the one that stopped.
-        await until(lambda: (last := own_site.published("status")[-1].body)["state"] == "online" and last["session"] == node.session)
+        await until(
+            lambda: (
+                (last := own_site.published("status")[-1].body)["state"] == "online" and last["session"] == node.session
+            )
+        )
     events = {event["session"]: event for event in own_site.events("name-in-use")}
     assert str(own_site.address) in events[node.session]["detail"]["error"]
     assert events[node.session]["detail"]["session"] == other.session

@@ -78,7 +78,7 @@ class Client:
 
     @property
     def local_address(self) -> str:
-        """This machine's IP address on the link; "" without a link, or if it has none."""
+        """The IP address of this machine on the link; "" without a link, or if it has none."""
         return "" if self._session.link is None else self._session.link.local_address
 
     @property

@@ -96,7 +96,7 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def local_address(self) -> str:
-        """This machine's IP address on the connection; "" if it has none."""
+        """The IP address of this machine on the connection; "" if it has none."""
         name = None if self._transport is None else self._transport.get_extra_info("sockname")
         return str(name[0]) if isinstance(name, tuple) else ""
 

@@ -47,7 +47,7 @@ def key_hash(cert_file: Path | None) -> str:
 
 
 class ThisInstance:
-    """This run of the node.
+    """Describes the run of the node that this process is.
 
     Args:
         token: the random token in the state folder.

@@ -39,6 +39,7 @@ from hedgerow.region.collector.site_rates import REASON, SiteRates
 from hedgerow.region.config import RegionConfig, on_postgres
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.ingest import EVENTS
 from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.records import PingRecord, RefusedRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
@@ -253,6 +254,10 @@ class Collector:
                 self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
             for (site, reason), count in outcome.refused.items():
                 log.warning("rejected", site=site, reason=reason, count=count)
+            for address, change in outcome.twins:
+                tell = log.warning if change.began else log.info
+                remedy = {"remedy": change.remedy} if change.began else {}
+                tell(EVENTS[change.kind, change.began], node=str(address), detail=change.text, **remedy)
             if outcome.new_nodes and self._pinger is not None:
                 self._pinger.add(outcome.new_nodes, at_once=True)
         counts.write_s += report.took_s

@@ -198,7 +198,9 @@ class StoreWriter(threading.Thread):
         statuses = store.statuses(time.time())
         while store.prune(time.time()) and self._requests.empty():
             pass
-        self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
+        tidied = store.tidy()
+        outcomes = [tidied] if tidied.twins else []
+        self._report(WriteReport(outcomes=outcomes, statuses=statuses, stored_bytes=store.stored_bytes))
 
     def _stored(self, store: RegionStore, records: list[StoreRecord]) -> list[BatchOutcome]:
         try:

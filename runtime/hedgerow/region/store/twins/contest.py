@@ -36,11 +36,17 @@ Change = Literal["began", "ended"]
 
 @dataclass(slots=True)
 class Run:
-    """A process that reported. `at` is a monotonic time in seconds."""
+    """A process that reported. `at` and `started_at` are times of a monotonic clock, in seconds; it may have started earlier."""
 
     who: str
     uptime_s: float
     at: float
+    started_at: float
+
+    def take(self, uptime_s: float, at: float) -> None:
+        """Take a report of it."""
+        self.uptime_s, self.at = uptime_s, at
+        self.started_at = min(self.started_at, at - uptime_s)
 
     def pace(self, uptime_s: float, at: float) -> float:
         """Return how many seconds a report is from where this run's next one is expected."""
@@ -60,12 +66,9 @@ class Contest:
         self.rivals = rivals
         self._runs: list[Run] = []  # the last one reported last
         self._returns: deque[tuple[Run, float]] = deque(maxlen=3)
+        self._early: Run | None = None
         self._alone_since = 0.0
         self._alone_reports = 0
-
-    def knows(self, who: str) -> bool:
-        """Whether a run has reported, and is one of the last few."""
-        return any(run.who == who for run in self._runs)
 
     def report(self, who: str, uptime_s: float, at: float) -> Change | None:
         """Take a report.
@@ -80,27 +83,34 @@ class Contest:
         run = self._run(who, uptime_s, at)
         is_new = run is None
         if run is None:
-            run, prompt = Run(who, uptime_s, at), False
+            run, prompt = Run(who, uptime_s, at, at - uptime_s), False
         else:
             prompt = uptime_s > run.uptime_s and run.pace(uptime_s, at) <= _PACE_S
-            run.uptime_s, run.at = uptime_s, at
+            run.take(uptime_s, at)
         if run is holder:
             self._alone_reports += 1
-            return self._end(at)
+            other, self._early = self._early, None
+            return self._return(run, other, at) if other is not None and prompt else self._end(at)
         if not (is_new or prompt):
             return None  # it has waited somewhere, and tells nothing about now
         self._runs = [*(one for one in self._runs if one is not run), run][-_MAX_RUNS:]
+        self._early = None
         self._alone_since, self._alone_reports = at, 1
         if holder is None or is_new:
             return None
-        self._returns.append((run, at))
-        return self._begin(run, holder)
+        if (
+            at < holder.started_at + _PACE_S
+        ):  # it may have been under way when the other one started: the next one counts
+            self._early = holder
+            return None
+        return self._return(run, holder, at)
 
     def _run(self, who: str, uptime_s: float, at: float) -> Run | None:
         runs = [run for run in self._runs if run.who == who and uptime_s >= run.uptime_s - _COPY_S]
         return min(runs, key=lambda run: run.pace(uptime_s, at), default=None)
 
-    def _begin(self, run: Run, other: Run) -> Change | None:
+    def _return(self, run: Run, other: Run, at: float) -> Change | None:
+        self._returns.append((run, at))
         if not self._is_contest():
             return None
         before, self.rivals = self.rivals, (run.who, other.who)
