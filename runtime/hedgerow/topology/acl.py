@@ -59,8 +59,8 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
     "collector": (
         Grant(
             "place",
-            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB),
-            write=(Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB),
+            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB, Channel.SERVICE),
+            write=(Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB, Channel.SERVICE),
         ),
     ),
 }

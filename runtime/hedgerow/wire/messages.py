@@ -169,6 +169,18 @@ class Event(WireMessage):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
+class RunningService(WireMessage):
+    """A region's service tells other services of the region that it runs."""
+
+    schema_: Literal["hedgerow.service/1"] = Field("hedgerow.service/1", alias="schema")
+    region: str = Field(max_length=64)
+    instance: str = Field(max_length=64, description="Random id of its run.")
+    store: str = Field(max_length=64, description="Random id of its store.")
+    host: str = Field("", max_length=253)
+    address: str = Field("", max_length=64)
+    uptime_s: Seconds
+
+
 class ErrorBody(WireMessage):
     """An error in a message."""
 

@@ -198,6 +198,12 @@ def _problems(current: dict[str, Any]) -> list[str]:
     help_needed = [node for node in current["nodes"] if node["needs_help"]]
     lines = [f"{node['node']} is {node['status']}: {node['why'][:_LONGEST_WHY]}" for node in help_needed[:_MOST_LINES]]
     lines += _more(len(help_needed), "node")
+    lines += [
+        f"another service of this region collects too, {'with a copy of this store' if one['is_copy'] else 'with a store of its own'}: "
+        f"host {one['host'] or 'not known'}, address {one['address'] or 'not known'}, last seen {_duration(one['last_s'])} ago. Each has "
+        "only a part of the results. Stop one of them, or give both one store."
+        for one in current["other_services"]
+    ]
     shared = [
         f"{node['node']}: {twin['what']}. {twin['remedy']}"
         for node in current["nodes"]

@@ -26,11 +26,12 @@ from hedgerow.region.store.records import (
     RejectedRecord,
     ReportedRecord,
     ResultRecord,
+    ServicesRecord,
     StatusRecord,
     StoreRecord,
     reject,
 )
-from hedgerow.region.store.twins.rows import TwinKind
+from hedgerow.region.store.twins.rows import TwinKind, save_other_services
 from hedgerow.region.store.twins.watch import TwinChange, TwinWatch
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import Event, clean
@@ -80,6 +81,9 @@ class Ingest:
         """Add a record to a batch, within its transaction."""
         if isinstance(record, PingRecord):
             self._ping(record, batch)
+            return
+        if isinstance(record, ServicesRecord):
+            save_other_services(self._database, record.services)
             return
         if isinstance(record, RefusedRecord):
             batch.count_refused(self.quotas.label(record.site), record.reason, record.detail, record.count)

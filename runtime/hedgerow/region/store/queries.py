@@ -19,7 +19,7 @@ from hedgerow.region.store.database.database import Database, RegionStoreError
 from hedgerow.region.store.ledgers import ledger_of
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
-from hedgerow.region.store.twins.rows import TwinReport, twin_reports
+from hedgerow.region.store.twins.rows import TwinReport, other_services, twin_reports
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
@@ -173,6 +173,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "at": iso(now),
             "needs_help": True,
             "collector": None,
+            "other_services": [],
             "sites": [],
             "nodes": [],
             "rejected": {},
@@ -183,11 +184,12 @@ def status(database: Database, now: float) -> dict[str, Any]:
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if running and connected else beat_at
     nodes = _nodes(database, as_of, silent_after_s)
+    others = other_services(database, as_of)
     rejected: dict[str, int] = dict(database.rows("SELECT reason, count FROM rejections ORDER BY reason"))
     return {
         "region": region,
         "at": iso(now),
-        "needs_help": not (running and connected) or any(node["needs_help"] for node in nodes),
+        "needs_help": not (running and connected) or bool(others) or any(node["needs_help"] for node in nodes),
         "collector": {
             "running": running,
             "connected": bool(connected) and running,
@@ -196,6 +198,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "last_seen_s": round(max(0.0, now - beat_at), 1),
             "version": version,
         },
+        "other_services": others,
         "stored_bytes": stored_bytes,
         "rejected": rejected,
         "refused": _refused(database, now),

@@ -138,6 +138,25 @@ class RefusedRecord(StoreRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class OtherService:
+    """Another service of the region; its texts are clean. Times are Unix seconds."""
+
+    instance: str
+    store: str
+    host: str
+    address: str
+    since: float
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesRecord(StoreRecord):
+    """All other services of the region that collect now."""
+
+    services: tuple[OtherService, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PingRecord(StoreRecord):
     """A ping to a node and its outcome; `round_trip_s` is None if no reply arrived in time."""
 

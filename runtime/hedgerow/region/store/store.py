@@ -28,6 +28,7 @@ from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune
+from hedgerow.region.store.twins.rows import store_id
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,11 @@ class RegionStore:
         except BaseException:
             database.close()  # it holds a lock that the next attempt needs
             raise
+
+    @property
+    def id(self) -> str:
+        """Random id of the store."""
+        return store_id(self._database)
 
     @property
     def nodes(self) -> list[Address]:

@@ -10,6 +10,7 @@ import orjson
 
 from hedgerow.region.store.database.database import Database, RegionStoreError
 from hedgerow.region.store.liveness import format_duration
+from hedgerow.region.store.records import OtherService
 from hedgerow.wire.messages import Instance
 
 TwinKind = Literal["name", "turns", "state", "key"]
@@ -17,6 +18,8 @@ TwinKind = Literal["name", "turns", "state", "key"]
 same state folder or key."""
 TWIN_KINDS: Final[tuple[TwinKind, ...]] = get_args(TwinKind)
 
+_SERVICE_S: Final = 90.0
+"""How long another service is shown after it was last heard of."""
 _FIELDS: Final = ("host", "address", "machine", "key", "state")
 _INSTANCE: Final = f"node, session, first_at, last_at, started_at, {', '.join(_FIELDS)}"
 _SAVE_INSTANCE: Final = (
@@ -153,6 +156,45 @@ def save_twins(database: Database, twins: Iterable[Twin], ended: Iterable[tuple[
         (one.node, one.kind, one.other, one.since, one.last_at, orjson.dumps(one.sessions).decode()) for one in twins
     ]
     database.many(_SAVE_TWIN, rows)
+
+
+def store_id(database: Database) -> str:
+    """Return the id of a store, which it got when its table was made."""
+    ((found,),) = database.rows("SELECT id FROM store_identity")
+    return str(found)
+
+
+def save_other_services(database: Database, services: Iterable[OtherService]) -> None:
+    """Write the other services of the region, within the caller's transaction."""
+    database.run("DELETE FROM other_service")
+    rows = [(one.instance, one.store, one.host, one.address, one.since, one.last_at) for one in services]
+    database.many(
+        "INSERT INTO other_service (instance, store, host, address, since, last_at) VALUES (?, ?, ?, ?, ?, ?)", rows
+    )
+
+
+def other_services(database: Database, as_of: float) -> list[dict[str, Any]]:
+    """Return the other services of the region that were there shortly before a time in Unix seconds."""
+    try:
+        mine = store_id(database)
+        rows = database.rows(
+            "SELECT instance, store, host, address, since, last_at FROM other_service ORDER BY instance"
+        )
+    except RegionStoreError:  # the service has not been restarted since the upgrade: it creates the tables
+        return []
+    return [
+        {
+            "instance": instance,
+            "host": host or None,
+            "address": address or None,
+            "store": store,
+            "is_copy": store == mine,
+            "since": since,
+            "last_s": round(max(0.0, as_of - last_at), 1),
+        }
+        for instance, store, host, address, since, last_at in rows
+        if as_of - last_at <= _SERVICE_S
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,3 +15,4 @@ CREATE TABLE twin (
 CREATE TABLE store_identity (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
 CREATE TABLE other_service (
   instance TEXT PRIMARY KEY, store TEXT NOT NULL, host TEXT NOT NULL, address TEXT NOT NULL, since DOUBLE PRECISION NOT NULL, last_at DOUBLE PRECISION NOT NULL);
+INSERT INTO store_identity VALUES (1, substr(md5(random()::text || clock_timestamp()::text), 1, 16));

@@ -15,3 +15,4 @@ CREATE TABLE twin (
 CREATE TABLE store_identity (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
 CREATE TABLE other_service (
   instance TEXT PRIMARY KEY, store TEXT NOT NULL, host TEXT NOT NULL, address TEXT NOT NULL, since REAL NOT NULL, last_at REAL NOT NULL);
+INSERT INTO store_identity VALUES (1, lower(hex(randomblob(8))));
