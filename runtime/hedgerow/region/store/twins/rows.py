@@ -135,12 +135,12 @@ def load_twins(database: Database) -> list[Twin]:
 
 
 def _twin(row: Sequence[Any]) -> Twin | None:
-    *head, sessions = row
+    node, kind, other, since, last_at, sessions = row
     try:
         one, two = orjson.loads(sessions)
     except ValueError:
         return None
-    return Twin(*head, (str(one), str(two))) if head[1] in TWIN_KINDS else None
+    return Twin(node, kind, other, since, last_at, (str(one), str(two))) if kind in TWIN_KINDS else None
 
 
 def save_runs(database: Database, runs: Iterable[tuple[int, SeenRun]], forgotten: Iterable[tuple[int, str]]) -> None:
