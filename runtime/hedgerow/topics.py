@@ -37,6 +37,7 @@ class Channel(StrEnum):
     BLOB = "blob"
     ACK = "ack"
     DEAD = "dead"
+    SERVICE = "service"
 
 
 UP = "up"
@@ -44,7 +45,9 @@ UP = "up"
 
 _LATE = "/late"
 _PIPELINES = Channel.RESULT, Channel.DEAD
-_WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD})
+_WITH_TAIL = frozenset(
+    {Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD, Channel.SERVICE}
+)
 
 
 class Address(NamedTuple):

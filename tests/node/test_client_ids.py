@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import re
 import shutil
 from pathlib import Path
@@ -63,17 +64,34 @@ async def test_an_upgrade_processes_each_waiting_frame_once(own_site: Site, mosq
     assert sorted(own_site.numbers()) == list(range(published + 5))
 
 
-async def test_another_node_of_the_same_name_is_reported(own_site: Site) -> None:
+async def test_another_node_of_the_same_name_is_reported_by_both_until_it_is_gone(own_site: Site) -> None:
     """The broker no longer disconnects one of them, as it does with equal client ids."""
-    async with own_site.node():
+    async with own_site.node() as node:
         assert own_site.events("name-in-use") == []
         twin = Site(own_site.port, own_site.folder / "twin")
         twin.folder.mkdir()
         twin.name, twin.address = own_site.name, own_site.address
-        async with twin, twin.node():
-            await until(lambda: own_site.events("name-in-use"))
-    (event, *_) = own_site.events("name-in-use")
-    assert str(own_site.address) in event["detail"]["error"]
+        async with twin, twin.node() as other:
+            await until(
+                lambda: {event["session"] for event in own_site.events("name-in-use")} == {node.session, other.session}
+            )
+            for one in (node, other):
+                (reason,) = one.health().reasons
+                assert f"another node runs as {own_site.address}: host {platform.node()}, address 127.0.0.1" in reason
+                assert one.health().state == "degraded"
+                gauges = {name: value for name, _, _, value in one._announcer.gauges()}
+                assert gauges["hedgerow_name_in_use"] == 1
+        await until(lambda: node.health().reasons == [])
+        # The retained status is not that of the one that stopped.
+        await until(
+            lambda: (
+                (last := own_site.published("status")[-1].body)["state"] == "online" and last["session"] == node.session
+            )
+        )
+    events = {event["session"]: event for event in own_site.events("name-in-use")}
+    assert str(own_site.address) in events[node.session]["detail"]["error"]
+    assert events[node.session]["detail"]["session"] == other.session
+    assert events[other.session]["detail"]["host"] == platform.node()
     count = len(own_site.events("name-in-use"))
     async with own_site.node():
         await asyncio.gather(own_site.command("ping"), own_site.command("health"))

@@ -102,11 +102,13 @@ TAILS = {
     Channel.EVENT: "gap",
     Channel.COMMAND: "stop",
     Channel.REPLY: "x/1",
+    Channel.SERVICE: "s1",
 }
 TOPICS = [
     *(f"hedgerow/v1/{one}/{Channel(channel)}" + (f"/{tail}" if (tail := TAILS.get(channel) or ("1" if channel == "blob" else "")) else "")
       for one in NODES for channel in Channel),
     *(f"hedgerow/v1/{one}/reply/up/region/1" for one in NODES),
+    "hedgerow/v1/north/~/~/service/s1",
     "plant/1/door", "plant/1/safe", "plant/1/vault", "plant/1/elsewhere", "hedgerow", "hedgerow/v2/north/hall/a/status",
     STATE.format("hall"), STATE.format("yard"),
 ]  # fmt: skip

@@ -77,6 +77,11 @@ class Client:
         return {name: reason_name(reason) for name, reason in self._session.subscriptions.refused.items()}
 
     @property
+    def local_address(self) -> str:
+        """The IP address of this machine on the link; "" without a link, or if it has none."""
+        return "" if self._session.link is None else self._session.link.local_address
+
+    @property
     def lowered(self) -> Mapping[str, int]:
         """Subscriptions that the broker granted with a lower QoS than requested: that QoS by topic filter."""
         return self._session.subscriptions.lowered

@@ -94,6 +94,12 @@ class Link(asyncio.BufferedProtocol):
     def _open(self) -> bool:
         return self._transport is not None and not self._closing and not self._transport.is_closing()
 
+    @property
+    def local_address(self) -> str:
+        """The IP address of this machine on the connection; "" if it has none."""
+        name = None if self._transport is None else self._transport.get_extra_info("sockname")
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     def set_reading(self, reading: bool) -> None:
         """Pause or resume reading. While paused, the keep-alive check assumes that the broker is alive."""
         if reading == self.reading or self._transport is None:

@@ -141,6 +141,7 @@ class HealthReporter:
         if outbox is not None:
             self._examine_outbox(outbox, findings)
         findings.degraded(*self._set_aside())
+        findings.degraded(*self._announcer.twins())
         models = _report_models(self._pipelines.runners.values(), findings)
         return Health(
             node=str(self._announcer.address),
@@ -152,6 +153,7 @@ class HealthReporter:
             pipelines=pipelines,
             models=models,
             outbox=outbox,
+            instance=self._announcer.instance,
             memory_bytes=resident_bytes() + sum(pipeline.worker_memory_bytes for pipeline in pipelines.values()),
             cpu_s=round(time.process_time(), 3),
         )

@@ -35,6 +35,7 @@ from hedgerow.node.commands import LARGEST_COMMAND, CommandServer
 from hedgerow.node.health import HealthReporter
 from hedgerow.node.heartbeat import Heartbeat
 from hedgerow.node.link.announcer import Announcer, last_will
+from hedgerow.node.link.instance import ThisInstance
 from hedgerow.node.link.options import is_plain_text_on_network, link_options
 from hedgerow.node.link.outbox import NodeOutbox
 from hedgerow.node.pipelines.builder import PipelineBuilder
@@ -82,16 +83,17 @@ class Node:
         state_folder.prepare(state_dir, base_dir)
         self._state_is_new = state_folder.is_new(state_dir)
 
+        token = client_token(state_dir)
         options = link_options(
             config.broker,
-            client_id(self.address, client_token(state_dir)),
+            client_id(self.address, token),
             max_payload_bytes=LARGEST_COMMAND,
             keep_session=False,
             set_aside_folder=state_dir / set_aside.FOLDER,
             will=last_will(self.address, self.session),
         )
         self._link = Client(options, self._receive, self._link_changed, self._link_warns)
-        self._announcer = Announcer(self.address, self.session, self._link)
+        self._announcer = Announcer(self.address, self.session, self._link, ThisInstance(token, self._link))
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
         self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
@@ -268,7 +270,7 @@ class Node:
         await self._pipelines.drain()
         await self._outbox.close()
         self._announcer.report_repeats(final=True)
-        self._announcer.status("offline", reason="stopped")
+        self._announcer.offline("stopped")
         await self._link.close(timeout_s=2.0)  # if the broker is unreachable, it publishes the will
         unfinished = {name: runner.tally.in_flight for name, runner in self.runners.items() if runner.tally.in_flight}
         log.info("node-stopped", unfinished=unfinished)
@@ -315,7 +317,7 @@ class Node:
 
     def _link_changed(self, connected: bool, reason: str) -> None:
         if connected:  # also after a reconnect: the will has set the status to offline
-            self._announcer.status("online")
+            self._announcer.online()
             self._keep(tasks.start(self._watch_name(), "watch of the node's name"))
 
     def _link_warns(self, kind: str, detail: dict[str, Any]) -> None:

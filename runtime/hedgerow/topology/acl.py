@@ -59,9 +59,17 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
     "collector": (
         Grant(
             "place",
-            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB),
+            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB, Channel.SERVICE),
             # Status and report only to clear them, when a node was forgotten or renamed.
-            write=(Channel.COMMAND, Channel.DESIRED, Channel.ACK, Channel.BLOB, Channel.STATUS, Channel.REPORTED),
+            write=(
+                Channel.COMMAND,
+                Channel.DESIRED,
+                Channel.ACK,
+                Channel.BLOB,
+                Channel.SERVICE,
+                Channel.STATUS,
+                Channel.REPORTED,
+            ),
         ),
     ),
 }

@@ -47,6 +47,20 @@ class WireMessage(BaseModel):
         return orjson.dumps(self.model_dump(exclude_none=True, by_alias=True), default=_plain, option=_ORJSON)
 
 
+class Instance(WireMessage):
+    """Where a run of a node takes place: hints, by which an operator finds the machine. `session` names the run.
+
+    None of it proves anything: clones of a disk have all in common but perhaps the address, and a container has its own.
+    """
+
+    host: str = Field("", max_length=253, description="Name of the host.")
+    address: str = Field("", max_length=64, description="The machine's own address on the link to its broker.")
+    machine: str = Field("", max_length=64, description="Hash of the machine's id.")
+    key: str = Field("", max_length=64, description="Hash of the public key of the certificate that it uses.")
+    state: str = Field("", max_length=64, description="Hash of the random token in the state folder.")
+    started_at: UnixTime | None = Field(None, description="Unix seconds.")
+
+
 class Status(WireMessage):
     """Birth and death of a node. Both carry the session's id, so that a late will does not override a newer birth."""
 
@@ -57,6 +71,10 @@ class Status(WireMessage):
     version: str
     at: UnixTime | None = Field(None, description="Unix seconds; a will has none.")
     reason: str | None = None
+    instance: Instance | None = None
+    answers: str | None = Field(
+        None, description="Session of another node of this name, to which this tells that this one runs too."
+    )
 
 
 class PipelineHealth(WireMessage):
@@ -134,6 +152,7 @@ class Health(WireMessage):
     pipelines: dict[str, PipelineHealth] = Field(default_factory=dict)
     models: dict[str, ModelHealth] = Field(default_factory=dict)
     outbox: OutboxHealth | None = None
+    instance: Instance | None = None
     memory_bytes: Count = Field(0, description="Resident memory of the node and its workers.")
     cpu_s: Seconds = 0.0
 
@@ -148,6 +167,18 @@ class Event(WireMessage):
     at: UnixTime
     pipeline: str | None = None
     detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunningService(WireMessage):
+    """A region's service tells other services of the region that it runs."""
+
+    schema_: Literal["hedgerow.service/1"] = Field("hedgerow.service/1", alias="schema")
+    region: str = Field(max_length=64)
+    instance: str = Field(max_length=64, description="Random id of its run.")
+    store: str = Field(max_length=64, description="Random id of its store.")
+    host: str = Field("", max_length=253)
+    address: str = Field("", max_length=64)
+    uptime_s: Seconds
 
 
 class ErrorBody(WireMessage):

@@ -137,12 +137,18 @@ def show(options: StoreOptions, node: Node) -> None:
 
 
 def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
+    from hedgerow.region.store.queries import iso
+
     why = f" ({node['why']})" if node["why"] else ""
     rows = [("node", node["node"]), ("status", f"{node['status']}{why}")]
     rows += [
         ("formerly", f"{one['node']}, {'left' if one['seen'] else 'still, until it reports under its new name'}")
         for one in node["formerly"]
     ]
+    rows += [("twin", f"{twin['what']}. {twin['remedy']}") for twin in node["twins"] if twin["kind"] != "name"]
+    for run in node["runs"]:
+        here = f"{run['host'] or 'host not known'}, {run['address'] or 'address not known'}"
+        rows.append(("run", f"{here}, since {iso(run['first_at'])[:19]}Z, last seen {iso(run['last_at'])[:19]}Z"))
     rows.append(("generation", f"{_generation(node)}{'' if not _state(node) else ', ' + _state(node)}"))
     for name, one in node["models"].items():
         ref, file = one.get("model"), short_digest(one["file_digest"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hedgerow.region.config import RegionConfig
 
 _MOST_LINES: Final = 50
-_LONGEST_WHY: Final = 300
+_LONGEST_WHY: Final = 600
 _COUNTS: Final = (">RESULTS", ">LOST", ">MISSING")
 File = Annotated[Path, typer.Argument(help="The region's configuration (YAML). `configs/region.yaml` is one.")]
 
@@ -210,6 +210,19 @@ def _problems(current: dict[str, Any]) -> list[str]:
     help_needed = [node for node in current["nodes"] if node["needs_help"]]
     lines = [f"{node['node']} is {node['status']}: {node['why'][:_LONGEST_WHY]}" for node in help_needed[:_MOST_LINES]]
     lines += _more(len(help_needed), "node")
+    lines += [
+        f"another service of this region collects too, {'with a copy of this store' if one['is_copy'] else 'with a store of its own'}: "
+        f"host {one['host'] or 'not known'}, address {one['address'] or 'not known'}, last seen {_duration(one['last_s'])} ago. Each has "
+        "only a part of the results. Stop one of them, or give both one store."
+        for one in current["other_services"]
+    ]
+    shared = [
+        f"{node['node']}: {twin['what']}. {twin['remedy']}"
+        for node in current["nodes"]
+        for twin in node["twins"]
+        if twin["kind"] != "name"  # that one is why the node is degraded
+    ]
+    lines += shared[:_MOST_LINES] + _more(len(shared), "shared key and state folder")
     if current["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
         lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")

@@ -9,8 +9,9 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -25,9 +26,17 @@ from hedgerow.telemetry.throttle import Throttle, kind_of
 from hedgerow.topics import Address, Channel
 from hedgerow.wire import messages as wire
 
+if TYPE_CHECKING:
+    from hedgerow.node.link.instance import ThisInstance
+
 log = structlog.get_logger(__name__)
 
 _JSON = encode_properties([(Property.CONTENT_TYPE, wire.JSON)])
+_MOST_TWINS: Final = 8
+_REMEDY: Final = (
+    "Stop one of them, or give each its own name (`node: {region, site, name}`) and certificate. Is it a copied disk? Run "
+    "`hedgerow node new-identity` on the copy"
+)
 
 
 class Announcer:
@@ -37,14 +46,18 @@ class Announcer:
         address: the node's address.
         session: ID of this run of the node. Every status has it, so that a late will does not override a newer birth.
         client: the node's own link.
+        place: where this run takes place; None: not told.
     Attributes:
         warned: number of warnings by kind and pipeline ("" if none).
     """
 
-    def __init__(self, address: Address, session: str, client: Client) -> None:
+    def __init__(self, address: Address, session: str, client: Client, place: ThisInstance | None = None) -> None:
         self.address = address
         self.session = session
         self._client = client
+        self._place = place
+        self._twins: dict[str, _Twin] = {}
+        self._ending = False
         self.warned: Counter[tuple[str, str]] = Counter()
         self._counting = threading.Lock()
         self._repeats: Throttle[tuple[str, dict[str, Any], str | None]] = Throttle()
@@ -55,13 +68,32 @@ class Announcer:
         """Whether the link is up."""
         return self._client.connected
 
-    def status(self, state: str, reason: str | None = None) -> None:
-        """Publish the node's status: `online` (birth) or `offline` (death)."""
-        status = _status(self.address, self.session, state, reason, time.time())
+    @property
+    def instance(self) -> wire.Instance | None:
+        """Where this run takes place."""
+        return None if self._place is None else self._place.now
+
+    def online(self) -> None:
+        """Publish the node's birth on a new link: the will of the last one may have said that it is offline."""
+        if self._place is not None:
+            self._place.refresh()
+        self._twins.clear()  # who is still there answers
+        self._publish_status("online")
+
+    def offline(self, reason: str) -> None:
+        """Publish the node's death."""
+        self._ending = True
+        self._publish_status("offline", reason=reason)
+
+    def _publish_status(self, state: str, *, reason: str | None = None, answers: str | None = None) -> None:
+        status = _status(self.address, self.session, state, reason, time.time(), self.instance, answers)
         self.publish(Channel.STATUS, status.encode(), qos=1, retain=True)
 
     def check_name(self, message: Message, *, state_is_new: bool) -> None:
-        """Warn of what a status of this node tells that comes from another run.
+        """Notice what a status of this node tells that comes from another run: that another machine has its name.
+
+        Nodes of one name at one broker receive each other's status. Who comes online is answered, since it does not
+        receive what was published before; answers are not answered.
 
         Args:
             message: the status.
@@ -77,9 +109,32 @@ class Announcer:
             error = "This node ran before, but its state folder is empty: what waits at the broker for its former client ids is lost"
             remedy = "Keep `node: {state_dir}` on a disk that outlives the container or the installation."
             self.warn("session-lost", {"filters": [], "error": error, "remedy": remedy})
-        elif not message.retain and status.state == "online":  # their client ids differ, so the broker keeps both
-            remedy = "Give each node its own name (`node: {region, site, name}`). Until then, both process all frames."
-            self.warn("name-in-use", {"error": f"Another node runs as {self.address}", "remedy": remedy})
+        elif message.retain or self._ending:
+            return
+        elif status.state == "online":  # their client ids differ, so the broker keeps both
+            self._notice_twin(status)
+        else:
+            self._twins.pop(status.session, None)
+            self._publish_status("online")  # the retained status is the other's, or that of an earlier run of this one
+
+    def _notice_twin(self, status: wire.Status) -> None:
+        twin = _Twin(status.instance or wire.Instance(), time.time())
+        if len(self._twins) < _MOST_TWINS or status.session in self._twins:
+            self._twins[status.session] = twin
+        if status.answers is None:
+            self._publish_status("online", answers=status.session)
+        elif status.answers != self.session:
+            return  # meant for a third one
+        detail = {"error": f"Another node runs as {self.address}: {twin.where()}", "remedy": _REMEDY}
+        self.warn("name-in-use", {**detail, "session": status.session, **twin.known()})
+
+    def twins(self) -> Iterator[str]:
+        """Yield a reason for each other node of this name that is online at the same broker."""
+        for twin in self._twins.values():
+            yield (
+                f"another node runs as {self.address}: {twin.where()}, seen here at {wire.rfc3339(twin.seen_at)}; both process "
+                f"all frames. {_REMEDY}"
+            )
 
     def publish(self, channel: Channel, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
         """Publish JSON on one of the node's topics."""
@@ -134,6 +189,8 @@ class Announcer:
                 {"kind": kind, "pipeline": pipeline},
                 count,
             )
+        labels = {"node": str(self.address)}
+        yield "hedgerow_name_in_use", "Other nodes of this name at the same broker.", labels, len(self._twins)
 
     def _warn(self, kind: str, detail: dict[str, Any], pipeline: str | None, times: int) -> None:
         if times > 1:
@@ -156,13 +213,36 @@ def _published_detail(detail: dict[str, Any]) -> dict[str, Any]:
     return {key: without_secrets(value) if isinstance(value, str) else value for key, value in detail.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Twin:
+    """Another node of this name, and when its status arrived, in Unix seconds."""
+
+    instance: wire.Instance
+    seen_at: float
+
+    def where(self) -> str:
+        host, address = (wire.clean(text, 100) for text in (self.instance.host, self.instance.address))
+        return f"host {host or 'not known'}, address {address or 'not known'}"
+
+    def known(self) -> dict[str, str]:
+        return {name: wire.clean(text, 100) for name in ("host", "address") if (text := getattr(self.instance, name))}
+
+
 def last_will(address: Address, session: str) -> Publication:
     """Return the will, which the broker publishes if the connection is lost without a DISCONNECT."""
     status = _status(address, session, "offline", "connection lost", None)
     return Publication(address.topic(Channel.STATUS), status.encode(), qos=1, retain=True)
 
 
-def _status(address: Address, session: str, state: str, reason: str | None, at: float | None) -> wire.Status:
+def _status(
+    address: Address,
+    session: str,
+    state: str,
+    reason: str | None,
+    at: float | None,
+    instance: wire.Instance | None = None,
+    answers: str | None = None,
+) -> wire.Status:
     return wire.Status.model_validate(
         {
             "state": state,
@@ -171,5 +251,7 @@ def _status(address: Address, session: str, state: str, reason: str | None, at: 
             "version": __version__,
             "at": at,
             "reason": reason,
+            "instance": instance,
+            "answers": answers,
         }
     )

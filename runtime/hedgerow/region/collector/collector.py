@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -31,15 +31,17 @@ from hedgerow.node.link.options import link_options
 from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import clears, decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts
+from hedgerow.region.collector.other_services import OtherServices
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.database import LeaseLost
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.ingest import EVENTS
 from hedgerow.region.store.lease import Term
 from hedgerow.region.store.ledgers import LedgerKey
-from hedgerow.region.store.records import PingRecord, RefusedRecord, StoreRecord
+from hedgerow.region.store.records import OtherService, PingRecord, RefusedRecord, ServicesRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
 from hedgerow.topics import Address, Channel
@@ -104,6 +106,7 @@ class Collector:
             self._blobs = BlobServer(blob_options, self._region, config.models.repository)
             self._refresher = MetadataRefresher(config.models.repository, config.models.online_key, leads=leads)
         self._rollouts = RolloutService(config, self._client, self._loop, term, leads)
+        self._services = OtherServices(self._region, self._client, self._record_services)
         self._pinger = None
         if config.ping.every_s is not None:
             self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)
@@ -129,6 +132,7 @@ class Collector:
                         subscriptions |= self._pinger.filters
                         running.append(tasks.supervise(self._pinger.keep_pinging, "pings"))
                     await self._client.subscribe(subscriptions)
+                    running.append(tasks.supervise(self._services.run, "other services"))
                     self._rollouts.start()
                     log.info("region-started", region=self._region, broker=self.config.broker.url)
                     started()
@@ -169,7 +173,9 @@ class Collector:
         accepted: list[Message] = []
         full = self._writer.waiting >= MAX_WAITING or self._writer.waiting_bytes >= MAX_WAITING_BYTES
         for message in messages:
-            if not self._rates.admits(message.topic, clock):
+            if self._services.take(message):
+                self._client.ack(message)
+            elif not self._rates.admits(message.topic, clock):
                 self._client.ack(message)  # a durable result is sent again, because its outbox gets no acknowledgement
             elif self._pinger is not None and self._pinger.take(message):
                 self.counts.stray_replies = self._pinger.stray_replies
@@ -196,6 +202,9 @@ class Collector:
     def _record_ping(self, ping: PingRecord) -> None:
         self._writer.submit(WriteRequest([ping], []))
 
+    def _record_services(self, others: Sequence[OtherService]) -> None:
+        self._writer.submit(WriteRequest([ServicesRecord(None, 0, time.time(), True, tuple(others))], []))
+
     def _record_refused(self) -> None:
         for site, count in self._rates.take_refused().items():
             detail = f"more than {self._rates.per_s:g} messages per second, or half as many of one node, or they take too long to read"
@@ -221,6 +230,7 @@ class Collector:
                 self._pinger.keep(report.statuses.keys())
         if report.opened is not None:
             self._store_opened.set()
+            self._services.store = report.store_id
             if self._pinger is not None:
                 self._pinger.add(report.opened, at_once=False)
         for message in report.messages:
@@ -235,6 +245,10 @@ class Collector:
                 self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
             for (site, reason), count in outcome.refused.items():
                 log.warning("rejected", site=site, reason=reason, count=count)
+            for address, change in outcome.twins:
+                tell = log.warning if change.began else log.info
+                remedy = {"remedy": change.remedy} if change.began else {}
+                tell(EVENTS[change.kind, change.began], node=str(address), detail=change.text, **remedy)
             if outcome.new_nodes and self._pinger is not None:
                 self._pinger.add(outcome.new_nodes, at_once=True)
         counts.write_s += report.took_s
@@ -289,6 +303,7 @@ class Collector:
         await self._close_writer()
         await asyncio.sleep(0)  # lets the writer's last reports run
         self._acknowledge(flush=True)
+        self._services.leave()
         with suppress(BusError):
             await self._client.flush(max(0.1, min(2.0, deadline - time.monotonic())))
         unstored = self._client.unacknowledged
@@ -323,7 +338,7 @@ class Collector:
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield gauges for /metrics, from any thread: name, help, labels, value."""
-        for part in (self._rollouts, self._blobs, self._refresher):
+        for part in (self._rollouts, self._blobs, self._refresher, self._services):
             if part is not None:
                 yield from part.gauges()
 
@@ -343,6 +358,7 @@ class Collector:
             reasons.append(f"rollouts are stalled: {self._rollouts.failure}")
         if self._refresher is not None:
             reasons += self._refresher.problems()
+        reasons += self._services.problems()
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]
 
     async def _wait_for_any(self, *events: asyncio.Event) -> None:

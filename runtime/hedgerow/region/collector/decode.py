@@ -34,7 +34,7 @@ from hedgerow.region.store.records import (
 )
 from hedgerow.topics import EVERY_NODE, Address, Channel, Parsed, is_name, parse
 from hedgerow.wire.fleet import Reported
-from hedgerow.wire.messages import JSON, MSGPACK, RESULT_SCHEMA, Health, Status, clean
+from hedgerow.wire.messages import JSON, MSGPACK, RESULT_SCHEMA, Health, Instance, Status, clean
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
 GAP: Final = (Channel.EVENT, "gap")
@@ -311,7 +311,16 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool], max
         health.state,
         reasons,
         message.payload,
+        uptime_s=health.uptime_s,
+        instance=_instance(health.instance),
     )
+
+
+def _instance(instance: Instance | None) -> Instance:
+    if instance is None:  # a node of an earlier version
+        return Instance()
+    texts = {name: clean(getattr(instance, name)) for name in ("host", "address", "machine", "key", "state")}
+    return instance.model_copy(update=texts)
 
 
 def _reported(message: Message, head: tuple[Address | None, int, float, bool], max_names: int) -> ReportedRecord:

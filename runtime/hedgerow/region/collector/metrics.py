@@ -145,10 +145,18 @@ def _node_metrics(statuses: Mapping[Address, NodeStatus]) -> Iterator[Metric]:
         "Times a node started again without having said before that it stops.",
         labels=["site", "node"],
     )
-    for address, (liveness, count) in statuses.items():
+    twins = GaugeMetricFamily(
+        "hedgerow_region_node_twins",
+        "1 for each node whose name another process uses too (`name`, or `turns`: one after the other), or whose state folder or "
+        "key another node has (`state`, `key`).",
+        labels=["site", "node", "kind"],
+    )
+    for address, (liveness, count, kinds) in statuses.items():
+        for kind in kinds:
+            twins.add_metric([address.site, address.node, kind], 1)
         status.add_metric([address.site, address.node, liveness.value, "yes" if liveness.needs_help else "no"], 1)
         crashes.add_metric([address.site, address.node], count)
-    yield from (status, crashes)
+    yield from (status, crashes, twins)
 
 
 def _counter(name: str, text: str, label: str, counts: Counter[str]) -> CounterMetricFamily:

@@ -17,6 +17,7 @@ from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.region.store.queries import LATE_S, iso
+from hedgerow.region.store.twins.rows import TwinReport, twin_reports
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.fleet import Desired, Reported
 from hedgerow.wire.messages import Health, WireMessage
@@ -92,20 +93,22 @@ def _all(database: Database, now: float) -> Iterator[dict[str, Any]]:
     ((beat_at, connected, silent_after_s),) = collectors
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if now - beat_at <= LATE_S and connected else beat_at
-    former = former_addresses(database)
+    former, twins = former_addresses(database), twin_reports(database, as_of)
     for row_id, *row in database.rows(_NODES, (Channel.REPORTED.value,)):
+        about = twins.get(row_id, TwinReport())
+        formerly = {"formerly": former.get(row_id, [])}
         try:
-            yield _node(row, as_of, silent_after_s) | {"formerly": former.get(row_id, [])}
+            yield _node(row, as_of, silent_after_s, about) | formerly
         except Exception as error:  # noqa: BLE001 - one row must not hide all others
             bare = (*row[:3], 0, *[None] * 6, 0, *[None] * 6)
             why = f"its row in the store cannot be read: {type(error).__name__}: {error}"[:300]
-            yield _node(bare, as_of, silent_after_s) | {"why": why, "formerly": []}
+            yield _node(bare, as_of, silent_after_s, about) | {"why": why} | formerly
 
 
-def _node(row: Sequence[Any], as_of: float, silent_after_s: float) -> dict[str, Any]:
+def _node(row: Sequence[Any], as_of: float, silent_after_s: float, twins: TwinReport) -> dict[str, Any]:
     region, site, name, first_heard_at, last_seen, online, stopped, state, reasons, last_reply, unanswered = row[:11]
     reported_at, payload, generation, published, document, pins = row[11:]
-    signs = signs_from_row(online, stopped, last_seen, state, reasons, last_reply, unanswered)
+    signs = signs_from_row(online, stopped, last_seen, state, reasons, last_reply, unanswered, twins.name_in_use)
     liveness, why = judge(signs, as_of, silent_after_s)
     reported, desired = _valid(Reported, payload, _UNREADABLE), _valid(Desired, document, {})
     own, of_region = reported.get("labels", {}), desired.get("labels", {})
@@ -115,6 +118,8 @@ def _node(row: Sequence[Any], as_of: float, silent_after_s: float) -> dict[str, 
         "status": liveness.value,
         "verdict": liveness.old_name,
         "why": why,
+        "twins": list(twins.twins),
+        "runs": list(twins.runs),
         "first_heard_at": iso(first_heard_at),
         "heard_s": None if last_seen is None else round(max(0.0, as_of - last_seen), 1),
         "labels": dict(sorted(labels.items())),

@@ -19,6 +19,7 @@ from hedgerow.region.store.records import (
     ResultRecord,
     StatusRecord,
 )
+from hedgerow.region.store.twins.watch import TwinChange
 from hedgerow.topics import Address, Channel
 
 MAX_REJECTED: Final = 200
@@ -76,6 +77,7 @@ class BatchOutcome:
         lags: seconds from capture to storage, of each result.
         bytes_up: payload bytes, by site.
         new_nodes: nodes seen for the first time.
+        twins: what two processes began or ceased to use.
     """
 
     acks: dict[LedgerKey, AckDue] = field(default_factory=dict)
@@ -89,6 +91,7 @@ class BatchOutcome:
     lags: list[float] = field(default_factory=list)
     bytes_up: Counter[str] = field(default_factory=Counter)
     new_nodes: list[Address] = field(default_factory=list)
+    twins: list[tuple[Address, TwinChange]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ Memory is ahead of the database; if a batch cannot be stored, create a new `Inge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,12 +28,15 @@ from hedgerow.region.store.records import (
     RejectedRecord,
     ReportedRecord,
     ResultRecord,
+    ServicesRecord,
     StatusRecord,
     StoreRecord,
     reject,
 )
+from hedgerow.region.store.twins.rows import TwinKind, save_other_services
+from hedgerow.region.store.twins.watch import TwinChange, TwinWatch
 from hedgerow.topics import Address, Channel
-from hedgerow.wire.messages import clean
+from hedgerow.wire.messages import Event, clean
 from hedgerow.wire.ranges import MAX_COUNT
 
 FORGOTTEN: Final = "forgotten"
@@ -42,6 +46,17 @@ _SAVE_GAP: Final = (
     "INSERT INTO gap (ledger, priority, first, last, lost, reasons, previous, received_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
+EVENTS: Final[dict[tuple[TwinKind, bool], str]] = {
+    ("name", True): "name-in-use",
+    ("name", False): "name-free",
+    ("turns", True): "name-in-turns",
+    ("turns", False): "name-in-turns-ended",
+    ("state", True): "state-shared",
+    ("state", False): "state-not-shared",
+    ("key", True): "key-shared",
+    ("key", False): "key-not-shared",
+}
+"""Kinds of the events about what two processes began or ceased to use."""
 
 
 class Ingest:
@@ -50,15 +65,19 @@ class Ingest:
     Args:
         database: the database with nodes and ledgers.
         quotas: of each site.
+        clock: a monotonic clock, in seconds.
     Raises: RegionStoreError: it cannot be read.
     """
 
-    def __init__(self, database: Database, quotas: QuotasSection) -> None:
+    def __init__(self, database: Database, quotas: QuotasSection, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._clock = clock
         self.nodes = load_nodes(database)
         self._forgotten: Mapping[Address | None, Forgotten] = dict(forgotten_nodes(database).items())
         self._former = FormerAddresses(database, self.nodes.values())
         self._cleared: dict[str, float] = {}
+        self._by_row = {node.id: address for address, node in self.nodes.items()}
+        self.twins = TwinWatch(database, self._by_row)
         self.quotas = SiteQuotas(database, quotas, list(self.nodes.values()))
         self._ledgers = Ledgers(database, quotas.epochs)
 
@@ -70,6 +89,9 @@ class Ingest:
         """Add a record to a batch, within its transaction."""
         if isinstance(record, PingRecord):
             self._ping(record, batch)
+            return
+        if isinstance(record, ServicesRecord):
+            save_other_services(self._database, record.services)
             return
         if isinstance(record, RefusedRecord):
             batch.count_refused(self.quotas.label(record.site), record.reason, record.detail, record.count)
@@ -96,14 +118,16 @@ class Ingest:
         elif isinstance(record, HealthRecord):
             batch.add_health(node, record)
             self.quotas.add(record, node)
-            node.update_health(record)
+            is_back = record.session != node.health_session and self.twins.is_known(node, record.session)
+            self._announce(self.twins.report(node, record, self._clock()), batch)
+            node.update_health(record, is_back=is_back)
         elif isinstance(record, GapRecord):
             self._missing(record, node, batch)
         elif isinstance(record, EventRecord):
             batch.add_event(node, record)
             self.quotas.add(record, node)
         elif isinstance(record, StatusRecord):
-            if node.update_status(record):
+            if node.update_status(record, is_known=self.twins.is_known(node, record.session)):
                 batch.add_last_message(node, Channel.STATUS, record)
         elif isinstance(record, ReportedRecord):
             batch.add_last_message(node, Channel.REPORTED, record)
@@ -126,6 +150,7 @@ class Ingest:
             self._former.end(record.address, former, batch.now)
         if len(self.nodes) < MAX_NODES and self.quotas.allows_node(record.address.site):
             node = self.nodes[record.address] = add_node(self._database, record.address, record.received_at)
+            self._by_row[node.id] = record.address
             self.quotas.add_node(node.site)
             batch.outcome.new_nodes.append(record.address)
         return node
@@ -144,6 +169,26 @@ class Ingest:
             if batch.now - self._cleared.get(topic, 0.0) >= _CLEAR_EVERY_S:
                 self._cleared[topic] = batch.now
                 clear_topics(self._database, [topic])
+
+    def tidy(self, batch: Batch) -> None:
+        """Forget what two processes used that are long gone, within the batch's transaction."""
+        if self.twins.twins:
+            heard = {node.id: node.heard_at or 0.0 for node in self.nodes.values()}
+            self._announce(self.twins.tidy(heard, batch.now), batch)
+
+    def _announce(self, changes: list[TwinChange], batch: Batch) -> None:
+        """Keep as events what two processes began or ceased to use."""
+        for change in changes:
+            address = self._by_row[change.node]
+            batch.outcome.twins.append((address, change))
+            detail = {"error": change.text, "remedy": change.remedy}
+            kind = EVENTS[change.kind, change.began]
+            payload = Event(kind=kind, node=str(address), session="region", at=batch.now, detail=detail).encode()
+            record = EventRecord(address, len(payload), batch.now, False, kind, None, batch.now, payload)
+            node = self.nodes[address]
+            if self.quotas.refusal(record, node, batch.now) is None:
+                batch.add_event(node, record)
+                self.quotas.add(record, node)
 
     def _result(self, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
         number = record.number

@@ -44,10 +44,11 @@ class Liveness(StrEnum):
 
 
 class NodeStatus(NamedTuple):
-    """Status of a node, and how often it ended without saying so."""
+    """Status of a node, how often it ended without saying so, and which of its name, key and state another process uses too."""
 
     liveness: Liveness
     crashes: int
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Signs:
         health_state, health_reasons: from its last health report.
         last_reply: when it last replied to a ping.
         unanswered: consecutive pings without a reply.
+        name_in_use: that another process has its name; "" if none has.
     """
 
     online: bool | None
@@ -70,6 +72,7 @@ class Signs:
     health_reasons: str
     last_reply: float | None
     unanswered: int
+    name_in_use: str = ""
 
 
 def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Liveness, str]:
@@ -93,6 +96,8 @@ def judge(signs: Signs, now: float, silent_after_s: float) -> tuple[Liveness, st
             "no reply yet" if signs.last_reply is None else f"last reply {format_duration(now - signs.last_reply)} ago"
         )
         return Liveness.ONE_WAY, f"{signs.unanswered} pings unanswered, {reply}"
+    if signs.name_in_use:
+        return Liveness.DEGRADED, signs.name_in_use
     if signs.health_state not in (None, "ok"):
         return Liveness.DEGRADED, f"{signs.health_state}: {signs.health_reasons}".removesuffix(": ")
     return Liveness.OK, ""

@@ -77,23 +77,30 @@ class KnownNode:
         if record.fresh:
             self.heard_at = max(self.heard_at or 0.0, record.received_at)
 
-    def update_health(self, record: HealthRecord) -> None:
-        """Store its health report."""
+    def update_health(self, record: HealthRecord, *, is_back: bool = False) -> None:
+        """Store its health report.
+
+        Args:
+            is_back: whether its session has reported before another one did, so that most of its counts are counted.
+        """
         self.health_at, self.health_state, self.health_reasons = record.received_at, record.state, record.reasons
         if record.session != self.health_session:  # its counters restarted at 0
-            self.health_session, self.bytes_in_now = record.session, 0
+            self.health_session, self.bytes_in_now = record.session, record.bytes_in if is_back else 0
         self.bytes_in = min(self.bytes_in + max(0, record.bytes_in - self.bytes_in_now), _MAX_BYTES)
         self.bytes_in_now = record.bytes_in
 
-    def update_status(self, record: StatusRecord) -> bool:
+    def update_status(self, record: StatusRecord, *, is_known: bool = False) -> bool:
         """Store its status. Returns: False for the will of an earlier session, which is ignored.
+
+        Args:
+            is_known: whether its session has reported before, so that this is not its start.
 
         A new session counts as a crash if the one before is known not to have said that it stops. A retained status proves
         nothing: others may have come before it while the collector was away.
         """
         if not record.online and self.session not in (None, record.session):
             return False
-        if record.fresh and self.stopped == 0 and record.session != self.session:
+        if record.fresh and self.stopped == 0 and record.session != self.session and not is_known:
             self.crashes += 1
         self.session, self.online, self.status_at = record.session, int(record.online), record.received_at
         self.stopped = int(record.stopped)
@@ -118,6 +125,7 @@ def signs_from_row(
     health_reasons: str | None,
     answered_at: float | None,
     unanswered: int,
+    name_in_use: str = "",
 ) -> Signs:
     """Return what a node's status is derived from, from columns of its row. An unreadable column costs only its own part."""
     try:
@@ -125,7 +133,7 @@ def signs_from_row(
     except (ValueError, TypeError):
         reasons = "its reasons cannot be read"
     is_online = None if online is None else bool(online)
-    return Signs(is_online, bool(stopped), heard_at, health_state, reasons, answered_at, unanswered)
+    return Signs(is_online, bool(stopped), heard_at, health_state, reasons, answered_at, unanswered, name_in_use)
 
 
 _COLUMNS: Final = tuple(KnownNode.__dataclass_fields__)

@@ -21,6 +21,7 @@ from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.missing import count_missing
 from hedgerow.region.store.nodes import signs_from_row
+from hedgerow.region.store.twins.rows import TwinReport, other_services, twin_reports
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
 
@@ -175,6 +176,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "needs_help": True,
             "collector": None,
             "lease": None,
+            "other_services": [],
             "sites": [],
             "nodes": [],
             "rejected": {},
@@ -185,11 +187,12 @@ def status(database: Database, now: float) -> dict[str, Any]:
     # While the collector does not run it receives nothing: show nodes as of its last heartbeat.
     as_of = now if running and connected else beat_at
     nodes = _nodes(database, as_of, silent_after_s)
+    others = other_services(database, as_of)
     rejected: dict[str, int] = dict(database.rows("SELECT reason, count FROM rejections ORDER BY reason"))
     return {
         "region": region,
         "at": iso(now),
-        "needs_help": not (running and connected) or any(node["needs_help"] for node in nodes),
+        "needs_help": not (running and connected) or bool(others) or any(node["needs_help"] for node in nodes),
         "collector": {
             "running": running,
             "connected": bool(connected) and running,
@@ -199,6 +202,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "version": version,
         },
         "lease": _lease(database),
+        "other_services": others,
         "stored_bytes": stored_bytes,
         "rejected": rejected,
         "refused": _refused(database, now),
@@ -242,27 +246,35 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
         "WHERE forgotten_at IS NULL ORDER BY region, site, name"
     )
-    former = former_addresses(database)
-    return [_readable(row, gaps, missing, as_of, silent_after_s) | {"formerly": former.get(row[0], [])} for row in rows]
+    former, twins = former_addresses(database), twin_reports(database, as_of)
+    return [
+        _readable(row, gaps, missing, as_of, silent_after_s, twins.get(row[0], TwinReport()))
+        | {"formerly": former.get(row[0], [])}
+        for row in rows
+    ]
 
 
-def _readable(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
+def _readable(
+    row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float, twins: TwinReport
+) -> dict[str, Any]:
     """Describe a node; one whose row cannot be read as such, so that it does not hide the others."""
     try:
-        return _node(row, gaps, missing, as_of, silent_after_s)
+        return _node(row, gaps, missing, as_of, silent_after_s, twins)
     except Exception as error:  # noqa: BLE001 - whatever is in that row
         # id, region, site, name, 5 × nothing known, 5 counts, 6 × nothing known, 3 counts
         bare = (*row[:4], *[None] * 5, *[0] * 5, *[None] * 5, *[0] * 3)
-        node = _node(bare, {}, {}, as_of, silent_after_s)
+        node = _node(bare, {}, {}, as_of, silent_after_s, twins)
         return node | {"why": f"its row in the store cannot be read: {type(error).__name__}: {error}"[:300]}
 
 
-def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
+def _node(
+    row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float, twins: TwinReport
+) -> dict[str, Any]:
     row_id, region, site, name, last_seen, online, stopped, health_state, reasons, messages, size, results = row[:12]
     durable, repeats, captured_at, stored_at, last_reply, round_trip_s, offset_s, unanswered, bytes_in, crashes = row[
         12:
     ]
-    signs = signs_from_row(online, stopped, last_seen, health_state, reasons, last_reply, unanswered)
+    signs = signs_from_row(online, stopped, last_seen, health_state, reasons, last_reply, unanswered, twins.name_in_use)
     liveness, why = judge(signs, as_of, silent_after_s)
     count, lost = gaps.get(row_id, (0, 0))
     return {
@@ -273,6 +285,7 @@ def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_afte
         "why": why,
         "needs_help": liveness.needs_help,
         "crashes": int(crashes),
+        "twins": list(twins.twins),
         "heard_s": _ago(as_of, last_seen),
         "lag_s": None if stored_at is None else round(stored_at - captured_at, 3),
         "last_result_s": _ago(as_of, stored_at),

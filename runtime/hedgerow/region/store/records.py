@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hedgerow.bus.outbox.records import Gap, Number
 from hedgerow.topics import Address
-from hedgerow.wire.messages import clean
+from hedgerow.wire.messages import Instance, clean
 
 if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
     from hedgerow.frame import Buffer
@@ -73,7 +73,12 @@ class EventRecord(StoreRecord):
 
 @dataclass(frozen=True, slots=True)
 class HealthRecord(StoreRecord):
-    """A health report. `reasons` is a JSON list; `bytes_in` counts frame bytes since the session began."""
+    """A health report. `reasons` is a JSON list; `bytes_in` counts frame bytes since the session began.
+
+    Attributes:
+        uptime_s: how long the session lasts.
+        instance: where it takes place, as it says itself; its texts are clean.
+    """
 
     at: float
     session: str
@@ -81,6 +86,8 @@ class HealthRecord(StoreRecord):
     state: str
     reasons: str
     payload: Buffer
+    uptime_s: float = field(default=0.0, kw_only=True)
+    instance: Instance = field(default=Instance(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,25 @@ class RefusedRecord(StoreRecord):
     reason: str
     detail: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class OtherService:
+    """Another service of the region; its texts are clean. Times are Unix seconds."""
+
+    instance: str
+    store: str
+    host: str
+    address: str
+    since: float
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesRecord(StoreRecord):
+    """All other services of the region that collect now."""
+
+    services: tuple[OtherService, ...]
 
 
 @dataclass(frozen=True, slots=True)

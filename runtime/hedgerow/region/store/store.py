@@ -11,7 +11,8 @@ Rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -28,6 +29,7 @@ from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune
+from hedgerow.region.store.twins.rows import store_id
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
@@ -46,10 +48,12 @@ class RegionStore:
     Args:
         database: opened to write; closed with the store, and if this raises.
         config: the region and its retention.
+        clock: a monotonic clock, in seconds.
     Raises: RegionStoreError: it cannot be read.
     """
 
-    def __init__(self, database: Database, config: RegionConfig) -> None:
+    def __init__(self, database: Database, config: RegionConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._database = database
         self._config = config
         self._started_at = time.time()
@@ -59,6 +63,11 @@ class RegionStore:
         except BaseException:
             database.close()  # it holds a lock that the next attempt needs
             raise
+
+    @property
+    def id(self) -> str:
+        """Random id of the store."""
+        return store_id(self._database)
 
     @property
     def nodes(self) -> list[Address]:
@@ -74,7 +83,10 @@ class RegionStore:
         if self._database.rows("SELECT changes FROM collector") != [(self._changes,)]:
             self._load()
         after_s = self._config.region.silent_after_s
-        return {address: _status(node, now, after_s) for address, node in self._ingest.nodes.items()}
+        twins = self._ingest.twins.kinds()
+        return {
+            address: _status(node, now, after_s, twins.get(node.id, ())) for address, node in self._ingest.nodes.items()
+        }
 
     def beat(self, *, connected: bool) -> None:
         """Write the collector's heartbeat.
@@ -101,6 +113,7 @@ class RegionStore:
                     self._ingest.add(record, batch)
                 batch.write(self._database)
                 self._ingest.quotas.save(self._database)
+                self._ingest.twins.save(self._database)
                 for key, outbox in batch.outboxes.items():
                     due = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)
                     batch.outcome.acks[key] = due
@@ -150,20 +163,34 @@ class RegionStore:
         self.stored_bytes -= freed
         return more
 
+    def tidy(self) -> BatchOutcome:
+        """Forget what two processes used that are long gone; call it now and then.
+
+        Raises: RegionStoreError: the store cannot be written.
+        """
+        batch = Batch(time.time())
+        if self._ingest.twins.twins:
+            with self._database.transaction():
+                self._ingest.tidy(batch)
+                batch.write(self._database)
+                self._ingest.twins.save(self._database)
+        return batch.outcome
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
 
     def _load(self) -> None:
         ((self.stored_bytes, self._changes),) = self._database.rows("SELECT stored_bytes, changes FROM collector")
-        self._ingest = Ingest(self._database, self._config.quotas)
+        self._ingest = Ingest(self._database, self._config.quotas, self._clock)
         self._stale = False
 
 
-def _status(node: KnownNode, now: float, silent_after_s: float) -> NodeStatus:
+def _status(node: KnownNode, now: float, silent_after_s: float, twins: tuple[str, ...]) -> NodeStatus:
     """Return a node's status; unknown if its row cannot be read, so that the others have theirs."""
     try:
-        return NodeStatus(judge(node.signs, now, silent_after_s)[0], node.crashes)
+        signs = replace(node.signs, name_in_use="it is" if "name" in twins else "")
+        return NodeStatus(judge(signs, now, silent_after_s)[0], node.crashes, twins)
     except Exception:
         log.exception("node-unreadable", node=f"{node.site}/{node.name}")
         return NodeStatus(Liveness.UNKNOWN, 0)

@@ -59,6 +59,7 @@ class WriteReport:
         outcomes: outcomes of the batch.
         took_s: seconds spent writing.
         opened: nodes known to the store; set once, when it has been opened.
+        store_id: random id of the store; set with `opened`.
         acks: acknowledgements for every outbox at that time.
         failure: why the store does not work; None if it does.
         fatal: whether retrying is pointless.
@@ -70,6 +71,7 @@ class WriteReport:
     outcomes: list[BatchOutcome] = field(default_factory=list)
     took_s: float = 0.0
     opened: list[Address] | None = None
+    store_id: str = ""
     acks: list[tuple[LedgerKey, Ack]] = field(default_factory=list)
     failure: RegionStoreError | None = None
     fatal: bool = False
@@ -173,7 +175,11 @@ class StoreWriter(threading.Thread):
             store = self._store = self._open_store()
             self._beat_connected = False  # as a newly opened store has it
             if not self._was_opened:
-                self._report(WriteReport(opened=store.nodes, acks=store.acks(), stored_bytes=store.stored_bytes))
+                self._report(
+                    WriteReport(
+                        opened=store.nodes, store_id=store.id, acks=store.acks(), stored_bytes=store.stored_bytes
+                    )
+                )
                 self._was_opened = True
         began = time.monotonic()
         if request.records:
@@ -198,7 +204,9 @@ class StoreWriter(threading.Thread):
         statuses = store.statuses(time.time())
         while store.prune(time.time()) and self._requests.empty():
             pass
-        self._report(WriteReport(statuses=statuses, stored_bytes=store.stored_bytes))
+        tidied = store.tidy()
+        outcomes = [tidied] if tidied.twins else []
+        self._report(WriteReport(outcomes=outcomes, statuses=statuses, stored_bytes=store.stored_bytes))
 
     def _stored(self, store: RegionStore, records: list[StoreRecord]) -> list[BatchOutcome]:
         try:

@@ -1,0 +1,1 @@
+"""Finds out that a name is used by two processes at once, from their health reports."""
