@@ -37,6 +37,8 @@ class Channel(StrEnum):
     BLOB = "blob"
     ACK = "ack"
     DEAD = "dead"
+    ENROL = "enrol"
+    ENROLLED = "enrolled"
 
 
 UP = "up"
@@ -44,7 +46,11 @@ UP = "up"
 
 _LATE = "/late"
 _PIPELINES = Channel.RESULT, Channel.DEAD
-_WITH_TAIL = frozenset({Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD})
+ENROLMENT = Channel.ENROL, Channel.ENROLLED
+"""Requests of machines that have no certificate yet, and their answers; the tail is the asking client's id, the node `~`."""
+_WITH_TAIL = frozenset(
+    {Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD, *ENROLMENT}
+)
 
 
 class Address(NamedTuple):

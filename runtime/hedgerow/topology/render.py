@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from hedgerow.topology import acl, brokers, deploy, k3s, readme
+from hedgerow.topology import acl, brokers, deploy, k3s, places, readme
 from hedgerow.topology.load import Described
 from hedgerow.topology.model import REGION_AUTHORITY, ParentSection, Topology
 from hedgerow.topology.nodes import certificate
@@ -23,7 +23,7 @@ def _files(described: Described) -> Iterator[tuple[str, str]]:
     topology = described.topology
     for site in topology.sites:
         yield from _below(site, _site(described, site))
-    yield from _below(topology.region.name, _region(topology))
+    yield from _below(topology.region.name, _region(described))
     if topology.parent is not None:
         yield from _below(topology.parent.name, _parent(topology, topology.parent))
 
@@ -44,6 +44,8 @@ def _site(described: Described, site: str) -> dict[str, str]:
     broker |= brokers.start_files(topology, site, brokers.site_limits(topology, site, nodes))
     if place.loopback_port is not None:
         broker["acl.loopback"] = acl.loopback_acl(topology, site)
+    if topology.asks(site):
+        broker["acl.enrolment"] = acl.enrolment_acl(topology, [site])
     tls = {"broker": certificate(topology, site, "broker"), "bridge": certificate(topology, REGION_AUTHORITY, site)}
     manifests = k3s.head("The broker and nodes", site) + k3s.broker(topology, site, place, broker, tls, topology.region)
     for service, (node, config) in zip(services, nodes.items(), strict=True):
@@ -64,7 +66,8 @@ def _site(described: Described, site: str) -> dict[str, str]:
     }
 
 
-def _region(topology: Topology) -> dict[str, str]:
+def _region(described: Described) -> dict[str, str]:
+    topology = described.topology
     region, parent, service = topology.region, topology.parent, deploy.region_service(topology)
     broker = {"acl": acl.region_acl(topology)}
     tls = {"broker": certificate(topology, REGION_AUTHORITY, "broker")}
@@ -72,9 +75,13 @@ def _region(topology: Topology) -> dict[str, str]:
     if not region.external:
         broker["mosquitto.conf"] = brokers.region_conf(topology)
         broker |= brokers.start_files(topology, region.name, brokers.region_limits(topology))
+        if region.enrolment_port is not None:
+            broker["acl.enrolment"] = acl.enrolment_acl(topology, topology.sites)
         if parent is not None:
             tls["bridge"] = certificate(topology, parent.name, region.name)
         manifests += k3s.broker(topology, region.name, region, broker, tls, parent)
+    if service is not None and any(map(topology.places, topology.sites)):
+        broker[places.FILE] = places.places(described).encode()
     if service is not None:
         config = deploy.region_yaml(topology, service)
         manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB)

@@ -37,6 +37,7 @@ from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
 from hedgerow.region.config import RegionConfig, on_postgres
+from hedgerow.region.enrolment.service import EnrolmentService
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ledgers import LedgerKey
@@ -106,6 +107,9 @@ class Collector:
             self._blobs = BlobServer(blob_options, self._region, config.models.repository)
             self._refresher = MetadataRefresher(config.models.repository, config.models.online_key)
         self._rollouts = RolloutService(config, self._client, self._loop)
+        self._enrolment = None
+        if config.enrolment.places is not None:
+            self._enrolment = EnrolmentService(config, self._client, self._loop)
         self._pinger = None
         if config.ping.every_s is not None:
             self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)
@@ -153,6 +157,9 @@ class Collector:
                     if self._pinger is not None:
                         subscriptions |= self._pinger.filters
                         running.append(tasks.supervise(self._pinger.keep_pinging, "pings"))
+                    if self._enrolment is not None:
+                        subscriptions |= self._enrolment.filters
+                        self._enrolment.start()
                     await self._client.subscribe(subscriptions)
                     self._rollouts.start()
                     log.info("region-started", region=self._region, broker=config.broker.url)
@@ -191,7 +198,9 @@ class Collector:
         accepted: list[Message] = []
         full = self._writer.waiting >= MAX_WAITING or self._writer.waiting_bytes >= MAX_WAITING_BYTES
         for message in messages:
-            if not self._rates.admits(message.topic, clock):
+            if self._enrolment is not None and self._enrolment.take(message):
+                self._client.ack(message)
+            elif not self._rates.admits(message.topic, clock):
                 self._client.ack(message)  # a durable result is sent again, because its outbox gets no acknowledgement
             elif self._pinger is not None and self._pinger.take(message):
                 self.counts.stray_replies = self._pinger.stray_replies
@@ -222,6 +231,11 @@ class Collector:
             self._writer.submit(
                 WriteRequest([RefusedRecord(None, 0, time.time(), True, site, REASON, detail, count)], [])
             )
+        if self._enrolment is not None:
+            for (site, reason), count in self._enrolment.take_refused().items():
+                detail = f"{reason}: of a machine that wants to enrol; `hedgerow node pending` lists valid ones"
+                record = RefusedRecord(None, 0, time.time(), True, site, f"enrolment-{reason}", detail, count)
+                self._writer.submit(WriteRequest([record], []))
 
     def _on_report(self, report: WriteReport) -> None:
         """(called in the writer's thread)"""
@@ -311,6 +325,8 @@ class Collector:
 
     async def _close_writer(self) -> None:
         self._rollouts.close()
+        if self._enrolment is not None:
+            self._enrolment.close()
         self._writer.close()
         await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
 
@@ -337,7 +353,7 @@ class Collector:
             await asyncio.sleep(_BEAT_EVERY_S)
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
-        for part in (tasks, self._rollouts, self._blobs, self._refresher):
+        for part in (tasks, self._rollouts, self._enrolment, self._blobs, self._refresher):
             if part is not None:
                 yield from part.gauges()
 
@@ -354,6 +370,8 @@ class Collector:
             reasons.append("the store is not open yet")
         if self._rollouts.failure is not None:
             reasons.append(f"rollouts are stalled: {self._rollouts.failure}")
+        if self._enrolment is not None and self._enrolment.failure is not None:
+            reasons.append(f"no machine can enrol: {self._enrolment.failure}")
         if self._refresher is not None:
             reasons += self._refresher.problems()
         return reasons + [f"the broker refuses {name}: {reason}" for name, reason in dict(self._client.refused).items()]
