@@ -52,6 +52,7 @@ class ClientOptions:
         session_file: remembers across runs that the broker has this session, to notice if it forgot it; None: not.
         set_aside_folder: keeps messages over which the broker ends the link; None: they are only told.
         refuse_lower_qos: whether a subscription that is granted with a lower QoS than requested counts as refused.
+        qos_0_is_enough: whether a broker that accepts QoS 0 only will do.
         connect_timeout_s: limit for name resolution, TLS and CONNACK together.
         min_backoff_s, max_backoff_s: shortest and longest pause between attempts; it doubles, with jitter.
     """
@@ -76,6 +77,7 @@ class ClientOptions:
     session_file: Path | None = None
     set_aside_folder: Path | None = None
     refuse_lower_qos: bool = False
+    qos_0_is_enough: bool = False
     connect_timeout_s: float = 10.0
     min_backoff_s: float = 0.2
     max_backoff_s: float = 30.0

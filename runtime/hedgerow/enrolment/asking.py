@@ -46,6 +46,7 @@ async def ask(enrolment: Enrolment, root_file: Path, payload: bytes) -> Answer |
         session_expiry_s=0,
         clean_start=True,
         max_payload_bytes=MAX_ANSWER_BYTES,
+        qos_0_is_enough=True,
     )
     async with Client(options, take) as client:
         await client.subscribe({expected: 0})
@@ -60,12 +61,13 @@ async def ask(enrolment: Enrolment, root_file: Path, payload: bytes) -> Answer |
 
 
 async def ask_until_decided(
-    enrolment: Enrolment, root_file: Path, payload: bytes, told: Told = lambda _: None
+    enrolment: Enrolment, root_file: Path, payload: bytes, told: Told = lambda _: None, *, once: bool = False
 ) -> AsyncIterator[Answer]:
-    """Ask again and again; yield each answer, the last one if nothing follows. Without an answer, ask again too.
+    """Ask again and again, until an answer says that nothing follows; yield each answer. Without an answer, ask again too.
 
     Args:
         told: called with what prevents an answer, once for each reason.
+        once: ask only once.
     """
     pause_s, last = _RETRY_S[0], ""
     while True:
@@ -87,4 +89,6 @@ async def ask_until_decided(
             last = why
             wait_s = pause_s
             pause_s = min(_RETRY_S[1], 2 * pause_s)
+        if once:
+            return
         await asyncio.sleep(wait_s * random.uniform(0.75, 1.25))

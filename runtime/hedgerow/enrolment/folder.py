@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, merge
 from hedgerow.enrolment.claim import Claim
-from hedgerow.enrolment.grant import BadGrant, Grant, verify_grant
+from hedgerow.enrolment.grant import BadGrant, NodeGrant, verify_grant
 from hedgerow.enrolment.request import CLIENT
 from hedgerow.errors import HedgerowError, first_problem
 from hedgerow.pki import files
@@ -124,7 +124,7 @@ class EnrolmentFolder:
         """Return the region's root. Raises: PkiError: it cannot be read."""
         return files.read_certificates(self.root_file)[0]
 
-    def granted(self, key: ec.EllipticCurvePublicKey, site: str) -> Grant | None:
+    def granted(self, key: ec.EllipticCurvePublicKey, site: str) -> NodeGrant | None:
         """Return what was granted to this key; None if nothing was.
 
         Raises: BadGrant: it is not for this key.
@@ -137,7 +137,17 @@ class EnrolmentFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadGrant(f"{self._grant_file} cannot be read: {error}", remedy="Remove it, and ask again.") from error
 
-    def install(self, grant: Grant, text: str, signature: str) -> None:
+    @property
+    def complete(self) -> bool:
+        """Whether the node's files are all there."""
+        return self.configuration.exists() and (self.tls / "tls.crt").exists()
+
+    def install_granted(self, grant: NodeGrant) -> None:
+        """Write the files of a node from `grant.json`: an earlier call was ended while it did."""
+        body = orjson.loads(self._grant_file.read_bytes())
+        self.install(grant, str(body["grant"]), str(body["signature"]))
+
+    def install(self, grant: NodeGrant, text: str, signature: str) -> None:
         """Write the files of the node. Idempotent.
 
         Raises:
@@ -177,7 +187,7 @@ class EnrolmentFolder:
         return False
 
 
-def configured(grant: Grant, path: Path) -> str:
+def configured(grant: NodeGrant, path: Path) -> str:
     """Return the text of a node's configuration, with the paths of this folder and the granted labels.
 
     Args:

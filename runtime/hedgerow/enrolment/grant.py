@@ -57,7 +57,7 @@ def _labelled(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-class Grant(BaseModel):
+class NodeGrant(BaseModel):
     """What makes a machine a node.
 
     Attributes:
@@ -94,7 +94,7 @@ class Grant(BaseModel):
             raise _bad(f"a file of it cannot be read: {error}") from error
 
 
-def sign_grant(grant: Grant, authority: Key) -> tuple[str, str]:
+def sign_grant(grant: NodeGrant, authority: Key) -> tuple[str, str]:
     """Return a grant as text, and its signature in base64.
 
     Raises: BadGrant: it is too large.
@@ -108,7 +108,9 @@ def sign_grant(grant: Grant, authority: Key) -> tuple[str, str]:
     return text, base64.b64encode(authority.sign(_signed(text), ec.ECDSA(hashes.SHA256()))).decode()
 
 
-def verify_grant(text: str, signature: str, root: x509.Certificate, key: ec.EllipticCurvePublicKey, site: str) -> Grant:
+def verify_grant(
+    text: str, signature: str, root: x509.Certificate, key: ec.EllipticCurvePublicKey, site: str
+) -> NodeGrant:
     """Check that a grant is for this key, and signed by the site's authority below the root; return it.
 
     Raises: BadGrant: it is not.
@@ -116,7 +118,7 @@ def verify_grant(text: str, signature: str, root: x509.Certificate, key: ec.Elli
     if len(text) > MAX_GRANT_BYTES:
         raise _bad("it is too large")
     try:
-        grant = Grant.model_validate(orjson.loads(text))
+        grant = NodeGrant.model_validate(orjson.loads(text))
         own, authority = x509.load_pem_x509_certificates(grant.certificate.encode())
         trusted = x509.load_pem_x509_certificates(grant.trust.encode())
         authority.verify_directly_issued_by(root)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from hedgerow.topology import acl, brokers, deploy, k3s, places, readme
+from hedgerow.enrolment.grant import MAX_FILES_BYTES
+from hedgerow.enrolment.places import Place, Places, PlacesOfSite
+from hedgerow.topology import acl, brokers, deploy, k3s, readme
 from hedgerow.topology.load import Described
 from hedgerow.topology.model import REGION_AUTHORITY, ParentSection, Topology
 from hedgerow.topology.nodes import certificate
@@ -81,7 +84,7 @@ def _region(described: Described) -> dict[str, str]:
             tls["bridge"] = certificate(topology, parent.name, region.name)
         manifests += k3s.broker(topology, region.name, region, broker, tls, parent)
     if service is not None and any(map(topology.places, topology.sites)):
-        broker[places.FILE] = places.places(described).encode()
+        broker["service/places.json"] = _places(described).encode()
     if service is not None:
         config = deploy.region_yaml(topology, service)
         manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB)
@@ -108,3 +111,30 @@ def _parent(topology: Topology, parent: ParentSection) -> dict[str, str]:
         "k3s.yaml": k3s.head("The broker", parent.name) + k3s.broker(topology, parent.name, parent, broker, tls),
         "README.md": readme.parent(topology, parent.name),
     }
+
+
+def _places(described: Described) -> Places:
+    """Return what nodes get that enrol, for who approves them."""
+    topology = described.topology
+    sites = {
+        site: PlacesOfSite(
+            broker=brokers.enrolment_url(topology.sites[site]) or "",
+            nodes={node: _place(described, site, node) for node in topology.places(site)},
+        )
+        for site in topology.sites
+    }
+    broker = brokers.enrolment_url(topology.region) or ""
+    return Places(region=topology.region.name, broker=broker, sites=sites)
+
+
+def _place(described: Described, site: str, node: str) -> Place:
+    files, missing, left = {}, [], MAX_FILES_BYTES
+    small = described.small.get(site, {})
+    for path in sorted(described.files.get((site, node), ())):
+        content = small.get(path)
+        if content is None or len(content) > left:
+            missing.append(path.as_posix())
+        else:
+            left -= len(content)
+            files[path.as_posix()] = base64.b64encode(content).decode()
+    return Place(configuration=described.texts[site, node], files=files, missing=missing)

@@ -108,7 +108,7 @@ def list_(options: StoreOptions) -> None:
     now = time.time()
     with options.open() as database:
         claims = EnrolmentStore(database).claims()
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "claim": one.id,
             "site": one.site,

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from hedgerow.enrolment.grant import Grant, sign_grant
+from hedgerow.enrolment.grant import NodeGrant, sign_grant
 from hedgerow.enrolment.places import Places
 from hedgerow.errors import CommandError
 from hedgerow.pki.files import read
@@ -58,7 +58,7 @@ def make_grant(
     """
     what = places.sites[site].nodes[place]
     entry = pki.certify(Identity(IdentityKind.NODE, site, place), x509.load_pem_x509_csr(csr.encode()), life)
-    grant = Grant(
+    grant = NodeGrant(
         node=f"{places.region}/{site}/{place}",
         certificate=read(entry.folder / "tls.crt").decode(),
         trust=read(entry.folder / "trust.crt").decode(),

@@ -105,7 +105,16 @@ class EnrolmentStore:
 
     def add_claim(self, one: StoredClaim) -> None:
         """Insert a claim."""
-        values = (one.id, one.site, one.place, one.public_key, one.uses, one.used, one.made_at, one.expires_at)
+        values: tuple[Any, ...] = (
+            one.id,
+            one.site,
+            one.place,
+            one.public_key,
+            one.uses,
+            one.used,
+            one.made_at,
+            one.expires_at,
+        )
         values += (_json(one.labels), one.by.who, one.by.claims, one.by.why, one.revoked_at)
         self.database.run(_NEW_CLAIM, values)
 
@@ -138,7 +147,7 @@ class EnrolmentStore:
 
     def add_machine(self, one: StoredMachine) -> None:
         """Insert a machine that asks for the first time."""
-        values = (
+        values: tuple[Any, ...] = (
             one.fingerprint,
             one.site,
             one.claim,
@@ -181,8 +190,9 @@ class EnrolmentStore:
 
 
 def _claim(row: tuple[Any, ...]) -> StoredClaim:
-    *head, labels, who, claims, why, revoked_at = row
-    return StoredClaim(*head, orjson.loads(labels), Actor(who, why, claims), revoked_at)
+    one = dict(zip(_CLAIM, row, strict=True))
+    by = Actor(one.pop("who"), one.pop("why"), one.pop("claims"))
+    return StoredClaim(**one | {"labels": orjson.loads(one["labels"]), "by": by})
 
 
 def _machine(row: tuple[Any, ...]) -> StoredMachine:
