@@ -136,6 +136,7 @@ def rights_table() -> str:
         "everyone": "all nodes of its site at once (`~`)",
         "site": "any node of the site, on its broker",
         "place": "any node of its site; at the region, of any site",
+        "client": "its own requests to enrol, by its client id",
     }
     rows = []
     for role, grants in acl.RIGHTS.items():

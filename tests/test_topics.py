@@ -25,7 +25,17 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 addresses = st.builds(Address, names, names, names | st.just(EVERY_NODE))
 tails = st.lists(st.text(st.characters(exclude_characters="/+#\0", exclude_categories=["Cs"]), min_size=1), min_size=1)
 
-WITH_TAIL = {Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD, Channel.SERVICE}
+WITH_TAIL = {
+    Channel.EVENT,
+    Channel.RESULT,
+    Channel.COMMAND,
+    Channel.REPLY,
+    Channel.BLOB,
+    Channel.DEAD,
+    Channel.SERVICE,
+    Channel.ENROL,
+    Channel.ENROLLED,
+}
 
 
 @given(addresses, st.sampled_from(Channel), tails)

@@ -38,6 +38,8 @@ class Channel(StrEnum):
     ACK = "ack"
     DEAD = "dead"
     SERVICE = "service"
+    ENROL = "enrol"
+    ENROLLED = "enrolled"
 
 
 UP = "up"
@@ -45,8 +47,19 @@ UP = "up"
 
 _LATE = "/late"
 _PIPELINES = Channel.RESULT, Channel.DEAD
+ENROLMENT = Channel.ENROL, Channel.ENROLLED
+"""Requests of machines that have no certificate yet, and their answers; the tail is the asking client's id, the node `~`."""
 _WITH_TAIL = frozenset(
-    {Channel.EVENT, Channel.RESULT, Channel.COMMAND, Channel.REPLY, Channel.BLOB, Channel.DEAD, Channel.SERVICE}
+    {
+        Channel.EVENT,
+        Channel.RESULT,
+        Channel.COMMAND,
+        Channel.REPLY,
+        Channel.BLOB,
+        Channel.DEAD,
+        Channel.SERVICE,
+        *ENROLMENT,
+    }
 )
 
 

@@ -101,7 +101,7 @@ class Running:
 
     def certify_all(self) -> None:
         """Issue a certificate for every identity in the topology."""
-        for (who, _, hosts), _ in needed(self.described.topology):
+        for (who, _, hosts, _), _ in needed(self.described.topology):
             self.certify(who.authority, who.name, "localhost" if hosts else who.user)
 
     def revoke(self, authority: str, serial: int) -> None:

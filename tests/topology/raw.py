@@ -40,11 +40,12 @@ def connect(
     keepalive_s: int = 60,
     clean: bool = True,
     will: tuple[str, bytes] | None = None,
+    will_qos: int = 1,
     properties: bytes = b"",
 ) -> bytes:
     if session_s:
         properties += b"\x11" + struct.pack("!I", session_s)
-    flags = (2 if clean else 0) | (0x0C if will else 0)  # a will of QoS 1
+    flags = (2 if clean else 0) | (4 | will_qos << 3 if will else 0)
     body = text("MQTT") + bytes((5, flags)) + struct.pack("!H", keepalive_s) + length(len(properties)) + properties
     body += text(client)
     return packet(0x10, body + (b"\0" + text(will[0]) + text(will[1]) if will else b""))

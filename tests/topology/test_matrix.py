@@ -23,6 +23,7 @@ TOPOLOGY = """\
 region:
   name: north
   broker: mqtts://localhost:PORT
+  enrolment_port: PORT
   roles: {collector: [collector], operator: [anna], viewer: [wall]}
 pipelines: base.yaml
 sensors: {camera: plant/1/door, keypad: plant/1/safe}
@@ -31,9 +32,10 @@ sites:
   hall:
     broker: mqtts://localhost:PORT
     loopback_port: PORT
+    enrolment_port: PORT
     nodes: [a, b]
     roles: {viewer: [vera], operator: [kim], collector: [cole]}
-  yard: {broker: mqtts://localhost:PORT, nodes: [a]}
+  yard: {broker: mqtts://localhost:PORT, enrolment_port: PORT, nodes: [a]}
 """
 PIPELINES = ("plant/+/door", "plant/+/safe", "plant/+/vault")
 """What the nodes' pipelines subscribe to."""
@@ -58,20 +60,30 @@ class Actor:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
 
-    def may(self, right: str, topic: str) -> bool:
-        """Whether the table allows it."""
+    @property
+    def qos(self) -> int:
+        """What it may send with: the listener of claimants takes QoS 0 only."""
+        return 0 if self.role == "claimant" else 1
+
+    def may(self, right: str, topic: str, client: str = "") -> bool:
+        """Whether the table allows it to a client of this id."""
         places = {
             "itself": self.address,
             "everyone": self.address.everyone(),
             "site": self.address._replace(node="+") if self.broker != "north" else None,
             "place": self.address._replace(node="+"),
+            "client": self.address.everyone(),
         }
         allowed = list(self.reads if right == "read" else self.writes)
         for grant in RIGHTS[self.role]:
             place = places[grant.on]
             if place is not None:
+                channels = grant.read if right == "read" else grant.write
+                if grant.on == "client":
+                    allowed += [place.topic(channel, client) for channel in channels if client]
+                    continue
                 rule = rising if (self.role, right) == ("bridge", "write") else pattern
-                allowed += [rule(place, channel) for channel in (grant.read if right == "read" else grant.write)]
+                allowed += [rule(place, channel) for channel in channels]
         return any(matches(one, topic) for one in allowed)
 
 
@@ -89,6 +101,8 @@ ACTORS = [
     Actor("site's operator", "operator", "hall", "hall", "kim", HALL),
     Actor("site's collector", "collector", "hall", "hall", "cole", HALL),
     Actor("program", "program", "hall", "hall", None, HALL, writes=("plant/1/door", "plant/1/safe")),
+    Actor("site's claimant", "claimant", "hall", "hall", None, HALL),
+    Actor("region's claimant", "claimant", "north", "region", None, ALL),
     Actor("bridge of hall", "bridge", "north", "region", "hall", HALL, writes=(STATE.format("hall"),)),
     Actor("bridge of yard", "bridge", "north", "region", "yard", Address("north", "yard", "+"), writes=(STATE.format("yard"),)),
     Actor("region's viewer", "viewer", "north", "region", "wall", ALL, reads=(STATE.format("+"),)),
@@ -103,12 +117,17 @@ TAILS = {
     Channel.COMMAND: "stop",
     Channel.REPLY: "x/1",
     Channel.SERVICE: "s1",
+    Channel.ENROL: "claimant-0",
+    Channel.ENROLLED: "claimant-0",
 }
+CLAIMANTS = [f"claimant-{number}" for number in range(4)]
+"""Client ids of claimants; what they may depends on it."""
 TOPICS = [
     *(f"hedgerow/v1/{one}/{Channel(channel)}" + (f"/{tail}" if (tail := TAILS.get(channel) or ("1" if channel == "blob" else "")) else "")
       for one in NODES for channel in Channel),
     *(f"hedgerow/v1/{one}/reply/up/region/1" for one in NODES),
     "hedgerow/v1/north/~/~/service/s1",
+    *(f"hedgerow/v1/north/hall/~/{one}/{client}" for one in ("enrol", "enrolled") for client in CLAIMANTS[1:]),
     "plant/1/door", "plant/1/safe", "plant/1/vault", "plant/1/elsewhere", "hedgerow", "hedgerow/v2/north/hall/a/status",
     STATE.format("hall"), STATE.format("yard"),
 ]  # fmt: skip
@@ -136,6 +155,12 @@ NUMBERS = count()
 
 
 async def opened(running: Running, actor: Actor, client: str | None = None, **options: object) -> Raw:
+    if actor.role == "claimant":
+        topology = running.described.topology
+        place = topology.region if actor.broker == "north" else topology.sites[actor.broker]
+        assert place.enrolment_port is not None
+        trusting = running.tls(actor.authority, None)
+        return await Raw.open(place.enrolment_port, trusting, connect(client or CLAIMANTS[0], **options))  # type: ignore[arg-type]
     tls = running.tls(actor.authority, actor.folder) if actor.folder is not None else None
     port = running.port(actor.broker) if tls is not None else running.described.topology.sites["hall"].loopback_port
     assert port is not None
@@ -162,31 +187,32 @@ async def test_everyone_reads_what_the_table_says(estate: Running, window: tuple
     for number, topic in enumerate(TOPICS, 1):
         sender.send(publish(topic, b"before", number, retain=True))
     await sender.until(lambda: len(sender.pubacks) == len(TOPICS))
-    readers: list[tuple[Actor, str, Raw]] = []
+    readers: list[tuple[Actor, str, str, Raw]] = []
     for actor in on(broker):
-        for way in ("#", "exact", "plus", "shared"):
-            link = await opened(estate, actor)
+        for place, way in enumerate(("#", "exact", "plus", "shared")):
+            client = CLAIMANTS[place] if actor.role == "claimant" else f"c{next(NUMBERS)}"
+            link = await opened(estate, actor, client)
             filters = {
                 "#": ["#", "$SYS/broker/connection/#"],
                 "exact": TOPICS,
                 "plus": [*sorted({"/".join(["+"] * (topic.count("/") + 1)) for topic in TOPICS}), STATE.format("+")],
-                "shared": [f"$share/{actor.folder}{number}/{topic}" for number, topic in enumerate(TOPICS)],
+                "shared": [f"$share/{actor.role}{actor.folder}{number}/{topic}" for number, topic in enumerate(TOPICS)],
             }[way]
             link.send(subscribe(1, *filters))
             await link.until(lambda link=link: link.suback)
-            readers.append((actor, way, link))
+            readers.append((actor, way, client, link))
     sender.pubacks.clear()
     for number, topic in enumerate(TOPICS, 1):
         sender.send(publish(topic, b"now", number))
     await sender.until(lambda: len(sender.pubacks) == len(TOPICS))
 
-    for actor, way, link in readers:
+    for actor, way, client, link in readers:
         await link.settle()
         now = sorted(topic for topic, payload in link.received if payload == b"now")
         before = sorted({topic for topic, payload in link.received if payload == b"before"})
         # Mosquitto matches no topic of `$SYS` with a shared subscription.
         expected = sorted(
-            topic for topic in TOPICS if actor.may("read", topic) and (way != "shared" or topic[0] != "$")
+            topic for topic in TOPICS if actor.may("read", topic, client) and (way != "shared" or topic[0] != "$")
         )
         assert now == expected, (actor.name, way)
         assert before == expected, (actor.name, way)
@@ -202,7 +228,11 @@ async def test_everyone_publishes_what_the_table_says(estate: Running, window: t
     for actor in on(broker):
         link = await opened(estate, actor)
         ways = [
-            (f"{way} {topic}", topic, publish(topic, f"{actor.name} {way}".encode(), number * 3 + place + 1, **options))
+            (
+                f"{way} {topic}",
+                topic,
+                publish(topic, f"{actor.name} {way}".encode(), actor.qos * (number * 3 + place + 1), **options),
+            )
             for number, topic in enumerate(TOPICS)
             for place, (way, options) in enumerate(
                 [
@@ -214,18 +244,25 @@ async def test_everyone_publishes_what_the_table_says(estate: Running, window: t
         ]
         for _, _, data in ways:
             link.send(data)
-        await link.until(lambda link=link, ways=ways: len(link.pubacks) == len(ways) or link.closed)
+        await link.settle()
+        await link.until(
+            lambda link=link, ways=ways, actor=actor: len(link.pubacks) == len(ways) * actor.qos or link.closed
+        )
+        assert not link.closed, actor.name
         await reader.settle()
 
         accepted = {name for number, (name, _, _) in enumerate(ways, 1) if link.pubacks.get(number) in (0, 0x10)}
         refused = {name for number, (name, _, _) in enumerate(ways, 1) if link.pubacks.get(number) == DENIED}
-        expected = {name for name, topic, _ in ways if actor.may("write", topic)}
+        expected = {name for name, topic, _ in ways if actor.may("write", topic, CLAIMANTS[0])}
         arrived = {
             f"{payload.decode().removeprefix(f'{actor.name} ')} {topic}"
             for topic, payload in reader.received
             if payload.decode().startswith(f"{actor.name} ")
         }
         assert arrived == expected, actor.name
+        if not actor.qos:
+            await link.end()
+            continue
         assert accepted == expected, actor.name
         assert len(refused) == len(ways) - len(expected), actor.name
         await link.end()
@@ -238,9 +275,10 @@ async def test_wills_are_published_as_the_table_says(estate: Running, window: tu
     broker, reader = window
     for actor in on(broker):
         for number, topic in enumerate(TOPICS):
-            link = await opened(estate, actor, will=(topic, f"will {actor.name} {number}".encode()))
+            will = (topic, f"will {actor.name} {number}".encode())
+            link = await opened(estate, actor, will=will, will_qos=actor.qos)
             await link.end()
-        expected = {topic for topic in TOPICS if actor.may("write", topic)}
+        expected = {topic for topic in TOPICS if actor.may("write", topic, CLAIMANTS[0])}
         # Wills are published in the order in which the broker notices; a last one, allowed, tells when it has.
         last = await Raw.open(
             estate.windows[broker], None, connect(f"c{next(NUMBERS)}", will=("end", actor.name.encode()))

@@ -53,6 +53,7 @@ class ClientOptions:
         set_aside_folder: keeps messages over which the broker ends the link; None: they are only told.
         refuse_lower_qos: whether a subscription that is granted with a lower QoS than requested counts as refused.
         may_connect: asked before each CONNECT, which ends the connection of whoever uses the client id; None: always.
+        qos_0_is_enough: whether a broker that accepts QoS 0 only will do.
         connect_timeout_s: limit for name resolution, TLS and CONNACK together.
         min_backoff_s, max_backoff_s: shortest and longest pause between attempts; it doubles, with jitter.
     """
@@ -78,6 +79,7 @@ class ClientOptions:
     set_aside_folder: Path | None = None
     refuse_lower_qos: bool = False
     may_connect: Callable[[], bool] | None = None
+    qos_0_is_enough: bool = False
     connect_timeout_s: float = 10.0
     min_backoff_s: float = 0.2
     max_backoff_s: float = 30.0

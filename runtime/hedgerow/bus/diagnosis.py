@@ -111,7 +111,8 @@ class _Diagnosis:
             return not_mqtt(self._url, reply)
         if connack.reason:
             return self._refused(connack.reason, connack.properties.get(Property.REASON_STRING, ""))
-        return no_qos(self._url) if connack.properties.get(Property.MAXIMUM_QOS) == 0 else None
+        needs_more = connack.properties.get(Property.MAXIMUM_QOS) == 0 and not self._options.qos_0_is_enough
+        return no_qos(self._url) if needs_more else None
 
     def _refused(self, reason: int, text: str) -> HedgerowError:
         return refused(self._url, reason, text, self._options.username, self._options.client_id)

@@ -373,7 +373,7 @@ class MqttSession:
         if connack.reason:
             raise MalformedPacket(f"CONNACK with return code {connack.reason} of MQTT 3.1.1")
         properties = connack.properties
-        if properties.get(Property.MAXIMUM_QOS) == 0:
+        if properties.get(Property.MAXIMUM_QOS) == 0 and not self.options.qos_0_is_enough:
             link.abort(no_qos(self.options.url))
             return
         if not connack.session_present:

@@ -30,6 +30,9 @@ _NODE = Group(
     {
         "run": Verb("hedgerow.cli.node.node:run", "Run a node until it is stopped."),
         "show": Verb("hedgerow.cli.region.nodes:show", "Show everything the region knows about a node."),
+        "pending": Verb("hedgerow.cli.region.enrolment:pending", "List machines that ask to be nodes."),
+        "approve": Verb("hedgerow.cli.region.enrolment:approve", "Approve a machine: it becomes a node."),
+        "reject": Verb("hedgerow.cli.region.enrolment:reject", "Reject a machine that asks to be a node."),
         "label": Verb("hedgerow.cli.region.nodes:label", "Set a node's labels, from the region."),
         "pipelines": Verb("hedgerow.cli.region.nodes:pipelines", "Have a node run pipelines that an owner has signed."),
         "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model; rollouts leave it alone."),
@@ -48,6 +51,21 @@ _NODE = Group(
       hedgerow node run node.yaml
       hedgerow node show shop-12/gateway
       hedgerow node label shop-12/gateway ring=early
+    """,
+)
+
+_CLAIM = Group(
+    {
+        "create": Verb("hedgerow.cli.region.claims:create", "Make a claim; its token is shown once."),
+        "list": Verb("hedgerow.cli.region.claims:list_", "List claims: where, how often used, until when."),
+        "revoke": Verb("hedgerow.cli.region.claims:revoke", "Revoke a claim: nobody can ask with it any more."),
+    },
+    "Make and revoke claims, with which machines ask to be nodes.",
+    """Make and revoke claims, with which machines ask to be nodes: `hedgerow enrol TOKEN` there, `hedgerow node approve` here.
+
+    Examples:
+      hedgerow claim create hall --place gateway --out claim.txt
+      hedgerow claim list
     """,
 )
 
@@ -237,6 +255,8 @@ _HEDGEROW = Group(
         "demo": Verb("hedgerow.cli.demo.demo:demo", "See real models work on this machine; no setup needed."),
         "doctor": Verb("hedgerow.cli.diagnose.doctor:doctor", "Check this machine, its broker and its models."),
         "node": _NODE,
+        "enrol": Verb("hedgerow.cli.node.enrol:enrol", "Make this machine a node, with the token of a claim."),
+        "claim": _CLAIM,
         "config": _CONFIG,
         "plugin": _PLUGIN,
         "topology": _TOPOLOGY,

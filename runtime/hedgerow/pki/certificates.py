@@ -177,6 +177,22 @@ def region_of(certificate: x509.Certificate) -> str:
     return _attribute(certificate, NameOID.ORGANIZATION_NAME)
 
 
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether it may sign certificates."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def is_for(certificate: x509.Certificate, use: x509.ObjectIdentifier) -> bool:
+    """Whether it may be used for something (RFC 5280 §4.2.1.12)."""
+    try:
+        return use in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+
+
 def hosts_of(certificate: x509.Certificate) -> list[str]:
     """Return the certificate's host names and addresses."""
     try:

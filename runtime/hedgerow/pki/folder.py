@@ -3,6 +3,7 @@
     root.crt root.key root.crl       the root; keep its key off every networked machine
     AUTHORITY/ca.crt ca.key crl.pem  a site's authority, or the region's
     AUTHORITY/issued/NAME/           a machine's files: tls.crt tls.key trust.crt trust.crl
+                                     tls.csr in place of tls.key: the machine made the key, and keeps it
 
 Rules:
 - The root's key is needed only to create, renew or revoke an authority.
@@ -16,6 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hedgerow.pki import certificates, files, names
 from hedgerow.pki.authority import Signer
@@ -24,6 +30,9 @@ from hedgerow.pki.names import Identity, IdentityKind, PkiError
 from hedgerow.topics import is_name
 
 Passphrase = Callable[[], bytes | None]
+
+_REQUEST: Final = "tls.csr"
+"""The request of a machine that keeps its key, in place of `tls.key`."""
 
 
 class Pki:
@@ -166,7 +175,35 @@ class Pki:
                     f"{who} has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC: {entry.folder}",
                     remedy=f"`hedgerow pki renew {who}` issues the next one; to start over, `revoke` it first.",
                 )
+            (self.home(who) / _REQUEST).unlink(missing_ok=True)  # of a former machine
             return self._sign(who, role or who.kind, life, hosts, certificates.new_key())
+
+    def certify(self, who: Identity, csr: x509.CertificateSigningRequest, life: timedelta) -> CertificateEntry:
+        """Issue a certificate for a key that a machine made and keeps. For the same key: renew it if it is due, else return it.
+
+        Args:
+            csr: only its key counts.
+            life: how long it is valid; shorter if the authority expires first.
+        Raises: PkiError: there is a valid one for another key, or the authority cannot sign here.
+        """
+        key = csr.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise PkiError("Not an ECDSA key", remedy="Let `hedgerow enrol` make the key.")
+        with files.locked(self.folder):
+            entry = self.find(who)
+            if entry is not None and entry.revoked is None:
+                if files.read_certificates(entry.folder / "tls.crt")[0].public_key() != key:
+                    raise PkiError(
+                        f"{who} has a certificate for another key until {entry.ends:%Y-%m-%d %H:%M} UTC",
+                        remedy=f"If that machine is gone: `hedgerow pki revoke {who}`; else choose another place.",
+                    )
+                if entry.ends - self.now() >= self._life(who, entry) / 3:
+                    return entry
+            home = self.home(who)
+            files.make_folder(home, private=True)
+            files.write(home / _REQUEST, csr.public_bytes(serialization.Encoding.PEM))
+            (home / "tls.key").unlink(missing_ok=True)  # of a former machine
+            return self._sign(who, who.kind, life, (), key)
 
     def renew(
         self, chosen: Sequence[Identity] = (), within: timedelta | None = None, *, new_key: bool = False
@@ -207,6 +244,11 @@ class Pki:
         asked = named and within is None
         if not (asked or key is None or entry.ends - now < (life / 3 if within is None else within)):
             return None
+        if new_key and isinstance(key, ec.EllipticCurvePublicKey):
+            raise PkiError(
+                f"{entry.name} keeps its own key",
+                remedy="Let it make another: `hedgerow enrol` there, with a new claim.",
+            )
         if new_key or key is None:
             key = certificates.new_key()
         return self._sign(who, entry.role, life, entry.hosts, key)
@@ -351,7 +393,12 @@ class Pki:
         signer.write_revocations(key, now)
 
     def _sign(
-        self, who: Identity, role: str, life: timedelta, hosts: Sequence[str], key: files.Key
+        self,
+        who: Identity,
+        role: str,
+        life: timedelta,
+        hosts: Sequence[str],
+        key: files.Key | ec.EllipticCurvePublicKey,
     ) -> CertificateEntry:
         now, signer = self.now(), self._known(who.authority)
         signer.check_clock(now)
@@ -359,12 +406,13 @@ class Pki:
         self.check_hosts(who.authority, hosts)
         ends = min(now + life, issuer.not_valid_after_utc)
         user = hosts[0] if who.kind is IdentityKind.BROKER else who.user
-        made = certificates.leaf(who.kind, user, role, key.public_key(), issuer, signer.key(), now, ends, hosts)
+        public = key.public_key() if isinstance(key, ec.EllipticCurvePrivateKey) else key
+        made = certificates.leaf(who.kind, user, role, public, issuer, signer.key(), now, ends, hosts)
         signer.record(who.name, made, now, life)
         home = self.home(who)
         files.make_folder(home.parent, private=True)
         files.make_folder(home, private=True)
-        if _key_of(home) != key or not (home / "tls.key").exists():
+        if isinstance(key, ec.EllipticCurvePrivateKey) and (_key_of(home) != key or not (home / "tls.key").exists()):
             files.write_key(home / "tls.key", key)
         files.write(home / "tls.crt", certificates.pem(made, issuer))
         self._refresh([home])
@@ -402,8 +450,13 @@ class Pki:
         )
 
 
-def _key_of(home: Path) -> files.Key | None:
-    """Return the key of a certificate; None if they do not match, because a renewal was interrupted between the two files."""
+def _key_of(home: Path) -> files.Key | ec.EllipticCurvePublicKey | None:
+    """Return the key of a certificate, or of its machine, which keeps it, the public half; None if they do not match, because a
+    renewal was interrupted between the two files.
+    """
+    if (home / _REQUEST).exists() and (home / "tls.crt").exists():
+        public = files.read_certificates(home / "tls.crt")[0].public_key()
+        return public if isinstance(public, ec.EllipticCurvePublicKey) else None
     if not ((home / "tls.key").exists() and (home / "tls.crt").exists()):
         return None
     key = files.read_key(home / "tls.key")

@@ -15,7 +15,7 @@ from hedgerow.pki.entry import CertificateEntry
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import Identity, PkiError
 
-Action = Literal["issued", "renewed", "changed", "kept", "elsewhere", "failed"]
+Action = Literal["issued", "renewed", "changed", "kept", "elsewhere", "enrols", "failed"]
 
 
 class CertificateRequest(NamedTuple):
@@ -24,11 +24,13 @@ class CertificateRequest(NamedTuple):
     Attributes:
         role: what it is, for people to read.
         hosts: addresses of a broker; empty for all other identities.
+        enrols: whether its machine makes the key and enrols: then it gets no first certificate here.
     """
 
     who: Identity
     role: str
     hosts: tuple[str, ...] = ()
+    enrols: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ class Provided:
     """Outcome for a requested certificate.
 
     Attributes:
-        action: "elsewhere" if its authority's key is not here, so that it cannot be issued here.
+        action: "elsewhere" if its authority's key is not here, so that it cannot be issued here; "enrols" if its machine has
+            not enrolled yet.
         entry: the current certificate; None if there is none.
         why: why it was changed, or could not be provided.
         remedy: what to do about that; "" if nothing.
@@ -71,6 +74,8 @@ def _provide(pki: Pki, one: CertificateRequest, life: timedelta, *, dry_run: boo
     signer = pki.authority(who.authority)
     if signer.exists and not signer.key_file.exists():
         return Provided(who=who, role=one.role, action="elsewhere", entry=entry)
+    if one.enrols and (entry is None or entry.revoked is not None):
+        return Provided(who=who, role=one.role, action="enrols")
     if entry is not None and entry.revoked is not None:
         raise PkiError(
             f"{who} was revoked: {entry.revoked}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
@@ -106,6 +106,63 @@ class ModelsSection(Section):
     )
 
 
+class EnrolmentRule(Section):
+    """A rule by which the service approves machines: all that is set must hold."""
+
+    name: Name = Field(description="Its name, in the audit log. What it has approved counts under it.")
+    sites: tuple[Name, ...] = Field((), description="Sites at which it applies; empty: all.")
+    labels: str = Field("", description="Selector that the labels of the claim must match, as for rollouts.")
+    serials: Path | None = Field(
+        None,
+        description="File with serial numbers, one a line, relative to this file: the manufacturer's certificate must name one.",
+    )
+    any_serial: bool = Field(
+        False,
+        description="Approve every machine that shows a certificate of a known manufacturer: whoever buys one may have it approved.",
+    )
+    count: int = Field(ge=1, le=100_000, description="Most machines that it approves, ever.")
+
+
+class EnrolmentSection(Section):
+    """Machines that enrol."""
+
+    places: Path | None = Field(
+        None,
+        description="What nodes get, as `hedgerow topology render` writes it, relative to this file. Empty: no machine can enrol.",
+    )
+    pki: Path | None = Field(
+        None,
+        description="Folder of certificates with the keys of sites' authorities, relative to this file: the service then signs. Whoever "
+        "controls it can then be any node of these sites. Empty: `hedgerow node approve` signs, where the keys are.",
+    )
+    days: float = Field(30, gt=0, le=730, description="Days that certificates are valid that the service signs.")
+    manufacturers: Path | None = Field(
+        None,
+        description="Root certificates of manufacturers, PEM, relative to this file: a machine may show a certificate of one in place of a claim.",
+    )
+    rules: tuple[EnrolmentRule, ...] = Field(
+        (), description="Rules by which the service approves machines, with `pki`; others wait for a person."
+    )
+    pending: int = Field(10_000, ge=1, le=100_000, description="Most machines that may wait for approval.")
+    pending_per_site: int = Field(2_000, ge=1, le=100_000, description="Most of them at one site.")
+    requests_per_s: float = Field(
+        50,
+        gt=0,
+        le=10_000,
+        description="Requests a second of one site that are read; more are dropped, and come again.",
+    )
+
+    def anchored(self, folder: Path) -> EnrolmentSection:
+        """Return a copy with its paths relative to `folder`."""
+        paths = {name: getattr(self, name) for name in ("places", "pki", "manufacturers")}
+        changes: dict[str, Any] = {name: folder / path for name, path in paths.items() if path is not None}
+        changes["rules"] = tuple(
+            rule if rule.serials is None else rule.model_copy(update={"serials": folder / rule.serials})
+            for rule in self.rules
+        )
+        return self.model_copy(update=changes)
+
+
 class CollectorSection(Section):
     """The region's name, and limits of its collector."""
 
@@ -146,6 +203,7 @@ class RegionConfig(Section):
         description="Pings to every node, through all bridges and back.",
     )
     models: ModelsSection = Field(ModelsSection(), description="Repository of models for the sites.")
+    enrolment: EnrolmentSection = Field(EnrolmentSection(), description="Machines that enrol.")
     metrics: MetricsSection = Field(MetricsSection(port=9465), description="Metrics and probes.")
     log: LogSection = Field(LogSection(), description="Logging.")
 
@@ -199,4 +257,5 @@ def _anchored(config: RegionConfig, folder: Path) -> RegionConfig:
     if models.online_key is not None:
         models = models.model_copy(update={"online_key": folder / models.online_key})
     broker = config.broker.anchored(folder)
-    return config.model_copy(update={"region": region, "broker": broker, "store": store, "models": models})
+    changes = {"region": region, "broker": broker, "store": store, "models": models}
+    return config.model_copy(update=changes | {"enrolment": config.enrolment.anchored(folder)})

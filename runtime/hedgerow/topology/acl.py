@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
 from hedgerow.config import NodeConfig
+from hedgerow.topics import ENROLMENT, Address, Channel, upward
 from hedgerow.topics import UP as UPWARD
-from hedgerow.topics import Address, Channel, upward
 from hedgerow.topology.check import subscriptions
 from hedgerow.topology.model import Roles, Topology
 
 UP: Final = (
     Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.REPLY, Channel.BLOB,
+    Channel.ENROL,
 )  # fmt: skip
 """Channels a site may publish on to the region."""
-DOWN: Final = (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.BLOB)
+DOWN: Final = (Channel.DESIRED, Channel.COMMAND, Channel.ACK, Channel.BLOB, Channel.ENROLLED)
 """Channels the region may publish on to a site."""
 _OWN: Final = (Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED, Channel.DEAD)
 _SEEN: Final = (Channel.STATUS, Channel.HEALTH, Channel.EVENT, Channel.RESULT, Channel.REPORTED)
@@ -30,10 +31,11 @@ class Grant(NamedTuple):
 
     Attributes:
         on: whose topics: of the node itself; of every node of its site at once (`~`); of any node of the site, on the site's
-            broker; of any node of the place, which is the site on its broker and the region on the region's.
+            broker; of any node of the place, which is the site on its broker and the region on the region's; of `~` with the
+            client's own id as tail (`client`).
     """
 
-    on: Literal["itself", "everyone", "site", "place"]
+    on: Literal["itself", "everyone", "site", "place", "client"]
     read: tuple[Channel, ...] = ()
     write: tuple[Channel, ...] = ()
 
@@ -59,7 +61,7 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
     "collector": (
         Grant(
             "place",
-            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB, Channel.SERVICE),
+            read=(*_SEEN, Channel.DESIRED, Channel.REPLY, Channel.BLOB, Channel.SERVICE, Channel.ENROL),
             # Status and report only to clear them, when a node was forgotten or renamed.
             write=(
                 Channel.COMMAND,
@@ -67,15 +69,18 @@ RIGHTS: Final[Mapping[str, tuple[Grant, ...]]] = {
                 Channel.ACK,
                 Channel.BLOB,
                 Channel.SERVICE,
+                Channel.ENROLLED,
                 Channel.STATUS,
                 Channel.REPORTED,
             ),
         ),
     ),
+    "claimant": (Grant("client", read=(Channel.ENROLLED,), write=(Channel.ENROL,)),),
 }
 """Who may read and write which of the nodes' topics. The documentation's table is made from it, and `tests/topology/test_matrix.py`
 tries each of its entries, and everything else, on real brokers. Of replies, a bridge writes only those to requests from above:
-`rising`. Not in it are sensors' topics, which the topology names, and the connection state of bridges. `program` is one on the broker's machine, without a certificate (`loopback_port`)."""
+`rising`. Not in it are sensors' topics, which the topology names, and the connection state of bridges. `program` is one on the broker's machine, without a certificate (`loopback_port`);
+`claimant` one that enrols, without a certificate too (`enrolment_port`). Where no machine enrols, nobody has the rights to do so."""
 
 
 def pattern(address: Address, channel: Channel) -> str:
@@ -126,7 +131,25 @@ def site_acl(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) -> 
     for sensor, filters in topology.sensors_of(site).items():
         lines += ["", f"# Sensor {sensor}: publishes, and reads nothing.", f"user {site}/{sensor}"]
         lines += [f"topic write {one}" for one in filters]
-    lines += _people(place.roles, site, Address(region, site, "+"), dead=True)
+    lines += _people(place.roles, site, Address(region, site, "+"), dead=True, enrols=topology.asks(site))
+    return _text(lines)
+
+
+def enrolment_acl(topology: Topology, sites: Iterable[str]) -> str:
+    """Return the ACL of a broker's listener for machines that enrol.
+
+    Args:
+        sites: at which they may ask: the broker's own, or at the region's broker all.
+    """
+    lines = [
+        "# Machines that enrol: they have no certificate yet. Each may ask on the topic that ends with its client id, and read",
+        "# the answers to it. Mosquitto refuses everything to a client whose id has a wildcard.",
+    ]
+    (grant,) = RIGHTS["claimant"]
+    for site in sites:
+        everyone = Address(topology.region.name, site, "").everyone()
+        lines += [f"pattern write {everyone.topic(one, '%c')}" for one in grant.write]
+        lines += [f"pattern read {everyone.topic(one, '%c')}" for one in grant.read]
     return _text(lines)
 
 
@@ -147,8 +170,9 @@ def region_acl(topology: Topology) -> str:
         "# a certificate. Anything not allowed here is refused.",
     ]
     for site in topology.sites:
-        lines += _bridge(site, f"Site {site}", Address(region, site, "+"))
-    lines += _people(topology.region.roles, "region", Address(region, "+", "+"), bridges=True)
+        lines += _bridge(site, f"Site {site}", Address(region, site, "+"), enrols=topology.asks(site))
+    everyone = Address(region, "+", "+")
+    lines += _people(topology.region.roles, "region", everyone, bridges=True, enrols=topology.has_enrolment)
     return _text(lines)
 
 
@@ -163,13 +187,13 @@ def parent_acl(topology: Topology) -> str:
     return _text(lines)
 
 
-def _bridge(user: str, who: str, address: Address, parent: str | None = None) -> Iterator[str]:
+def _bridge(user: str, who: str, address: Address, parent: str | None = None, *, enrols: bool = False) -> Iterator[str]:
     yield from (
         "",
         f"# {who}: its bridge publishes for its own nodes and receives what is addressed to them.",
         f"user {user}",
     )
-    grant = _grant("bridge", "place")
+    grant = _grant("bridge", "place", enrols=enrols)
     yield from (f"topic write {rising(address, one, parent)}" for one in grant.write if one not in grant.read)
     yield from _topics("readwrite", address, [one for one in grant.write if one in grant.read])
     yield from _topics("read", address, [one for one in grant.read if one not in grant.write])
@@ -177,23 +201,27 @@ def _bridge(user: str, who: str, address: Address, parent: str | None = None) ->
     yield f"topic write $SYS/broker/connection/{user}/state"
 
 
-def _people(roles: Roles, suffix: str, address: Address, *, dead: bool = False, bridges: bool = False) -> Iterator[str]:
+def _people(
+    roles: Roles, suffix: str, address: Address, *, dead: bool = False, bridges: bool = False, enrols: bool = False
+) -> Iterator[str]:
     for role, names in roles.items():
         for name in names:
             yield from ("", f"# {role.capitalize()} {name}.", f"user {name}@{suffix}")
             if role == "operator" and dead:
                 yield "# Dead letters carry the frame that could not be processed; they do not leave the site."
                 yield from _topics("read", address, _grant(role, "site").read)
-            grant = _grant(role, "place")
+            grant = _grant(role, "place", enrols=enrols)
             yield from _topics("read", address, grant.read)
             yield from _topics("write", address, grant.write)
             if bridges:
                 yield "topic read $SYS/broker/connection/+/state"
 
 
-def _grant(role: str, on: str) -> Grant:
+def _grant(role: str, on: str, *, enrols: bool = False) -> Grant:
+    """Return what a role may do; without what only enrolment needs, unless machines enrol there."""
     (grant,) = (one for one in RIGHTS[role] if one.on == on)
-    return grant
+    read, write = ([one for one in both if enrols or one not in ENROLMENT] for both in (grant.read, grant.write))
+    return Grant(grant.on, tuple(read), tuple(write))
 
 
 def _topics(right: str, address: Address, channels: Iterable[Channel]) -> list[str]:

@@ -30,6 +30,8 @@ _QUEUED_BYTES: Final = 94
 
 _LINKS_BESIDE_PIPELINES: Final = 3  # a node's own link, its outbox, model chunks
 _OTHER_FILES: Final = 64
+_LEAST_ENROLLING: Final = 4
+_MOST_ENROLLING: Final = 64
 _MOST_QUEUED: Final = 100_000
 _LEAST_QUEUED: Final = 10_000
 _LEAST_QUEUE_BYTES: Final = 2**24
@@ -90,6 +92,7 @@ def site_conf(topology: Topology, site: str, nodes: Mapping[str, NodeConfig]) ->
             acl=topology.machine.config / site / "acl.loopback",
             connections=allowed.connections,
         )
+    text += _enrolment(topology, site, site, place, topology.limits.packet_bytes)
     text += _limits(topology, site, topology.limits.packet_bytes, allowed)
     return text + _bridge(
         topology,
@@ -108,6 +111,7 @@ def region_conf(topology: Topology) -> str:
     text = f"# The broker of region {region.name}, for Mosquitto 2.0.11 or later.\n\n"
     allowed = region_limits(topology)
     text += _listener(topology, region.name, REGION_AUTHORITY, region, allowed)
+    text += _enrolment(topology, region.name, REGION_AUTHORITY, region, topology.limits.bridge_packet_bytes)
     text += _limits(topology, region.name, topology.limits.bridge_packet_bytes, allowed)
     if parent is None:
         return text
@@ -176,6 +180,9 @@ def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
     yield "# other stays at the site and has no line here."
     yield f"topic {address.topic(Channel.BLOB, 'ask')}/# out 1"
     yield _topic(address.everyone(), Channel.BLOB, "in")
+    if topology.asks(site):
+        yield "# Requests of machines that enrol here:"
+        yield f"topic {address.everyone().topic(Channel.ENROL, '#')} out 0"
     yield "# Frames and dead letters, which carry frames, have no line here and do not leave."
 
 
@@ -183,6 +190,9 @@ def _down(topology: Topology, region: str, site: str) -> Iterator[str]:
     address = Address(region, site, "+")
     yield _topic(address, Channel.DESIRED, "in")
     yield _topic(address, Channel.ACK, "in")
+    if site in topology.sites and topology.asks(site):
+        yield "# Answers to machines that enrol here:"
+        yield f"topic {address.everyone().topic(Channel.ENROLLED, '#')} in 0"
     for command in topology.commands:
         yield f"topic {address.topic(Channel.COMMAND, command)} in 1"
     if "snapshot" not in topology.commands:
@@ -213,6 +223,31 @@ def _listener(
         clients=allowed.clients,
         aliases=topology.limits.topic_aliases,
     )
+
+
+def _enrolment(
+    topology: Topology, name: str, authority: str, place: SiteSection | RegionSection, packet_bytes: int
+) -> str:
+    """Return the listener for machines that enrol, if there is one."""
+    if place.enrolment_port is None:
+        return ""
+    host = place.broker.removeprefix("mqtts://").rpartition(":")[0]
+    here = f" {host.strip('[]')}" if host in _LOOPBACK else ""
+    fitting = topology.machine.broker_memory_bytes // 4 // packet_bytes
+    return template(
+        "enrolment.conf",
+        listener=f"{place.enrolment_port}{here}",
+        tls=certificate(topology, authority, "broker"),
+        acl=topology.machine.config / name / "acl.enrolment",
+        connections=topology.limits.enrolment_connections or min(_MOST_ENROLLING, max(_LEAST_ENROLLING, fitting)),
+    )
+
+
+def enrolment_url(place: SiteSection | RegionSection) -> str | None:
+    """Return where machines enrol at a broker; None if they don't."""
+    if place.enrolment_port is None:
+        return None
+    return f"{place.broker.rpartition(':')[0]}:{place.enrolment_port}"
 
 
 def _limits(topology: Topology, name: str, packet_bytes: int, allowed: BrokerLimits) -> str:

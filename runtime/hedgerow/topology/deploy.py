@@ -16,6 +16,7 @@ from hedgerow.topology.nodes import certificate
 
 # Defaults of the region's service, written out because the units rely on them.
 _STOP_S: Final = 10
+_PLACES: Final = "enrolment:\n  # What nodes get that enrol.\n  places: places.json\n"
 _PORT: Final = 9465
 
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 # the address to probe instead
@@ -122,6 +123,7 @@ def region_yaml(topology: Topology, service: Service) -> str:
         state=service.state,
         # Room for a node beside each, such as its replacement, and for a site that grows before it is rendered again.
         nodes=2 * max(len(site.nodes) for site in topology.sites.values()) + 8,
+        enrolment=_PLACES if any(map(topology.places, topology.sites)) else "",
         models=f"models:\n  repository: {service.state}/models\n" if topology.models else "",
         stop_s=_STOP_S,
         port=_PORT,

@@ -32,7 +32,9 @@ def of_site(topology: Topology, name: str) -> Iterator[Needed]:
     yield _broker(name, place)
     yield _bridge(REGION_AUTHORITY, name, "the broker's bridge, certified by the region")
     for node in place.nodes:
-        yield Needed(CertificateRequest(Identity(IdentityKind.NODE, name, node), "node"), "node")
+        enrols = topology.enrols(name, node)
+        request = CertificateRequest(Identity(IdentityKind.NODE, name, node), "node", enrols=enrols)
+        yield Needed(request, "node: it enrols" if enrols else "node")
     for sensor in topology.sensors_of(name):
         yield Needed(CertificateRequest(Identity(IdentityKind.NODE, name, sensor), "sensor"), "sensor")
     yield from _people(name, place.roles)

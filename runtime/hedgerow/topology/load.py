@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, Problem
+from hedgerow.enrolment.grant import MAX_FILES_BYTES
 from hedgerow.errors import ConfigError
 from hedgerow.topics import check_feedback
 from hedgerow.topology import check
@@ -30,6 +31,7 @@ class Described:
         nodes: the same, parsed.
         models: files of models and stages, by their path below the site's folder `nodes/`.
         files: the same paths by site and name of the node that reads them.
+        small: content of those that are small enough to be sent to nodes that enrol, by site and path; empty if none does.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Described:
     nodes: Mapping[tuple[str, str], NodeConfig]
     models: Mapping[str, Mapping[Path, Path]]
     files: Mapping[tuple[str, str], Collection[Path]] = field(default_factory=dict)
+    small: Mapping[str, Mapping[Path, bytes]] = field(default_factory=dict)
 
 
 def load(path: Path) -> Described:
@@ -51,7 +54,12 @@ def load(path: Path) -> Described:
     findings = [*check.clashes(topology), *check.paths(topology), *reading.findings()]
     findings += check.mismatches(topology, reading.nodes)
     _refuse(document, path, findings)
-    return Described(path.name, topology, reading.texts, reading.nodes, reading.models, reading.files)
+    small = {site: _small(files) for site, files in reading.models.items() if topology.places(site)}
+    return Described(path.name, topology, reading.texts, reading.nodes, reading.models, reading.files, small)
+
+
+def _small(files: Mapping[Path, Path]) -> dict[Path, bytes]:
+    return {path: source.read_bytes() for path, source in files.items() if source.stat().st_size <= MAX_FILES_BYTES}
 
 
 def load_alone(path: Path) -> Topology:

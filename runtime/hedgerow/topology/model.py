@@ -87,10 +87,26 @@ Sensors = dict[Name, Annotated[Filters, AfterValidator(_sensor_topics)]]
 Up = dict[Name, Annotated[FieldsSection | None, BeforeValidator(_rule, json_schema_input_type=bool | FieldsSection)]]
 
 
+EnrolmentPort = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=65_535,
+        description="Port of a second listener, for machines that enrol: with TLS, but without client certificates. They may only ask, "
+        "and read the answers to their own requests. Anyone who can reach it may connect, so open it only while machines enrol. "
+        "Default: no such listener.",
+    ),
+]
+
+
 class NodeEntry(Section):
     """A node of a site."""
 
     pipelines: Path | None = Field(None, description="Its base file, if different from the site's.")
+    enrols: bool | None = Field(
+        None,
+        description="Whether it makes its own key and enrols, so that `pki apply` issues it no certificate; default: as its site says.",
+    )
     override: dict[str, Any] = Field(
         default_factory=dict,
         description="Settings that differ on this node, as in a node's configuration. Mappings are merged, anything else is "
@@ -122,6 +138,11 @@ class SiteSection(Section):
         description="Port of a second listener, without TLS or user names, for programs on the broker's own machine: they may "
         "send what sensors send and read results. Default: no such listener.",
     )
+    enrolment_port: EnrolmentPort = None
+    enrols: bool = Field(
+        False,
+        description="Whether its nodes make their own keys and enrol; `pki apply` then issues them no certificates.",
+    )
 
 
 class RegionSection(Section):
@@ -136,6 +157,7 @@ class RegionSection(Section):
         False,
         description="Hedgerow does not configure the broker, which may be any MQTT 5 broker or cluster. Only its ACL is written, for reference.",
     )
+    enrolment_port: EnrolmentPort = None
     roles: Roles = Field(
         {"collector": ("collector",)},
         description="Roles: `viewer` reads, `operator` also gives commands, `collector` also acknowledges and sets "
@@ -163,6 +185,13 @@ class LimitsSection(Section):
         le=65_535,
         description="Connections to one listener of a broker; further ones are closed at once, whoever they are. Default: four "
         "for each client of the topology (a node has one for each pipeline, and three more), and 64.",
+    )
+    enrolment_connections: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="Connections to a listener for enrolment (`enrolment_port`). Default: as many as can each send a largest packet within a "
+        "quarter of the broker's memory; 4 to 64. A machine that waits for approval holds none.",
     )
     session_hours: int = Field(
         48,
@@ -320,6 +349,24 @@ class Topology(Section):
         own = self.sites[site].up
         rules = self.up if own is None else own
         return {name: fields for name, fields in rules.items() if fields is not None}
+
+    def enrols(self, site: str, node: str) -> bool:
+        """Whether a node makes its own key and enrols."""
+        own = self.sites[site].nodes[node].enrols
+        return self.sites[site].enrols if own is None else own
+
+    def places(self, site: str) -> list[str]:
+        """Return the nodes of a site that enrol."""
+        return [node for node in self.sites[site].nodes if self.enrols(site, node)]
+
+    def asks(self, site: str) -> bool:
+        """Whether machines enrol at a site's broker."""
+        return self.sites[site].enrolment_port is not None
+
+    @property
+    def has_enrolment(self) -> bool:
+        """Whether machines enrol at some broker."""
+        return self.region.enrolment_port is not None or any(map(self.asks, self.sites))
 
     def base_of(self, site: str, node: str) -> Path | None:
         """Return the base file of a node."""

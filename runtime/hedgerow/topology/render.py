@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
+from hedgerow.enrolment.grant import MAX_FILES_BYTES
+from hedgerow.enrolment.places import Place, Places, PlacesOfSite
 from hedgerow.topology import acl, brokers, deploy, k3s, readme
 from hedgerow.topology.load import Described
 from hedgerow.topology.model import REGION_AUTHORITY, ParentSection, Topology
@@ -23,7 +26,7 @@ def _files(described: Described) -> Iterator[tuple[str, str]]:
     topology = described.topology
     for site in topology.sites:
         yield from _below(site, _site(described, site))
-    yield from _below(topology.region.name, _region(topology))
+    yield from _below(topology.region.name, _region(described))
     if topology.parent is not None:
         yield from _below(topology.parent.name, _parent(topology, topology.parent))
 
@@ -44,6 +47,8 @@ def _site(described: Described, site: str) -> dict[str, str]:
     broker |= brokers.start_files(topology, site, brokers.site_limits(topology, site, nodes))
     if place.loopback_port is not None:
         broker["acl.loopback"] = acl.loopback_acl(topology, site)
+    if topology.asks(site):
+        broker["acl.enrolment"] = acl.enrolment_acl(topology, [site])
     tls = {"broker": certificate(topology, site, "broker"), "bridge": certificate(topology, REGION_AUTHORITY, site)}
     manifests = k3s.head("The broker and nodes", site) + k3s.broker(topology, site, place, broker, tls, topology.region)
     for service, (node, config) in zip(services, nodes.items(), strict=True):
@@ -64,7 +69,8 @@ def _site(described: Described, site: str) -> dict[str, str]:
     }
 
 
-def _region(topology: Topology) -> dict[str, str]:
+def _region(described: Described) -> dict[str, str]:
+    topology = described.topology
     region, parent, service = topology.region, topology.parent, deploy.region_service(topology)
     broker = {"acl": acl.region_acl(topology)}
     tls = {"broker": certificate(topology, REGION_AUTHORITY, "broker")}
@@ -72,9 +78,13 @@ def _region(topology: Topology) -> dict[str, str]:
     if not region.external:
         broker["mosquitto.conf"] = brokers.region_conf(topology)
         broker |= brokers.start_files(topology, region.name, brokers.region_limits(topology))
+        if region.enrolment_port is not None:
+            broker["acl.enrolment"] = acl.enrolment_acl(topology, topology.sites)
         if parent is not None:
             tls["bridge"] = certificate(topology, parent.name, region.name)
         manifests += k3s.broker(topology, region.name, region, broker, tls, parent)
+    if service is not None and any(map(topology.places, topology.sites)):
+        broker["service/places.json"] = _places(described).encode()
     if service is not None:
         config = deploy.region_yaml(topology, service)
         manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB)
@@ -101,3 +111,30 @@ def _parent(topology: Topology, parent: ParentSection) -> dict[str, str]:
         "k3s.yaml": k3s.head("The broker", parent.name) + k3s.broker(topology, parent.name, parent, broker, tls),
         "README.md": readme.parent(topology, parent.name),
     }
+
+
+def _places(described: Described) -> Places:
+    """Return what nodes get that enrol, for who approves them."""
+    topology = described.topology
+    sites = {
+        site: PlacesOfSite(
+            broker=brokers.enrolment_url(topology.sites[site]) or "",
+            nodes={node: _place(described, site, node) for node in topology.places(site)},
+        )
+        for site in topology.sites
+    }
+    broker = brokers.enrolment_url(topology.region) or ""
+    return Places(region=topology.region.name, broker=broker, sites=sites)
+
+
+def _place(described: Described, site: str, node: str) -> Place:
+    files, missing, left = {}, [], MAX_FILES_BYTES
+    small = described.small.get(site, {})
+    for path in sorted(described.files.get((site, node), ())):
+        content = small.get(path)
+        if content is None or len(content) > left:
+            missing.append(path.as_posix())
+        else:
+            left -= len(content)
+            files[path.as_posix()] = base64.b64encode(content).decode()
+    return Place(configuration=described.texts[site, node], files=files, missing=missing)

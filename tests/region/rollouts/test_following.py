@@ -17,7 +17,8 @@ from tests.region.conftest import PostgresServer
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.planning.spec import RolloutPlan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout
-from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
+from hedgerow.region.rollouts.store import FleetStore, StoredRollout
+from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.store import RegionStore
 from hedgerow.testing import processes

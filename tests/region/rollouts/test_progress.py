@@ -11,7 +11,8 @@ from tests.region.examples import NEW, OLD, rollout
 from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.planning.state import Phase, Task
 from hedgerow.region.rollouts.progress import AuditFilter, audit, history, progress
-from hedgerow.region.rollouts.store import Actor, FleetStore, StoredRollout
+from hedgerow.region.rollouts.store import FleetStore, StoredRollout
+from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
 from hedgerow.topics import Address

@@ -110,14 +110,16 @@ def _print(done: Certified, folder: Path, *, dry_run: bool) -> None:
     if done.created:
         echo(f"{'Would create' if dry_run else 'Created'} {', '.join(done.created)} in {folder}.")
     rows = [
-        _row(one, dry_run=dry_run) for one in done.certificates if one.action not in ("kept", "elsewhere", "failed")
+        _row(one, dry_run=dry_run)
+        for one in done.certificates
+        if one.action not in ("kept", "elsewhere", "enrols", "failed")
     ]
     if rows:
         print_table(("WHO", "ROLE", "ACTION", "EXPIRES (UTC)", ""), rows, omit_first=("ROLE",))
     counts: dict[str, int] = {}
     for one in done.certificates:
         counts[one.action] = counts.get(one.action, 0) + 1
-    words = _PLANNED if dry_run else {}
+    words = (_PLANNED if dry_run else {}) | {"enrols": "to enrol"}
     parts = [f"{count} {words.get(did, did)}" for did, count in counts.items()]
     echo(f"{plural(len(done.certificates), 'certificate')}: {', '.join(parts)}.")
     if elsewhere := sorted({one.who.authority for one in done.certificates if one.action == "elsewhere"}):

@@ -17,6 +17,7 @@ from hedgerow.errors import ConfigError
 from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
+    from hedgerow.region.config import RegionConfig
     from hedgerow.region.store.database.database import Database
 
 _CONFIG: Final = Path("region.yaml")
@@ -92,16 +93,25 @@ def open_store(store: str | None, config: Path | None, *, requests: bool = False
         ConfigError: no store is named, or the file is invalid.
         StoreError: the store cannot be read.
     """
-    from hedgerow.region.config import load
     from hedgerow.region.store.database.open import open_database
 
     if store is None:
-        if config is None and not _CONFIG.exists():
-            raise ConfigError(
-                f"No store is named, and there is no {_CONFIG} here", remedy="Use --store STORE or --config FILE."
-            )
-        store = load(config or _CONFIG).store.url
+        store = region_config(config, "No store is named, and there").store.url
     return open_database(store, write=False, alongside=requests)
+
+
+def region_config(config: Path | None, without: str = "There") -> RegionConfig:
+    """Read the region's configuration: the named file, or region.yaml in the current folder.
+
+    Args:
+        without: begins the error if there is none.
+    Raises: ConfigError: there is none, or it is invalid.
+    """
+    from hedgerow.region.config import load
+
+    if config is None and not _CONFIG.exists():
+        raise ConfigError(f"{without} is no {_CONFIG} here", remedy="Use --store STORE or --config FILE.")
+    return load(config or _CONFIG)
 
 
 def _waiting() -> AbstractContextManager[object]:

@@ -35,6 +35,7 @@ from hedgerow.region.collector.other_services import OtherServices
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
 from hedgerow.region.config import RegionConfig
+from hedgerow.region.enrolment.service import EnrolmentService
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.database import LeaseLost
 from hedgerow.region.store.database.open import open_database
@@ -107,6 +108,9 @@ class Collector:
             self._refresher = MetadataRefresher(config.models.repository, config.models.online_key, leads=leads)
         self._rollouts = RolloutService(config, self._client, self._loop, term, leads)
         self._services = OtherServices(self._region, self._client, self._record_services)
+        self._enrolment = None
+        if config.enrolment.places is not None:
+            self._enrolment = EnrolmentService(config, self._client, self._loop)
         self._pinger = None
         if config.ping.every_s is not None:
             self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)
@@ -131,6 +135,9 @@ class Collector:
                     if self._pinger is not None:
                         subscriptions |= self._pinger.filters
                         running.append(tasks.supervise(self._pinger.keep_pinging, "pings"))
+                    if self._enrolment is not None:
+                        subscriptions |= self._enrolment.filters
+                        self._enrolment.start()
                     await self._client.subscribe(subscriptions)
                     running.append(tasks.supervise(self._services.run, "other services"))
                     self._rollouts.start()
@@ -173,7 +180,7 @@ class Collector:
         accepted: list[Message] = []
         full = self._writer.waiting >= MAX_WAITING or self._writer.waiting_bytes >= MAX_WAITING_BYTES
         for message in messages:
-            if self._services.take(message):
+            if self._services.take(message) or (self._enrolment is not None and self._enrolment.take(message)):
                 self._client.ack(message)
             elif not self._rates.admits(message.topic, clock):
                 self._client.ack(message)  # a durable result is sent again, because its outbox gets no acknowledgement
@@ -211,6 +218,11 @@ class Collector:
             self._writer.submit(
                 WriteRequest([RefusedRecord(None, 0, time.time(), True, site, REASON, detail, count)], [])
             )
+        if self._enrolment is not None:
+            for (site, reason), count in self._enrolment.take_refused().items():
+                detail = f"{reason}: of a machine that wants to enrol; `hedgerow node pending` lists valid ones"
+                record = RefusedRecord(None, 0, time.time(), True, site, f"enrolment-{reason}", detail, count)
+                self._writer.submit(WriteRequest([record], []))
 
     def _on_report(self, report: WriteReport) -> None:
         """(called in the writer's thread)"""
@@ -316,6 +328,8 @@ class Collector:
 
     async def _close_writer(self) -> None:
         self._rollouts.close()
+        if self._enrolment is not None:
+            self._enrolment.close()
         self._writer.close()
         await asyncio.to_thread(self._writer.join, self.config.region.stop_s)
 
@@ -338,7 +352,7 @@ class Collector:
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield gauges for /metrics, from any thread: name, help, labels, value."""
-        for part in (self._rollouts, self._blobs, self._refresher, self._services):
+        for part in (self._rollouts, self._enrolment, self._blobs, self._refresher, self._services):
             if part is not None:
                 yield from part.gauges()
 
@@ -356,6 +370,8 @@ class Collector:
             reasons.append("the store is not open yet")
         if self._rollouts.failure is not None:
             reasons.append(f"rollouts are stalled: {self._rollouts.failure}")
+        if self._enrolment is not None and self._enrolment.failure is not None:
+            reasons.append(f"no machine can enrol: {self._enrolment.failure}")
         if self._refresher is not None:
             reasons += self._refresher.problems()
         reasons += self._services.problems()

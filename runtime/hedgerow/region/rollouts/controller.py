@@ -16,13 +16,13 @@ from typing import Final
 import structlog
 
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.rollouts.fleet import SERVICE, Fleet
+from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.handlers import handle_requests
 from hedgerow.region.rollouts.planning.gate import Listening, Presence
 from hedgerow.region.rollouts.planning.membership import joins
 from hedgerow.region.rollouts.planning.planner import evaluate_nodes, next_step
 from hedgerow.region.rollouts.planning.state import Wait, add_nodes
-from hedgerow.region.rollouts.store import Actor
+from hedgerow.region.store.audit import SERVICE, Actor
 from hedgerow.region.store.database.database import Database, StoreTrouble
 from hedgerow.region.store.life.identity import topics_cleared, topics_to_clear
 from hedgerow.region.store.queries import iso

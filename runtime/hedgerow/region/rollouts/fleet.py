@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -32,14 +32,12 @@ from hedgerow.region.rollouts.planning.state import (
     apply_step,
 )  # fmt: skip
 from hedgerow.region.rollouts.planning.waves import Member
-from hedgerow.region.rollouts.store import Actor, FleetStore, StoredDesired, StoredRollout
+from hedgerow.region.rollouts.store import FleetStore, StoredDesired, StoredRollout
+from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
-
-SERVICE: Final = "service"
-"""Actor of the steps that no operator requested."""
 
 
 class Fleet:

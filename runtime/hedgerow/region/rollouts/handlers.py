@@ -11,8 +11,10 @@ from pydantic import ValidationError
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
+from hedgerow.region.enrolment.handlers import ACTIONS as ENROLMENT_ACTIONS
+from hedgerow.region.enrolment.handlers import EnrolmentAction, EnrolmentOperation
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up, look_up_pipelines
-from hedgerow.region.rollouts.fleet import SERVICE, Fleet
+from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.life import forget, rename
 from hedgerow.region.rollouts.life.replace import replace_machine
 from hedgerow.region.rollouts.operation import Action, Operation
@@ -34,7 +36,8 @@ from hedgerow.region.rollouts.planning.state import (
 from hedgerow.region.rollouts.planning.waves import Wave, assign, wave_of
 from hedgerow.region.rollouts.progress import unknown_rollout
 from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, reply
-from hedgerow.region.rollouts.store import Actor, StoredRollout
+from hedgerow.region.rollouts.store import StoredRollout
+from hedgerow.region.store.audit import SERVICE, Actor
 from hedgerow.region.store.database.database import RegionStoreError, StoreRefused
 from hedgerow.wire.fleet import SwapPolicy
 
@@ -309,7 +312,14 @@ def _unpin(operation: Operation) -> Any:
     return {"node": str(node), "model": name}
 
 
+def _enrolment(action: EnrolmentAction) -> Action:
+    return lambda one: action(
+        EnrolmentOperation(one.fleet.database, one.fleet.config, one.request.args, one.by, one.now)
+    )
+
+
 _ACTIONS: Final[Mapping[str, Action]] = {
+    **{verb: _enrolment(action) for verb, action in ENROLMENT_ACTIONS.items()},
     "rollout-start": _start,
     "rollout-pause": _pause,
     "rollout-resume": _resume,

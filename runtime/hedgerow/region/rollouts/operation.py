@@ -11,7 +11,7 @@ from hedgerow.errors import CommandError
 from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.requests import RolloutRequest
-from hedgerow.region.rollouts.store import Actor
+from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.life.identity import aliases
 from hedgerow.topics import Address
 

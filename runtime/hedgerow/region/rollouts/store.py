@@ -21,6 +21,7 @@ from hedgerow.region.rollouts.planning.health_samples import NodeBaseline
 from hedgerow.region.rollouts.planning.membership import relevant
 from hedgerow.region.rollouts.planning.spec import stored_plan
 from hedgerow.region.rollouts.planning.state import Phase, Rollout, Task
+from hedgerow.region.store.audit import Actor, save_audit
 from hedgerow.region.store.database.database import Database
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired, ModelRef
@@ -55,26 +56,6 @@ _SAVE_DESIRED: Final = (
     "SET generation = excluded.generation, document = excluded.document, pins = excluded.pins"
 )
 _PUBLISHED: Final = "UPDATE desired SET published = ? WHERE node = ? AND published <> ?"
-_SAVE_AUDIT: Final = "INSERT INTO audit (at, who, claims, why, action, rollout, detail) VALUES (?, ?, ?, ?, ?, ?, ?)"
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who performs an action, and why.
-
-    Attributes:
-        who: the operating system's user, or the database's role.
-        claims: another name that they give themselves.
-    """
-
-    who: str
-    why: str = ""
-    claims: str = ""
-
-    @property
-    def name(self) -> str:
-        """Who, with what they claim marked as such."""
-        return f"{self.who} (claims {self.claims})" if self.claims else self.who
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +188,7 @@ class FleetStore:
 
     def audit(self, by: Actor, action: str, now: float, *, rollout: str | None = None, **detail: Any) -> None:
         """Add an entry to the audit log."""
-        self.database.run(_SAVE_AUDIT, (now, by.who, by.claims, by.why, action, rollout, _json(detail)))
+        save_audit(self.database, by, action, now, rollout=rollout, **detail)
 
     def _stored(self, row: tuple[Any, ...], tasks: Mapping[Address, Task]) -> StoredRollout:
         one = dict(zip(_ROLLOUT_COLUMNS, row, strict=True))

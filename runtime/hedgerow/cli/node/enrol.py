@@ -1,0 +1,85 @@
+"""`hedgerow enrol`: turns this machine into a node of a site."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from hedgerow.cli.base.console import echo, print_json, style
+from hedgerow.cli.base.options import Json
+from hedgerow.errors import ConfigError
+
+_LONGEST_FILE: Final = 16_384
+
+
+def enrol(
+    token: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TOKEN]",
+            help="The claim's token, a file with it, or `-` for stdin. Leave it out to go on, or to renew.",
+        ),
+    ] = None,
+    state: Annotated[
+        Path,
+        typer.Option(
+            "--state", metavar="DIR", help="Folder for the node's key, certificates, configuration and state."
+        ),
+    ] = Path("node"),
+    broker: Annotated[
+        str | None,
+        typer.Option("--broker", metavar="URL", help="Where to ask, if not where the token says: mqtts://HOST:PORT."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Ask once; exit with 1 unless it is approved.")] = False,
+    json: Json = False,
+) -> None:
+    """Make this machine a node: make its key, ask, wait for approval, and write its files.
+
+    Examples:
+      hedgerow enrol claim.txt --state /var/lib/hedgerow/node
+      hedgerow enrol --state /var/lib/hedgerow/node
+      hedgerow node run /var/lib/hedgerow/node/node.yaml
+
+    The key is made here and never leaves this machine. An operator makes the claim (`hedgerow claim create`) and approves the machine
+    (`hedgerow node approve`), by the fingerprint that is shown here. Interrupt it whenever you like: the next call goes on, and needs
+    the token only if the machine has not asked yet. On a node, it renews the certificate if that is due; call it daily.
+
+    A token given as an argument is visible to others on this machine while this runs: better give a file, or `-`.
+    """
+    from hedgerow.enrolment.claim import read_claim
+    from hedgerow.enrolment.enrol import enrol as become_node
+    from hedgerow.enrolment.folder import EnrolmentFolder
+
+    def told(text: str) -> None:
+        if not json:
+            echo(text, err=True)
+
+    claim = None if token is None else read_claim(_token(token))
+    folder = EnrolmentFolder(state)
+    grant = asyncio.run(become_node(folder, claim, broker=broker, once=once, told=told))
+    if json:
+        print_json({"node": grant.node, "configuration": str(folder.configuration), "missing": grant.missing})
+        return
+    echo(f"This machine is {grant.node}. Start it: hedgerow node run {folder.configuration}")
+    for path in grant.missing:
+        echo(
+            f"{style('remark:', fg='yellow')} {path} is too large to be sent: copy it to {folder.path / path}", err=True
+        )
+
+
+def _token(text: str) -> str:
+    if text == "-":
+        return sys.stdin.read(_LONGEST_FILE)
+    if text.startswith("hc1."):
+        return text
+    try:
+        with Path(text).open(encoding="utf-8") as file:
+            return file.read(_LONGEST_FILE)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(
+            f"{text[:80]!r} is neither a token nor a file with one", remedy="Give what `hedgerow claim create` printed."
+        ) from error

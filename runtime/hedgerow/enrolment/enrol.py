@@ -1,0 +1,90 @@
+"""Turns a machine into a node: makes its key, asks, and writes its files once it is approved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hedgerow.enrolment.answer import Answer
+from hedgerow.enrolment.asking import Told, ask_until_decided
+from hedgerow.enrolment.claim import Claim
+from hedgerow.enrolment.folder import Enrolment, EnrolmentFolder
+from hedgerow.enrolment.grant import NodeGrant, verify_grant
+from hedgerow.enrolment.keys import FileKey, NodeKey
+from hedgerow.enrolment.machine import describe_machine
+from hedgerow.enrolment.request import RequestBody, encode_request, fingerprint
+from hedgerow.errors import CommandError
+
+
+async def enrol(
+    folder: EnrolmentFolder,
+    claim: Claim | None,
+    *,
+    broker: str | None = None,
+    once: bool = False,
+    told: Told = lambda _: None,
+    machine: Mapping[str, str] | None = None,
+) -> NodeGrant:
+    """Ask until the machine is approved, and write the node's files. Idempotent; may be ended at any point and called again.
+
+    Args:
+        claim: what the machine asks with; None: it has asked before.
+        broker: where to ask, if not where the claim says.
+        once: ask only once.
+        told: called with what happens, for people.
+        machine: what it says of itself; None: what this machine is.
+    Returns: what it was granted.
+    Raises:
+        CommandError: it is refused or rejected, or with `once` still pending.
+        BadGrant: what it was granted is not its region's; nothing was written.
+        NotEnrolled: the folder is another node's, or there is no claim.
+        PkiError: a file cannot be read or written.
+    """
+    enrolment = folder.begin(claim, broker)
+    key = FileKey(folder)
+    before = folder.granted(key.public, enrolment.site)
+    if before is not None and not folder.complete:
+        folder.install_granted(before)  # it was ended while it wrote the files
+    payload = _request(enrolment, key, claim, machine)
+    shown = fingerprint(key.public)[:16]
+    where = f"{enrolment.region}/{enrolment.site}"
+    told(f"Asking {enrolment.broker} to be a node of {where}; fingerprint {shown}.")
+    last = ""
+    async for answer in ask_until_decided(enrolment, folder.root_file, payload, told, once=once):
+        if answer.state == "approved":
+            grant = verify_grant(answer.grant, answer.signature, folder.root(), key.public, enrolment.site)
+            folder.install(grant, answer.grant, answer.signature)
+            return grant
+        if answer.state != "pending" or once:
+            raise _not_approved(answer, shown, renews=before is not None)
+        if (words := _words(answer, shown)) != last:
+            told(words)
+        last = words
+    raise CommandError("No answer", code="no-answer", remedy="Try again; the region's service may not be running.")
+
+
+def _request(enrolment: Enrolment, key: NodeKey, claim: Claim | None, machine: Mapping[str, str] | None) -> bytes:
+    body = RequestBody(
+        schema="hedgerow.enrol/1",
+        client=enrolment.client,
+        region=enrolment.region,
+        site=enrolment.site,
+        claim=None if claim is None else claim.id,
+        csr=key.request(),
+        machine=dict(describe_machine() if machine is None else machine),
+    )
+    return encode_request(body, key.sign, None if claim is None else claim.sign)
+
+
+def _words(answer: Answer, shown: str) -> str:
+    why = f" ({answer.detail})" if answer.detail else ""
+    return f"Waiting for approval{why}. In the region: hedgerow node approve {shown}"
+
+
+def _not_approved(answer: Answer, shown: str, *, renews: bool) -> CommandError:
+    why = f" ({answer.code}): {answer.detail}" if answer.detail else ""
+    remedy = f"In the region: `hedgerow node approve {shown}`, or make a new claim."
+    if renews:
+        remedy = "The node goes on with the certificate that it has; ask who operates the region."
+    return CommandError(
+        f"This machine is not approved: {answer.state}{why}", code=answer.code or answer.state, remedy=remedy
+    )

@@ -1,0 +1,1 @@
+"""Enrolment of machines in the region: claims, pending machines, approval."""

@@ -1,0 +1,226 @@
+"""Answers machines that ask to be nodes. Each answer is on the store's disk before it is given.
+
+Rules:
+- A machine is its key. The same key gets the same answer, however often it asks.
+- Whoever asks first needs a claim, and each machine uses it once; a claim that is stolen and used shows in `hedgerow node pending`.
+- Nobody is approved but by a person or by a rule of the region's configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import orjson
+import structlog
+from cryptography import x509
+
+from hedgerow.enrolment.answer import Answer
+from hedgerow.enrolment.places import Places, read_places
+from hedgerow.enrolment.request import EnrolmentRefused, EnrolmentRequest, read_request
+from hedgerow.errors import ConfigError, HedgerowError
+from hedgerow.pki.folder import Pki
+from hedgerow.region.config import EnrolmentSection
+from hedgerow.region.enrolment.approval import choose_place, make_grant
+from hedgerow.region.enrolment.rules import Rules
+from hedgerow.region.enrolment.store import APPROVED, PENDING, REJECTED, EnrolmentStore, StoredClaim, StoredMachine
+from hedgerow.region.store.audit import SERVICE, Actor, save_audit
+from hedgerow.region.store.database.database import Database, StoreRefused
+
+log = structlog.get_logger(__name__)
+
+_FIRST_PAUSE_S: Final = 2.0
+_PAUSE_S: Final = 10.0
+_LATER_PAUSE_S: Final = 60.0
+"""Pauses before a pending machine asks again: at first, in the first hour, and later."""
+_NOTED_EVERY_S: Final = 60.0
+
+
+class Registrar:
+    """Decides about requests. One thread uses it.
+
+    Args:
+        database: opened with `alongside`.
+        region: its name.
+        config: the section `enrolment` of the region's configuration.
+    """
+
+    def __init__(self, database: Database, region: str, config: EnrolmentSection) -> None:
+        self._database = database
+        self._region = region
+        self._config = config
+        self._store = EnrolmentStore(database)
+        self._rules = Rules(config)
+
+    def answer(self, site: str, client: str, payload: bytes, now: float) -> Answer:
+        """Answer a request.
+
+        Args:
+            site, client: from its topic.
+            now: Unix seconds.
+        Raises:
+            EnrolmentRefused: it is not valid, or its claim doesn't let it in.
+            RegionStoreError: the store does not work.
+        """
+        request = read_request(payload, client, self._region, site)
+        machine = self._store.machine(request.fingerprint)
+        if machine is None:
+            machine = self._admit(request, now)
+        elif machine.site != site:
+            raise EnrolmentRefused("another-site", f"This machine has asked at {machine.site}")
+        elif now - machine.seen_at > _NOTED_EVERY_S:
+            self._store.seen(machine.fingerprint, now)
+        if machine.state == PENDING:
+            machine = self._approve_by_rule(machine, now)
+        elif machine.state == APPROVED:
+            machine = self._renewed(machine, now)
+        return _answer(machine, now)
+
+    def _admit(self, request: EnrolmentRequest, now: float) -> StoredMachine:
+        """Store a machine that asks for the first time.
+
+        Raises: EnrolmentRefused: it has no claim that lets it in.
+        """
+        site, total, by_site = request.body.site, *self._store.pending()
+        if by_site.get(site, 0) >= self._config.pending_per_site or total >= self._config.pending:
+            raise EnrolmentRefused(
+                "too-many-pending", f"{by_site.get(site, 0)} machines are pending at {site}, {total} in all",
+                remedy="Approve or reject some: `hedgerow node pending`.",
+            )  # fmt: skip
+        certified = self._rules.manufacturer(request, datetime.fromtimestamp(now, UTC))
+        ident = request.body.claim
+        if certified is None:
+            claim = self._claim(request, now)
+            ident = claim.id
+        machine = StoredMachine(
+            request.fingerprint,
+            site,
+            certified or ident or "",
+            request.body.csr,
+            request.body.machine,
+            PENDING,
+            now,
+            now,
+        )
+        with self._database.transaction():
+            if certified is None and not self._store.use_claim(str(ident)):
+                raise EnrolmentRefused("claim-used", f"The claim {ident} has been used as often as it may be")
+            self._store.add_machine(machine)
+            detail = {"fingerprint": machine.fingerprint, "site": site, "claim": machine.claim}
+            save_audit(self._database, Actor(SERVICE), "enrolment-asked", now, **detail)
+        log.info("enrolment-asked", site=site, fingerprint=machine.fingerprint, claim=machine.claim)
+        return machine
+
+    def _claim(self, request: EnrolmentRequest, now: float) -> StoredClaim:
+        """Return the claim that lets a machine ask.
+
+        Raises: EnrolmentRefused: there is none.
+        """
+        ident = request.body.claim
+        claim = None if ident is None else self._store.claim(ident)
+        if claim is None or not request.has_claim(bytes.fromhex(claim.public_key)):
+            raise EnrolmentRefused("no-claim", "No claim lets this machine ask")
+        if claim.revoked_at is not None:
+            raise EnrolmentRefused("claim-revoked", f"The claim {claim.id} was revoked")
+        if now >= claim.expires_at:
+            raise EnrolmentRefused("claim-expired", f"The claim {claim.id} has expired")
+        if claim.site != request.body.site:
+            raise EnrolmentRefused("claim-of-another-site", f"The claim {claim.id} is for {claim.site}")
+        return claim
+
+    def _approve_by_rule(self, machine: StoredMachine, now: float) -> StoredMachine:
+        claim = self._store.claim(machine.claim)
+        rule = self._rules.match(machine, claim, self._store)
+        if rule is None or self._config.pki is None:
+            return machine
+        try:
+            places = self._places()
+            wanted = claim.place if claim is not None else None
+            place = choose_place(places, machine.site, wanted, self._store.taken(machine.site))
+            labels = dict(claim.labels) if claim is not None else {}
+            grant, signature = make_grant(
+                self._pki(), places, machine.site, place, machine.csr, labels, timedelta(days=self._config.days)
+            )
+        except HedgerowError as error:  # a person can still approve it, or mend what is wrong
+            log.warning("enrolment-not-approved", rule=rule, fingerprint=machine.fingerprint, error=str(error))
+            return replace(machine, reason=str(error))
+        by = Actor(SERVICE, f"rule {rule}")
+        try:
+            with self._database.transaction():
+                return approve(self._database, machine, place, (grant, signature), by, now, rule=rule)
+        except StoreRefused:  # a person has just given that place to another machine
+            return machine
+
+    def _renewed(self, machine: StoredMachine, now: float) -> StoredMachine:
+        """Renew the certificate of a machine that asks again, if it is due and the service has the authority's key."""
+        if self._config.pki is None or machine.node is None or not _is_due(machine, now):
+            return machine
+        claim = self._store.claim(machine.claim)
+        labels = dict(claim.labels) if claim is not None else {}
+        life = timedelta(days=self._config.days)
+        try:
+            grant, signature = make_grant(
+                self._pki(), self._places(), machine.site, machine.node, machine.csr, labels, life
+            )
+        except (HedgerowError, KeyError) as error:
+            log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error))
+            return machine
+        renewed = replace(machine, grant=grant, signature=signature)
+        self._store.decide(renewed)
+        return renewed
+
+    def _places(self) -> Places:
+        if self._config.places is None:
+            raise ConfigError("`enrolment: {places}` is not set", remedy="Name the file that `topology render` writes.")
+        return read_places(self._config.places)
+
+    def _pki(self) -> Pki:
+        assert self._config.pki is not None  # noqa: S101 - the callers have checked
+        return Pki(self._config.pki, lambda: datetime.now(UTC))
+
+
+def approve(
+    database: Database,
+    machine: StoredMachine,
+    place: str,
+    grant: tuple[str, str],
+    by: Actor,
+    now: float,
+    *,
+    rule: str = "",
+) -> StoredMachine:
+    """Store that a machine is approved, with what it gets, and the entry in the audit log. Within the caller's transaction."""
+    made = replace(
+        machine,
+        state=APPROVED,
+        decided_at=now,
+        node=place,
+        who=by.name,
+        reason=by.why,
+        rule=rule,
+        grant=grant[0],
+        signature=grant[1],
+    )
+    EnrolmentStore(database).decide(made)
+    detail = {"fingerprint": machine.fingerprint, "node": f"{machine.site}/{place}", "claim": machine.claim}
+    save_audit(database, by, "enrolment-approved", now, **detail, **({"rule": rule} if rule else {}))
+    log.info("enrolment-approved", node=f"{machine.site}/{place}", fingerprint=machine.fingerprint, who=by.name)
+    return made
+
+
+def _is_due(machine: StoredMachine, now: float) -> bool:
+    """Whether less than a third of the life of a machine's certificate is left."""
+    own = x509.load_pem_x509_certificates(orjson.loads(machine.grant)["certificate"].encode())[0]
+    begins, ends = own.not_valid_before_utc.timestamp() + 86_400, own.not_valid_after_utc.timestamp()
+    return ends - now < (ends - begins) / 3
+
+
+def _answer(machine: StoredMachine, now: float) -> Answer:
+    if machine.state == APPROVED:
+        return Answer(state="approved", grant=machine.grant, signature=machine.signature)
+    if machine.state == REJECTED:
+        return Answer(state="rejected", code="rejected", detail=machine.reason)
+    waited_s = now - machine.asked_at
+    pause_s = _FIRST_PAUSE_S if waited_s < 60 else _PAUSE_S if waited_s < 3600 else _LATER_PAUSE_S
+    return Answer(state="pending", code="pending", detail=machine.reason, again_s=pause_s)

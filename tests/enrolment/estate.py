@@ -1,0 +1,184 @@
+"""A region and a site on real brokers, rendered from a topology, with certificates of real authorities and the region's service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from tests.topology.conftest import Running, prepare
+from typer.testing import CliRunner
+
+from hedgerow.cli.main import app
+from hedgerow.enrolment.claim import Claim, read_claim
+from hedgerow.pki.folder import Pki
+from hedgerow.region.collector.collector import Collector
+from hedgerow.region.config import RegionConfig, load
+from hedgerow.region.enrolment.store import EnrolmentStore
+from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.open import open_database
+from hedgerow.telemetry import logs
+from hedgerow.topology.certify import certify
+
+PATIENCE_S = 90.0
+
+TOPOLOGY = """\
+region:
+  name: north
+  broker: mqtts://localhost:PORT
+  enrolment_port: PORT
+  roles: {collector: [collector], viewer: [wall]}
+pipelines: base.yaml
+sensors: {camera: plant/1/door}
+up: {doors: true}
+limits: {enrolment_connections: 64}
+sites:
+  hall:
+    broker: mqtts://localhost:PORT
+    enrolment_port: PORT
+    enrols: true
+    nodes: {NODES}
+  yard:
+    broker: mqtts://localhost:PORT
+    nodes: {filed: , free: {enrols: true}}
+"""
+
+
+def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it") -> Any:
+    """Wait until a condition holds, and return it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timed out: {what()}"
+        time.sleep(0.02)
+    return found
+
+
+class EnrollingEstate(Running):
+    """Brokers whose certificates come from `pki apply`, and the region's service in a thread."""
+
+    def certify_all(self) -> None:
+        self.pki = Pki(self.folder / "pki", lambda: datetime.now(UTC))
+        certify(self.described.topology, self.pki, timedelta(days=30), init=True)
+        self.region_file = self.out / "north/service/region.yaml"
+        self.sections: dict[str, Any] = {"metrics": {"port": 0}, "ping": {"every_s": None}}
+        self._thread: threading.Thread | None = None
+
+    def configure(self, **enrolment: Any) -> None:
+        """Change the section `enrolment` of the region's configuration."""
+        self.sections["enrolment"] = enrolment
+
+    @property
+    def config(self) -> RegionConfig:
+        config = load(self.region_file)
+        merged = {name: {**getattr(config, name).model_dump(), **section} for name, section in self.sections.items()}
+        return config.model_copy(
+            update={name: type(getattr(config, name)).model_validate(section) for name, section in merged.items()}
+        )
+
+    def start_service(self) -> None:
+        """Start the region's service, and wait until it collects."""
+        began, failed = threading.Event(), []
+        logs.configure("warning", "json")  # to stderr: stdout is that of the commands
+        config = self.config
+
+        def run() -> None:
+            async def main() -> None:
+                self._loop = asyncio.get_running_loop()
+                self.collector = Collector(config)
+                await self.collector.run(began.set)
+
+            try:
+                asyncio.run(main())
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+        until(lambda: began.is_set() or failed)
+        assert not failed, failed
+        until(lambda: self.collector._client.connected)
+
+    def stop_service(self) -> None:
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self.collector.stop)
+            self._thread.join(PATIENCE_S)
+            self._thread = None
+
+    def close(self) -> None:
+        with suppress(RuntimeError):
+            self.stop_service()
+        super().close()
+
+    def hedgerow(self, *args: object, input: str | None = None) -> Outcome:
+        """Run a command line in this process."""
+        done = CliRunner().invoke(app, [*map(str, args)], input=input, prog_name="hedgerow", terminal_width=200)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Outcome(done.exit_code, done.stdout, done.stderr)
+
+    def operator(self, *args: object) -> Outcome:
+        """Run a command that reads the region's store, or requests something of its service."""
+        return self.hedgerow(*args, "--config", self.region_file)
+
+    def claim(self, site: str = "hall", *args: object) -> Claim:
+        """Make a claim."""
+        return read_claim(self.operator("claim", "create", site, *args, "--json").json["token"])
+
+    def database(self) -> closing[Database]:
+        return closing(open_database(self.config.store.url, write=False))
+
+    def machines(self, state: str | None = None) -> dict[str, Any]:
+        """Return the machines in the store by fingerprint."""
+        with self.database() as database:
+            return {one.fingerprint: one for one in EnrolmentStore(database).machines(state)}
+
+    def refused(self) -> dict[tuple[str, str], int]:
+        """Return how many messages `region status` shows as refused, by site and reason."""
+        from hedgerow.region.store.queries import status
+
+        with self.database() as database:
+            return {(one["site"], one["reason"]): one["count"] for one in status(database, time.time())["refused"]}
+
+
+@dataclass
+class Outcome:
+    """Output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@contextmanager
+def enrolling_estate(
+    nodes: str = "[gate, dock, belt, lamp]", brokers: tuple[str, ...] = ("north", "hall"), **enrolment: Any
+) -> Iterator[EnrollingEstate]:
+    """Start the brokers and the service."""
+    folder = Path(tempfile.mkdtemp(prefix="enrol-"))
+    made = prepare(folder, TOPOLOGY.replace("{NODES}", nodes), EnrollingEstate)
+    assert isinstance(made, EnrollingEstate)
+    try:
+        if enrolment:
+            made.configure(**enrolment)
+        for name in brokers:
+            made.start(name)
+        made.start_service()
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder, ignore_errors=True)
