@@ -1,4 +1,4 @@
-"""Who nodes are, as stored: forgotten nodes, former addresses, and retained topics to clear.
+"""Stored identity of nodes: forgotten ones, former addresses, and retained topics to clear.
 
 Two threads write the store: the collector's, which keeps all nodes in memory, and that of the rollout service, which carries out what
 operators ask for. `lock_changes` keeps them apart, and tells the collector that its nodes are not the current ones any more.
