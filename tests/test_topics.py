@@ -298,3 +298,19 @@ def test_a_filter_with_a_control_character_is_refused_by_its_number(control: str
     with pytest.raises(ConfigError, match=f"it contains U\\+{ord(control):04X}"):
         check_filter(f"plant/{control}/x")
     assert check_filter("Werk 1/Tür/温度") == "Werk 1/Tür/温度"
+
+
+@pytest.mark.parametrize(
+    ("topic", "present"),
+    [
+        ("hedgerow/v1/r/s/n/result/doors", "hedgerow/v1/r/s/n/result/doors"),
+        ("hedgerow/v1/r/s/old/result/doors", "hedgerow/v1/r/s/n/result/doors"),
+        ("hedgerow/v1/r/other/n/event/gap", "hedgerow/v1/r/s/n/event/gap"),
+        ("hedgerow/v1/r/s/n2/result/doors", "hedgerow/v1/r/s/n/result/doors"),
+        ("plant/doors", "plant/doors"),
+        ("", ""),
+    ],
+    ids=["its own", "another name", "another site", "a name that begins alike", "not a node's", "a gap"],
+)
+def test_a_topic_of_a_former_name_becomes_one_of_the_present(topic: str, present: str) -> None:
+    assert Address("r", "s", "n").present(topic) == present

@@ -14,9 +14,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -55,18 +56,29 @@ def result(pipeline: str, n: int, captured_at: float | None = None, **more: Any)
 class Gateway:
     """The part of a node that a region sees: a real outbox, status and health, and replies to commands."""
 
-    def __init__(self, url: str, address: Address, folder: Path, *, answers: bool = True, **outbox: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        address: Address,
+        folder: Path,
+        *,
+        answers: bool = True,
+        file: str | None = None,
+        tls: Mapping[str, Any] = MappingProxyType({}),
+        **outbox: Any,
+    ) -> None:
         self.address = address
         self.acks: list[Ack] = []
         self.events: list[tuple[str, Any]] = []
         will = Status(state="offline", session="s1", node=str(address), version="0")
         self.will = will
-        options = ClientOptions(url=url, client_id=str(address), max_backoff_s=0.3, session_expiry_s=3600)
+        options = ClientOptions(url=url, client_id=str(address), max_backoff_s=0.3, session_expiry_s=3600, **tls)
         self.client = Client(options, self._take, self._state)
         self.outbox = Outbox(
-            folder / f"{address.site}-{address.node}.outbox",
+            folder / f"{file or f'{address.site}-{address.node}'}.outbox",
             gap_topic=address.topic(Channel.EVENT, "gap"),
             late=late,
+            readdress=address.present,
             publish=self.client.publish,
             on_event=lambda kind, detail: self.events.append((kind, detail)),
             **outbox,

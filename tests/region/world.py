@@ -366,6 +366,11 @@ class World:
         """Show that the service runs, to commands that look at the real clock."""
         self._store.beat(connected=True)
 
+    def age_aliases(self, seconds: float) -> None:
+        """Let former addresses be older than they are, and restart."""
+        self._operator_database.run("UPDATE alias SET since = since - ?, seen_at = seen_at - ?", (seconds, seconds))
+        self.reopen()
+
     def reopen(self) -> None:
         """Restart the collector and the rollout service."""
         self._kill()

@@ -25,7 +25,7 @@ from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.testing import processes
 from hedgerow.testing.mosquitto import Mosquitto
-from hedgerow.topics import late
+from hedgerow.topics import Address, Channel, late
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -552,3 +552,17 @@ async def test_a_record_that_the_client_still_has_is_not_given_to_it_again(path:
         outbox.sent[0][2](MessageSetAside(BusError("closed", remedy="-"), None))
         await eventually(lambda: [topic for topic, _, _ in outbox.sent if topic == "gaps"])
         assert outbox.status.lost == {"set-aside": 1}
+
+
+async def test_records_that_waited_since_another_name_are_sent_under_the_present_one(
+    path: Path, eventually: Eventually
+) -> None:
+    """No broker would take them under the former one; their numbers, and the records on disk, stay as they were."""
+    old, present = Address("r", "hall", "a"), Address("r", "yard", "b")
+    async with RecordingOutbox(path) as outbox:
+        await outbox.store(*(Record("doors", old.topic(Channel.RESULT, "doors"), b"x") for _ in range(3)))
+    for address in (present, old):  # and back, before the region has acknowledged anything
+        async with RecordingOutbox(path, readdress=address.present) as outbox:
+            outbox.link_changed(up=True)
+            await eventually(lambda outbox=outbox: len(outbox.sent) == 3)
+            assert {topic for topic, _, _ in outbox.sent} == {late(address.topic(Channel.RESULT, "doors"))}

@@ -1,4 +1,4 @@
-"""What changes with a node beside the region's store: its certificate, and its place in the topology."""
+"""Steps of a node's life beside the region's store: its certificate, and its place in the topology; done, or shown."""
 
 from __future__ import annotations
 

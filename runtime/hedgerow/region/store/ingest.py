@@ -144,10 +144,8 @@ class Ingest:
             return node
         if record.address in self._forgotten:
             return None
-        if (former := self._former.find(record.address)) is not None:
-            if not self._former.is_taken(former, record):
-                return former
-            self._former.end(record.address, former, batch.now)
+        if (former := self._former.find(record, batch.now)) is not None:
+            return former
         if len(self.nodes) < MAX_NODES and self.quotas.allows_node(record.address.site):
             node = self.nodes[record.address] = add_node(self._database, record.address, record.received_at)
             self._by_row[node.id] = record.address

@@ -112,7 +112,8 @@ def test_a_rollout_goes_on_without_a_node_that_is_forgotten(world: World) -> Non
     assert world.nodes[A].version == "2.0.0"
 
 
-def test_a_service_that_is_killed_anywhere_has_forgotten_a_node_or_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.long)])
+def test_a_service_that_is_killed_anywhere_has_forgotten_a_node_or_not(tmp_path: Path, step: int) -> None:
     killed_at, states = 0, set()
     while True:
         with World(str(tmp_path / f"{killed_at}.db"), 2, began=time.time()) as world:
@@ -132,5 +133,5 @@ def test_a_service_that_is_killed_anywhere_has_forgotten_a_node_or_not(tmp_path:
             assert A.topic(Channel.DESIRED) in world.cleared
         if not kills:
             break
-        killed_at += 1
+        killed_at += step
     assert states == {True, False}

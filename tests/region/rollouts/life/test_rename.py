@@ -109,6 +109,15 @@ def test_another_machine_under_a_former_name_is_a_node_of_its_own(world: World) 
     assert stored(world, A) == ["i1", "i2"]
 
 
+def test_a_former_address_stands_for_a_node_no_longer_than_brokers_keep_messages(world: World) -> None:
+    world.do("node-rename", node="n000", site="s1")
+    come_up(world, A, MOVED)
+    world.store(result(A, 1, world.now))
+    world.age_aliases(8 * 86_400)
+    world.store(result(A, 2, world.now))  # its former site has no say about it any more
+    assert (stored(world, MOVED), stored(world, A)) == (["i1"], ["i2"])
+
+
 def test_a_result_that_waited_since_another_name_is_stored_and_one_that_names_another_node_is_not(world: World) -> None:
     world.do("node-rename", node="n000", name="gateway")
     waited, forged = (replace(result(NEW, n, world.now), named=str(named)) for n, named in ((1, A), (2, B)))
@@ -188,7 +197,8 @@ def test_a_rollout_goes_on_when_a_node_is_renamed_in_the_middle(world: World, mo
     assert {task.state for task in world.rollout(name).tasks.values()} == {"succeeded"}
 
 
-def test_a_service_that_is_killed_anywhere_has_renamed_a_node_or_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.long)])
+def test_a_service_that_is_killed_anywhere_has_renamed_a_node_or_not(tmp_path: Path, step: int) -> None:
     killed_at, states = 0, set()
     while True:
         with World(str(tmp_path / f"{killed_at}.db"), 2, began=time.time()) as world:
@@ -208,7 +218,7 @@ def test_a_service_that_is_killed_anywhere_has_renamed_a_node_or_not(tmp_path: P
             assert NEW.topic(Channel.DESIRED) not in world.cleared
         if not kills:
             break
-        killed_at += 1
+        killed_at += step
     assert states == {True, False}
 
 

@@ -1,1 +1,1 @@
-"""Who nodes are, as stored: forgotten ones, and former addresses."""
+"""Identity of nodes: forgotten ones, and former addresses."""

@@ -20,6 +20,9 @@ from hedgerow.topics import Address
 
 log = structlog.get_logger(__name__)
 
+_ON_ITS_WAY_S: Final = 7 * 86_400.0
+"""How long a broker may hold what a node sent under its former address; a rendered one keeps the sessions of bridges for two days. Then
+the former site has no say about the node any more."""
 _SIGNS: Final = (StatusRecord, HealthRecord, ReportedRecord)
 
 
@@ -42,10 +45,18 @@ class FormerAddresses:
         self._names = {row: {one["node"] for one in every} for row, every in former_addresses(database).items()}
         self.unseen = {alias.node for alias in self._aliases.values() if not alias.seen}
 
-    def find(self, address: Address) -> KnownNode | None:
-        """Return the node that an address stood for; None: there is none."""
-        alias = self._aliases.get(address)
-        return None if alias is None else self._nodes.get(alias.node)
+    def find(self, record: StoreRecord, now: float) -> KnownNode | None:
+        """Return the node whose message arrives under a former address; None: it is that of no known node, or is from now on."""
+        alias, address = self._aliases.get(record.address), record.address
+        if alias is None or address is None or (node := self._nodes.get(alias.node)) is None:
+            return None
+        late = alias.seen_at is not None and now - alias.seen_at > _ON_ITS_WAY_S
+        if late or self._shows_another(node, alias, record):
+            del self._aliases[address]
+            end_alias(self._database, address, now)
+            log.warning("former-address-taken", address=str(address), of=str(node.address))
+            return None
+        return node
 
     def names(self, node: KnownNode) -> Collection[str]:
         """Return all addresses that a node has had before; its results may still name one."""
@@ -60,27 +71,21 @@ class FormerAddresses:
         self.unseen.discard(node.id)
         for alias in self._aliases.values():
             if alias.node == node.id and not alias.seen:
-                alias.seen, alias.session = True, node.session
+                alias.seen_at, alias.session = now, node.session
         seen = "UPDATE alias SET seen_at = ?, session = ? WHERE node = ? AND seen_at IS NULL"
         self._database.run(seen, (now, node.session, node.id))
-
-    def is_taken(self, node: KnownNode, record: StoreRecord) -> bool:
-        """Whether a message under a former address shows that another machine has taken it."""
-        return (
-            isinstance(record, StatusRecord)
-            and record.online
-            and record.fresh
-            and self.is_outdated(record)
-            and record.session not in (node.session, self._aliases[record.address].session)
-        )
 
     def is_outdated(self, record: StoreRecord) -> bool:
         """Whether a status, report or health is one that brokers still had of a node that runs under another address now."""
         alias = self._aliases.get(record.address)
         return alias is not None and alias.seen and isinstance(record, _SIGNS)
 
-    def end(self, address: Address, node: KnownNode, now: float) -> None:
-        """End a former address: another node has it now."""
-        del self._aliases[address]
-        end_alias(self._database, address, now)
-        log.warning("former-address-taken", address=str(address), of=str(node.address))
+    def _shows_another(self, node: KnownNode, alias: Alias, record: StoreRecord) -> bool:
+        """Whether a message under a former address shows that another machine has it: a status of a session that the node never had."""
+        return (
+            isinstance(record, StatusRecord)
+            and record.online
+            and record.fresh
+            and alias.seen
+            and record.session not in (node.session, alias.session)
+        )

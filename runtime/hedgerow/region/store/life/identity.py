@@ -1,4 +1,4 @@
-"""Who nodes are, as stored: forgotten nodes, former addresses, and retained topics to clear.
+"""Stored identity of nodes: forgotten ones, former addresses, and retained topics to clear.
 
 Two threads write the store: the collector's, which keeps all nodes in memory, and that of the rollout service, which carries out what
 operators ask for. `lock_changes` keeps them apart, and tells the collector that its nodes are not the current ones any more.
@@ -28,13 +28,18 @@ class Alias:
 
     Attributes:
         node: the id of its row.
-        seen: whether the node has reported under its present address since; until then it may still run under this one.
+        seen_at: when the node first reported under its present address; None: it may still run under this one.
         session: its last session under this address.
     """
 
     node: int
-    seen: bool
+    seen_at: float | None
     session: str | None
+
+    @property
+    def seen(self) -> bool:
+        """Whether the node has reported under its present address."""
+        return self.seen_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,7 @@ def aliases(database: Database) -> dict[Address, Alias]:
         "SELECT a.region, a.site, a.name, a.node, a.seen_at, a.session FROM alias a JOIN node n ON n.id = a.node "
         "WHERE a.ended_at IS NULL AND n.forgotten_at IS NULL"
     )
-    return {Address(*row[:3]): Alias(row[3], row[4] is not None, row[5]) for row in rows}
+    return {Address(*row[:3]): Alias(row[3], row[4], row[5]) for row in rows}
 
 
 def former_addresses(database: Database) -> dict[int, list[dict[str, Any]]]:
