@@ -384,19 +384,6 @@ async def test_a_broker_restart_loses_no_durable_result(
     assert sorted(numbers(collector.store)) == list(range(1, 611))
 
 
-def test_a_second_collector_on_the_same_store_is_refused(
-    collector: CollectorProcess, mosquitto: Mosquitto, tmp_path: Path
-) -> None:
-    collector.start()
-    (tmp_path / "other").mkdir()
-    other = CollectorProcess(mosquitto.url, collector.store, tmp_path / "other")
-    other.configure()
-    other.start(wait=False)
-
-    assert other.wait() == 1
-    assert "Another collector writes" in other.log
-
-
 def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProcess, mosquitto: Mosquitto) -> None:
     """Its readiness probe reports it."""
     mosquitto.stop()
