@@ -158,11 +158,11 @@ async def _stop(service: CollectorProcess, store: str) -> None:
         service.signal(signal.SIGSTOP)
         if store.startswith("postgresql:"):
             return
-        with closing(sqlite3.connect(store, timeout=0.1, isolation_level=None)) as database:
-            with suppress(sqlite3.OperationalError):
-                database.execute("BEGIN IMMEDIATE")
-                database.execute("ROLLBACK")
-                return
+        database = sqlite3.connect(store, timeout=0.1, isolation_level=None)
+        with closing(database), suppress(sqlite3.OperationalError):
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+            return
         service.signal(signal.SIGCONT)
         await asyncio.sleep(0.05)
 
@@ -195,7 +195,7 @@ async def test_leaders_killed_under_load_lose_and_duplicate_nothing(
             for _ in range(random.randrange(3, 25)):
                 one.send(20, priority=random.randrange(3))
                 two.send(20)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # so that the leader dies at any point of its work
             leader.kill()
             one.send(20)
             led[standby] += 1

@@ -31,7 +31,7 @@ from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.config import RegionConfig, on_postgres
 from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.lease import Service, Term
+from hedgerow.region.store.lease import ServiceRun, Term
 from hedgerow.telemetry import logs, systemd
 from hedgerow.telemetry.metrics import ProbeServer
 from hedgerow.topics import Address, Channel
@@ -71,7 +71,7 @@ class RegionService:
         collector_link(config, token)  # better an error now than when this service takes over
         self._keeper = LeaseKeeper(
             lambda: open_database(store.url, write=True, group=store.group_access),
-            Service(secrets.token_hex(4), f"{socket.gethostname()} (pid {os.getpid()})"),
+            ServiceRun(secrets.token_hex(4), f"{socket.gethostname()} (pid {os.getpid()})"),
             token,
             lambda term: self._from_keeper(self._lease_changed, term),
             lambda error: self._from_keeper(self._lease_failed, error),
