@@ -105,6 +105,7 @@ EXEMPT: dict[Rule, dict[str, str]] = {
         "runtime/hedgerow/tasks/threads.py": "implements the rule",
         "runtime/hedgerow/backends/background.py": "a timer, whose function suppresses every error it can meet",
         "runtime/hedgerow/bus/outbox/writer.py": "survives every exception of its work, and reports it",
+        "runtime/hedgerow/region/collector/lease_keeper.py": "survives every exception of its work, and reports it",
         "runtime/hedgerow/region/store/writer.py": "survives every exception of its work, and reports it",
         "runtime/hedgerow/region/enrolment/service.py": "survives every exception of a request, and reports it",
         "runtime/hedgerow/region/rollouts/service.py": "survives every exception of a turn, and reports it",

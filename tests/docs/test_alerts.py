@@ -33,6 +33,21 @@ STATUSES = {
     ),
     "results lost": ([("hedgerow_region_lost_total", "0 0 0 5x7")], ["ResultsLost"]),
     "the store fails": ([("hedgerow_region_store_works", "0x10")], ["RegionDoesNotCollect"]),
+    "a standby": (
+        [
+            ('hedgerow_region_store_works{instance="a"}', "1x10"),
+            ('hedgerow_region_leader{instance="a"}', "1x10"),
+            ('hedgerow_region_connected{instance="a"}', "1x10"),
+            ('hedgerow_region_store_works{instance="b"}', "0x10"),
+            ('hedgerow_region_leader{instance="b"}', "0x10"),
+            ('hedgerow_region_connected{instance="b"}', "0x10"),
+        ],
+        [],
+    ),
+    "nobody leads": (
+        [("hedgerow_region_connected", "0x10"), ("hedgerow_region_leader", "0x10")],
+        ["RegionDoesNotCollect"],
+    ),
     "the service is gone": ([("hedgerow_region_connected", "stale")], ["RegionDoesNotCollect"]),
 }
 NODES = {

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from hedgerow.cli.main import app
 from hedgerow.enrolment.claim import Claim, read_claim
 from hedgerow.pki.folder import Pki
-from hedgerow.region.collector.collector import Collector
+from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig, load
 from hedgerow.region.enrolment.store import EnrolmentStore
 from hedgerow.region.store.database.database import Database
@@ -93,8 +93,8 @@ class EnrollingEstate(Running):
         def run() -> None:
             async def main() -> None:
                 self._loop = asyncio.get_running_loop()
-                self.collector = Collector(config)
-                await self.collector.run(began.set)
+                self.service = RegionService(config)
+                await self.service.run(began.set)
 
             try:
                 asyncio.run(main())
@@ -106,11 +106,11 @@ class EnrollingEstate(Running):
         self._thread.start()
         until(lambda: began.is_set() or failed)
         assert not failed, failed
-        until(lambda: self.collector._client.connected)
+        until(lambda: self.service.counts.connected)
 
     def stop_service(self) -> None:
         if self._thread is not None:
-            self._loop.call_soon_threadsafe(self.collector.stop)
+            self._loop.call_soon_threadsafe(self.service.stop)
             self._thread.join(PATIENCE_S)
             self._thread = None
 

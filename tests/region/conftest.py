@@ -192,6 +192,10 @@ class CollectorProcess:
                 time.sleep(0.02)
 
     @property
+    def started(self) -> bool:
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         return (self._folder / "region.log").read_text()
 

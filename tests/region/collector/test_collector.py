@@ -21,8 +21,11 @@ from hedgerow.bus import Client, ClientOptions
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.decode import filters
+from hedgerow.region.collector.metrics import CollectorCounts
+from hedgerow.region.collector.service import former_session
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.lease import Term
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.testing import Mosquitto, processes
 from hedgerow.topics import Address, Channel
@@ -389,28 +392,16 @@ async def test_a_broker_restart_loses_no_durable_result(
     assert sorted(numbers(collector.store)) == list(range(1, 611))
 
 
-def test_a_second_collector_on_the_same_store_is_refused(
-    collector: CollectorProcess, mosquitto: Mosquitto, tmp_path: Path
-) -> None:
-    collector.start()
-    (tmp_path / "other").mkdir()
-    other = CollectorProcess(mosquitto.url, collector.store, tmp_path / "other")
-    other.configure()
-    other.start(wait=False)
-
-    assert other.wait() == 1
-    assert "Another collector writes" in other.log
-
-
 async def test_a_collector_that_is_starting_or_stopping_is_alive(tmp_path: Path) -> None:
     """Its probes answer before its writer runs and after it has ended; an orchestrator would kill it for that."""
-    collector = Collector(RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}}))
-    assert collector._liveness_problems() == []
+    config = RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}})
+    collector = Collector(config, CollectorCounts(), Term(1, "0" * 32), lambda: True, former_session(config))
+    assert collector.liveness_problems() == []
     collector._writer.start()
     await collector._close_writer()
-    assert collector._liveness_problems() == ["the store's writer thread has died"]
+    assert collector.liveness_problems() == ["the store's writer thread has died"]
     collector._closing = True
-    assert collector._liveness_problems() == []
+    assert collector.liveness_problems() == []
 
 
 def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProcess, mosquitto: Mosquitto) -> None:

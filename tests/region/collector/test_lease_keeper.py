@@ -17,7 +17,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.store import lease as rules
 from hedgerow.region.store.database.database import LeaseLost, RegionStoreError, StoreInUse, StoreTrouble
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.lease import Service, Term, lease_status
+from hedgerow.region.store.lease import ServiceRun, Term, lease_status
 from hedgerow.region.store.records import ResultRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address
@@ -47,7 +47,7 @@ class Services:
             raise AssertionError(error)
 
         keeper = LeaseKeeper(
-            lambda: open_database(self.url, write=True), Service(name, f"host of {name}"), f"token of {name}", changed, failed
+            lambda: open_database(self.url, write=True), ServiceRun(name, f"host of {name}"), f"token of {name}", changed, failed
         )  # fmt: skip
         self.made.append(keeper)
         return keeper

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,20 @@ def test_a_reopened_store_knows_what_it_has(store_url: str, reading: Callable[[s
     assert (ack.through, ack.also) == ({0: 3}, {0: [(5, 5)]})
     assert acks == [((NODE, "e1"), ack)]
     assert sorted(sequences(reading(store_url))) == [1, 2, 3, 5]
+
+
+def test_a_store_that_is_opened_again_keeps_the_locks_of_this_process(sqlite_url: str) -> None:
+    """Without them, a second service takes itself for the last user when it closes the store, and deletes its log."""
+
+    def locks() -> int:
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        file = f":{Path(sqlite_url).stat().st_ino}"
+        return sum(line[1] == "POSIX" and line[4] == str(os.getpid()) and line[5].endswith(file) for line in held)
+
+    with closing(open_database(sqlite_url, write=True)):
+        assert locks() == 1
+        open_database(sqlite_url, write=True).close()
+        assert locks() == 1
 
 
 def test_a_gap_that_grew_is_counted_once(

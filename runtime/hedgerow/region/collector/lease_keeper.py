@@ -16,7 +16,7 @@ from hedgerow.region.store.lease import (
     STANDBY_NOTE_S,
     TAKEOVER_AFTER_S,
     LeaseRow,
-    Service,
+    ServiceRun,
     Term,
     claim_lease,
     end_standby,
@@ -48,7 +48,7 @@ class LeaseKeeper(threading.Thread):
     def __init__(
         self,
         open_store: Callable[[], Database],
-        service: Service,
+        service: ServiceRun,
         client_token: str,
         changed: Callable[[Term | None], None],
         failed: Callable[[RegionStoreError], None],

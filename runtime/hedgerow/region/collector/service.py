@@ -31,7 +31,7 @@ from hedgerow.region.collector.metrics import CollectorCounts, RegionMetrics
 from hedgerow.region.config import RegionConfig, on_postgres
 from hedgerow.region.store.database.database import RegionStoreError
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.lease import Service, Term
+from hedgerow.region.store.lease import ServiceRun, Term
 from hedgerow.telemetry import logs, systemd
 from hedgerow.telemetry.metrics import ProbeServer
 from hedgerow.topics import Address, Channel
@@ -64,13 +64,14 @@ class RegionService:
         self._fatal: RegionStoreError | None = None
         self._last_fence = 0
         self._probes: ProbeServer | None = None
-        self._former = _former_session(config, config.state_folder)
-        token = client_token(config.state_folder)
-        collector_link(config, token)  # better an error now than when this service takes over
         store = config.store
+        store_exists = on_postgres(store.url) or Path(store.url).exists()
+        self._without_token = store_exists and not (config.state_folder / FILE).exists()
+        self._token = token = client_token(config.state_folder)
+        collector_link(config, token)  # better an error now than when this service takes over
         self._keeper = LeaseKeeper(
             lambda: open_database(store.url, write=True, group=store.group_access),
-            Service(secrets.token_hex(4), f"{socket.gethostname()} (pid {os.getpid()})"),
+            ServiceRun(secrets.token_hex(4), f"{socket.gethostname()} (pid {os.getpid()})"),
             token,
             lambda term: self._from_keeper(self._lease_changed, term),
             lambda error: self._from_keeper(self._lease_failed, error),
@@ -152,7 +153,12 @@ class RegionService:
             started()
             systemd.ready()
 
-        self.collector = Collector(self.config, self.counts, term, self._keeper.leads, self._former)
+        former = former_session(self.config)
+        if self._without_token and term.client_token == self._token:  # nobody has led this store with a token before
+            ClientOptions(
+                url=self.config.broker.url, client_id=former.client_id, session_file=former.mark
+            ).mark_session()
+        self.collector = Collector(self.config, self.counts, term, self._keeper.leads, former)
         if self._keeper.term != term:
             self.collector.step_down()
         try:
@@ -220,13 +226,9 @@ class RegionService:
         return reasons if self._keeper.standing_by or reasons else ["not leading yet"]
 
 
-def _former_session(config: RegionConfig, state_dir: Path) -> FormerSession:
+def former_session(config: RegionConfig) -> FormerSession:
     """Return the session that a version before tokens may have left at the broker."""
     name = config.region.name
     # The service may publish and receive there, and no bridge forwards it: no site has this name.
     topic = Address(name, "collector-move", "collector").topic(Channel.DESIRED)
-    session = FormerSession(former_client_id(name, "collector"), state_dir / "sessions" / "collector", topic)
-    used = on_postgres(config.store.url) or Path(config.store.url).exists()
-    if used and not (state_dir / FILE).exists():
-        ClientOptions(url=config.broker.url, client_id=session.client_id, session_file=session.mark).mark_session()
-    return session
+    return FormerSession(former_client_id(name, "collector"), config.state_folder / "sessions" / "collector", topic)

@@ -38,7 +38,7 @@ _RENEW: Final = "UPDATE lease SET renewals = renewals + 1, renewed_at = ?, locke
 _NOTE_STANDBY: Final = "INSERT INTO standby (instance, host, seen_at) VALUES (?, ?, ?) ON CONFLICT (instance) DO UPDATE SET seen_at = excluded.seen_at"
 
 
-class Service(NamedTuple):
+class ServiceRun(NamedTuple):
     """A run of a service: its random id, and its host and process, for people."""
 
     instance: str
@@ -77,7 +77,7 @@ def read_lease(database: Database) -> LeaseRow:
 
 
 def claim_lease(
-    database: Database, seen: LeaseRow, service: Service, client_token: str, because: str, *, locked: bool
+    database: Database, seen: LeaseRow, service: ServiceRun, client_token: str, because: str, *, locked: bool
 ) -> Term | None:
     """Take the lease, if nobody has taken or renewed it since it was seen.
 
@@ -105,24 +105,24 @@ def claim_lease(
     return Term(fence, token)
 
 
-def renew_lease(database: Database, term: Term, service: Service, *, locked: bool) -> bool:
+def renew_lease(database: Database, term: Term, service: ServiceRun, *, locked: bool) -> bool:
     """Renew the lease. Returns: whether it is still this service's."""
     return database.run(_RENEW, (database.now(), int(locked), term.fence, service.instance)) == 1
 
 
-def leave_lease(database: Database, term: Term, service: Service) -> None:
+def leave_lease(database: Database, term: Term, service: ServiceRun) -> None:
     """Let the next leader follow at once."""
     database.run("UPDATE lease SET instance = '' WHERE fence = ? AND instance = ?", (term.fence, service.instance))
 
 
-def note_standby(database: Database, service: Service) -> None:
+def note_standby(database: Database, service: ServiceRun) -> None:
     """Note that a service waits for the lease."""
     now = database.now()
     database.run("DELETE FROM standby WHERE seen_at < ? OR seen_at > ?", (now - _STANDBY_FORGOTTEN_S, now + 1))
     database.run(_NOTE_STANDBY, (*service, now))
 
 
-def end_standby(database: Database, service: Service) -> None:
+def end_standby(database: Database, service: ServiceRun) -> None:
     """Note that a service waits no longer."""
     database.run("DELETE FROM standby WHERE instance = ?", (service.instance,))
 

@@ -198,7 +198,9 @@ class Sqlite:
 def _close_to_others(path: Path, mode: int) -> None:
     """Let only the owner, and its group if so configured, use a store; SQLite gives its companions the rights of the file."""
     try:
-        changed = open_private(path, mode)
+        # Closing any descriptor of the file frees the locks of all connections of this process (POSIX): another service would take
+        # itself for the last user, and delete the write-ahead log. So one that exists is not opened.
+        changed = limit_mode(path, mode) if path.exists() else open_private(path, mode)
         for name in (f"{path.name}-wal", f"{path.name}-shm", f"{path.name}.lock"):
             with suppress(FileNotFoundError):
                 changed |= limit_mode(path.with_name(name), mode)
