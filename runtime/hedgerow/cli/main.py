@@ -34,6 +34,10 @@ _NODE = Group(
         "pipelines": Verb("hedgerow.cli.region.nodes:pipelines", "Have a node run pipelines that an owner has signed."),
         "pin": Verb("hedgerow.cli.region.nodes:pin", "Pin a node to one version of a model; rollouts leave it alone."),
         "unpin": Verb("hedgerow.cli.region.nodes:unpin", "Remove a pin, so that rollouts apply to the node again."),
+        "seal": Verb(
+            "hedgerow.cli.node.identity:seal", "Make the image of a node's disk clean: no key, name or numbers."
+        ),
+        "new-identity": Verb("hedgerow.cli.node.identity:new_identity", "Give a copied disk an identity of its own."),
     },
     "Run a node; show and label nodes from the region.",
     """Run a node: the process that takes frames from the broker through its pipelines. Or, from the region,

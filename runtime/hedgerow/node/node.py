@@ -81,6 +81,7 @@ class Node:
         base_dir = path.parent if path is not None else Path.cwd()
         state_dir = config.node.state_dir
         state_folder.prepare(state_dir, base_dir)
+        state_folder.check_identity(state_dir, is_named="name" in config.node.model_fields_set)
         self._state_is_new = state_folder.is_new(state_dir)
 
         token = client_token(state_dir)
@@ -149,6 +150,10 @@ class Node:
             started: called once the pipelines have started.
         Raises: ConfigError: the configuration as a whole is invalid. A bad pipeline fails on its own.
         """
+        with state_folder.held(self.config.node.state_dir):
+            await self._run(started)
+
+    async def _run(self, started: Callable[[], None]) -> None:
         broker = self.config.broker.url
         if is_plain_text_on_network(broker):
             log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// (or wss://) with certificates.")
