@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -171,7 +172,7 @@ def new_identity(place: NodePlace, *, keep_results: bool) -> IdentityChange:
 def _keep_steps(outbox: Path, copy: Path, intent: Path, begun: dict[str, Any]) -> Iterator[Step]:
     if not begun["copied"] and outbox.exists():
         yield _removal(copy)
-        yield Step(f"copy what waits to {copy.name}", lambda: copy_records(outbox, copy))
+        yield Step(f"copy what waits to {copy.name}", partial(_copy, outbox, copy))
         copied = orjson.dumps(begun | {"copied": True})
         yield Step("note that the copy is whole", lambda: disk.replace(intent, copied))
     yield _removal(outbox.with_name(f"{OUTBOX}.mark"))
@@ -236,6 +237,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         disk.sync(path.parent)
+
+
+def _copy(outbox: Path, copy: Path) -> None:
+    copy_records(outbox, copy)
 
 
 def _replace(source: Path, target: Path) -> None:
