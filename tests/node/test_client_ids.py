@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 from trial_site import Site, until
 
-from hedgerow.bus import Client, ClientOptions
+from hedgerow import configfile
+from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.identity.client_ids import FILE
 from hedgerow.bus.packets import session_expiry
+from hedgerow.node.node import Node
 from hedgerow.node.pipelines import pipelines
 from hedgerow.testing import Mosquitto
+from hedgerow.topics import Channel
+from hedgerow.wire.messages import Status
 
 _PLUGINS = [*Path("/usr/lib").glob("**/mosquitto_dynamic_security.so")]
 _CONNECTED = re.compile(r"New client connected from \S+ as (hedgerow/\S*) ")
@@ -96,6 +100,41 @@ async def test_another_node_of_the_same_name_is_reported_by_both_until_it_is_gon
     async with own_site.node():
         await asyncio.gather(own_site.command("ping"), own_site.command("health"))
     assert len(own_site.events("name-in-use")) == count, "an earlier run is not another node"
+
+
+async def test_a_copy_of_a_node_with_its_client_ids_is_reported_by_both(own_site: Site, mosquitto: Mosquitto) -> None:
+    """The broker ends the link of one whenever the other connects, so that they never see each other."""
+    async with own_site.node():
+        await own_site.command("ping")
+    twin = Site(own_site.port, own_site.folder / "twin")
+    shutil.copytree(own_site.folder / "state", twin.folder / "state")
+    twin.name, twin.address = own_site.name, own_site.address
+    assert own_site.events("name-in-use") == []
+    nodes, running = [], []
+    for site in (own_site, twin):
+        path = site.folder / "node.yaml"
+        path.write_text(site.yaml({"p": site.pipeline()}))
+        nodes.append(Node(configfile.load(path), path))
+        running.append(asyncio.create_task(nodes[-1].run()))
+    sessions = {node.session for node in nodes}
+    await until(lambda: {event["session"] for event in own_site.events("name-in-use")} == sessions)
+    for node in nodes:
+        node.stop()
+    await asyncio.gather(*running)
+    for event in own_site.events("name-in-use"):
+        assert event["detail"]["host"] == platform.node()
+
+
+async def test_one_late_will_of_the_run_before_is_no_other_node(own_site: Site) -> None:
+    async with own_site.node() as node:
+        topic = own_site.address.topic(Channel.STATUS)
+        late = Status(
+            state="offline", session="before", node=str(own_site.address), version="0", reason="connection lost"
+        )
+        node._announcer.check_name(Message(topic, late.encode(), 1, 0, 0.0), state_is_new=False)
+        assert list(node._announcer.twins()) == []
+        node._announcer.check_name(Message(topic, late.encode(), 1, 0, 0.0), state_is_new=False)
+        assert len(list(node._announcer.twins())) == 1, "it cannot come twice"
 
 
 async def test_a_node_that_has_lost_its_state_says_that_its_sessions_are_gone(own_site: Site) -> None:

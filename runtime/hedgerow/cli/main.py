@@ -42,6 +42,10 @@ _NODE = Group(
         "replace": Verb("hedgerow.cli.region.life:replace", "Give a node another machine, and revoke the old key."),
         "forget": Verb("hedgerow.cli.region.life:forget", "Forget a node that is gone; refuse what comes back."),
         "admit": Verb("hedgerow.cli.region.life:admit", "Take a forgotten node in again."),
+        "seal": Verb(
+            "hedgerow.cli.node.identity:seal", "Make the image of a node's disk clean: no key, name or numbers."
+        ),
+        "new-identity": Verb("hedgerow.cli.node.identity:new_identity", "Give a copied disk an identity of its own."),
     },
     "Run a node; show and label nodes from the region.",
     """Run a node: the process that takes frames from the broker through its pipelines. Or, from the region,

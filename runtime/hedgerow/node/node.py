@@ -81,19 +81,21 @@ class Node:
         base_dir = path.parent if path is not None else Path.cwd()
         state_dir = config.node.state_dir
         state_folder.prepare(state_dir, base_dir)
+        state_folder.check_identity(state_dir, is_named="name" in config.node.model_fields_set)
         self._state_is_new = state_folder.is_new(state_dir)
 
-        token = client_token(state_dir)
+        token, broker = client_token(state_dir), config.broker
+        place = ThisInstance(token, broker.tls.cert_file if broker.url.startswith(("mqtts:", "wss:")) else None)
         options = link_options(
             config.broker,
             client_id(self.address, token),
             max_payload_bytes=LARGEST_COMMAND,
             keep_session=False,
             set_aside_folder=state_dir / set_aside.FOLDER,
-            will=last_will(self.address, self.session),
+            will=last_will(self.address, self.session, place.now),
         )
         self._link = Client(options, self._receive, self._link_changed, self._link_warns)
-        self._announcer = Announcer(self.address, self.session, self._link, ThisInstance(token, self._link))
+        self._announcer = Announcer(self.address, self.session, self._link, place)
         self._heartbeat = Heartbeat(self._announcer)
         self._outbox = NodeOutbox(config, state_dir, self._announcer.warn)
         self._pool = ModelPool(cores=self.cores, state_dir=state_dir)
@@ -149,6 +151,10 @@ class Node:
             started: called once the pipelines have started.
         Raises: ConfigError: the configuration as a whole is invalid. A bad pipeline fails on its own.
         """
+        with state_folder.held(self.config.node.state_dir):
+            await self._run(started)
+
+    async def _run(self, started: Callable[[], None]) -> None:
         broker = self.config.broker.url
         if is_plain_text_on_network(broker):
             log.warning("plain-text-broker", url=broker, remedy="Use mqtts:// (or wss://) with certificates.")
@@ -316,7 +322,9 @@ class Node:
             self._link.ack(message)
 
     def _link_changed(self, connected: bool, reason: str) -> None:
-        if connected:  # also after a reconnect: the will has set the status to offline
+        if not connected:
+            self._announcer.link_lost()
+        else:  # also after a reconnect: the will has set the status to offline
             self._announcer.online()
             self._keep(tasks.start(self._watch_name(), "watch of the node's name"))
 

@@ -6,8 +6,10 @@ Earlier builds joined a relative path of the configuration twice: `hedgerow node
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,11 @@ from hedgerow.node.link.outbox import FILE
 
 log = structlog.get_logger(__name__)
 
+SEALED: Final = "sealed"
+"""File that says that this is an image without an identity: `hedgerow node seal`."""
+NEW_IDENTITY: Final = "new-identity.json"
+"""File that says that the node is being given a new identity: `hedgerow node new-identity`."""
+_IN_USE: Final = "in-use"
 _DEEPEST: Final = 8
 """Most folders between the working directory of an earlier build and its configuration."""
 _SOME_BYTES: Final = 1 << 20
@@ -50,6 +57,48 @@ def prepare(folder: Path, config_folder: Path) -> None:
     _close_to_others(folder)
     for stray in _earlier_folders(folder, config_folder.absolute()):
         _adopt(stray, folder)
+
+
+def check_identity(folder: Path, *, is_named: bool) -> None:
+    """Check that a node may run: no change of its identity is unfinished, and an image has been given a name.
+
+    Args:
+        folder: the state folder.
+        is_named: whether the configuration names the node.
+    Raises: ConfigError: it may not.
+    """
+    if (folder / NEW_IDENTITY).exists():
+        raise ConfigError(
+            f"The change of this node's identity is not finished: {folder / NEW_IDENTITY}",
+            remedy="Run `hedgerow node new-identity` again: it goes on where it stopped.",
+        )
+    if not (folder / SEALED).exists():
+        return
+    if not is_named:
+        raise ConfigError(
+            f"This is a sealed image, and the node has no name: {folder / SEALED}",
+            remedy="Name it (`node: {region, site, name}`, or HEDGEROW_NODE__NAME), and give it a certificate of its own.",
+        )
+    (folder / SEALED).unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Hold a state folder: as a node that runs, or `alone`, to change its identity.
+
+    Raises: ConfigError: a node runs there, or its identity is being changed.
+    """
+    with (folder / _IN_USE).open("ab") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"A node runs in {folder}" if alone else f"The identity of the node in {folder} is being changed",
+                remedy="Stop the node first." if alone else "Wait until that has ended.",
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def is_new(folder: Path) -> bool:

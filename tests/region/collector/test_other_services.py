@@ -14,15 +14,17 @@ from tests.region.conftest import REGION, eventually
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.region.collector.collector import Collector
+from hedgerow.region.collector.metrics import RegionMetrics
 from hedgerow.region.collector.other_services import REMEDY, OtherServices
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.liveness import Liveness, NodeStatus
 from hedgerow.region.store.queries import status
 from hedgerow.region.store.records import OtherService
 from hedgerow.region.store.twins.contest import ALONE_REPORTS, PERIOD_S
 from hedgerow.testing import Mosquitto
-from hedgerow.topics import Channel
-from hedgerow.wire.messages import RunningService
+from hedgerow.topics import Address, Channel
+from hedgerow.wire.messages import Health, Instance, RunningService
 
 
 class FakeLink:
@@ -119,6 +121,16 @@ def test_what_is_no_notice_of_this_region_is_ignored(link: FakeLink) -> None:
     assert not service.others.take(message(f"hedgerow/v1/{REGION}/s1/n1/status", b"{}"))
 
 
+def configured(url: str, folder: Path) -> dict[str, Any]:
+    return {
+        "region": {"name": REGION, "state_dir": str(folder)},
+        "broker": {"url": url},
+        "store": {"url": str(folder / "region.db")},
+        "ping": {"every_s": None},
+        "metrics": {"enabled": False},
+    }
+
+
 @pytest.fixture
 async def collectors(
     mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,15 +142,7 @@ async def collectors(
     async with AsyncExitStack() as running:
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
-            config = RegionConfig.model_validate(
-                {
-                    "region": {"name": REGION, "state_dir": str(tmp_path / name)},
-                    "broker": {"url": mosquitto.url},
-                    "store": {"url": str(tmp_path / name / "region.db")},
-                    "ping": {"every_s": None},
-                    "metrics": {"enabled": False},
-                }
-            )
+            config = RegionConfig.model_validate(configured(mosquitto.url, tmp_path / name))
             made.append(Collector(config))
             task = asyncio.create_task(made[-1].run())
             running.push_async_callback(asyncio.wait, [task])
@@ -164,15 +168,7 @@ async def test_both_services_show_the_other_one_in_their_status_and_probe(collec
 
 
 async def test_what_the_broker_keeps_of_a_service_goes_with_it(mosquitto: Mosquitto, tmp_path: Path) -> None:
-    config = RegionConfig.model_validate(
-        {
-            "region": {"name": REGION, "state_dir": str(tmp_path)},
-            "broker": {"url": mosquitto.url},
-            "store": {"url": str(tmp_path / "region.db")},
-            "ping": {"every_s": None},
-            "metrics": {"enabled": False},
-        }
-    )
+    config = RegionConfig.model_validate(configured(mosquitto.url, tmp_path))
     seen: list[Message] = []
     async with Client(ClientOptions(url=mosquitto.url, client_id="w"), seen.extend) as watcher:
         await watcher.subscribe({f"hedgerow/v1/{REGION}/~/~/service/+": 1})
@@ -184,3 +180,37 @@ async def test_what_the_broker_keeps_of_a_service_goes_with_it(mosquitto: Mosqui
         collector.stop()
         await running
         await eventually(lambda: not seen[-1].payload)
+
+
+async def test_two_machines_of_one_name_are_logged_counted_and_kept_as_an_event(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """From the messages of a broker to what an operator sees; within the second, since the reports do not wait for their period."""
+    collector = Collector(RegionConfig.model_validate(configured(mosquitto.url, tmp_path)))
+    running = asyncio.create_task(collector.run())
+    node = Address(REGION, "hall", "gateway")
+    async with Client(ClientOptions(url=mosquitto.url, client_id="hall"), lambda _: None) as bridge:
+        await eventually(lambda: collector.counts.connected)
+        for uptime_s in range(1000, 1003):
+            for name in ("one", "two"):
+                instance = Instance(host=f"host-{name}", address="192.0.2.9")
+                report = Health(
+                    node=str(node), session=name, at=time.time(), uptime_s=uptime_s, state="ok", instance=instance
+                )
+                bridge.publish(node.topic(Channel.HEALTH), report.encode(), qos=1)
+        await eventually(lambda: collector.counts.statuses.get(node, NodeStatus(Liveness.OK, 0)).twins == ("name",))
+    metrics = {
+        tuple(sample.labels.values()): sample.value
+        for family in RegionMetrics(collector.counts).collect()
+        for sample in family.samples
+        if sample.name == "hedgerow_region_node_twins"
+    }
+    assert metrics == {("hall", "gateway", "name"): 1}
+    database = open_database(collector.config.store.url, write=False)
+    ((kind, payload),) = database.rows("SELECT kind, payload FROM event")
+    database.close()
+    assert kind == "name-in-use"
+    assert b"host-one, address 192.0.2.9" in bytes(payload)
+    assert b"hedgerow node new-identity" in bytes(payload)
+    collector.stop()
+    await running

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path as FilePath
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from hedgerow.cli.main import app
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.inventory import inventory
 from hedgerow.region.store.database.database import Database
@@ -314,3 +317,33 @@ def test_twins_that_are_both_gone_are_forgotten(region: Region) -> None:
 def test_nodes_of_an_earlier_version_are_told_apart_too(region: Region) -> None:
     region.periods(3, (A, "one"), (A, "two"), host="", address="")
     assert region.told == [("test/hall/a", "name", True)]
+
+
+def test_operators_see_who_and_where_in_the_commands(tmp_path: FilePath) -> None:
+    region = Region(str(tmp_path / "region.db"))
+    region.periods(3, (A, "one"), (A, "two"))
+    region.periods(3, (A, "one"), (A, "two"), (B, "three"), state="same")
+    region.store.close()
+
+    def run(*args: str) -> str:
+        done = CliRunner().invoke(app, [*args, "--store", region.url], terminal_width=400)
+        return " ".join(done.output.split())
+
+    shown = run("region", "status")
+    assert "test/hall/a is degraded: another machine or process uses this name too: host host-" in shown
+    assert "test/yard/b: test/hall/a has the same state folder: host host-" in shown
+    assert "hedgerow node new-identity" in shown
+    assert "degraded" in run("nodes")
+    shown = run("node", "show", "hall/a")
+    assert "another machine or process uses this name too" in shown
+    assert "host-one, 192.0.2.1, since" in shown
+
+
+def test_a_row_that_cannot_be_read_hides_no_other(tmp_path: FilePath) -> None:
+    region = Region(str(tmp_path / "region.db"))
+    region.periods(3, (A, "one"), (A, "two"), (B, "three"))
+    region.store._database.run("UPDATE twin SET sessions = 'x'")
+    region.restart()
+    region.periods(3, (A, "one"), (A, "two"), (B, "three"))
+    assert region.told[-1] == ("test/hall/a", "name", True)
+    region.store.close()

@@ -62,6 +62,12 @@ def client_token(folder: Path) -> str:
     return token
 
 
+def new_client_token(folder: Path) -> None:
+    """Give a folder another token. Raises: OSError: it cannot be written; the old one stays."""
+    _write(folder / FILE, secrets.token_hex(_TOKEN_BYTES))
+    _unstored.pop(folder, None)
+
+
 def _write(path: Path, token: str) -> None:
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)  # of a run that was killed

@@ -218,6 +218,16 @@ class OutboxDatabase:
             raise _translate(error, self.path) from error
 
 
+def count_entries(path: Path) -> int:
+    """Return the number of records and gaps in an outbox that no node uses. Raises: OutboxError: it cannot be opened."""
+    database = OutboxDatabase(path)
+    try:
+        with database.reading():
+            return int(database.value("SELECT count(*) FROM entry"))
+    finally:
+        database.close()
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged database and its companion files. One set aside earlier is deleted, to save disk space.
 

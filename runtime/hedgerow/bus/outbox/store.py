@@ -474,6 +474,44 @@ class OutboxStore:
         self._mark.close()
 
 
+def copy_records(source: Path, target: Path) -> int:
+    """Copy the records of an outbox that no node uses to a new one, where their numbers begin anew. Gaps stay behind.
+
+    Args:
+        source: file of the outbox.
+        target: file of the new one, which must not exist.
+    Returns: how many there were.
+    Raises: OutboxError: one of them cannot be opened or written.
+    """
+    count, key = 0, -1
+    database = OutboxDatabase(source)
+    try:
+        store = OutboxStore(target, max_bytes=max(1 << 20, 8 * source.stat().st_size))
+        try:
+            with database.reading():
+                age_s = float(database.value("SELECT age_s FROM state"))
+            while True:
+                with database.reading():
+                    rows = database.rows(
+                        "SELECT key, pipeline, topic, payload, properties, created_at, expires_at FROM entry "
+                        "WHERE key > ? AND topic <> '' ORDER BY key LIMIT 100",
+                        (key,),
+                    )
+                if not rows:
+                    return count
+                records = [
+                    Record(pipeline, topic, payload, properties, priority_of(number), created_at, None if ends is None else ends - age_s)
+                    for number, pipeline, topic, payload, properties, created_at, ends in rows
+                ]  # fmt: skip
+                with store.transaction():
+                    store.append(records)
+                count, key = count + len(rows), rows[-1][0]
+        finally:
+            store.close()
+    finally:
+        database.close()
+
+
 def _row(key: int, record: Record, age_s: float) -> tuple[Any, ...]:
     expires_at = None if record.ttl_s is None else age_s + record.ttl_s
     crc = _crc(record.topic, record.properties, record.payload)

@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 _JSON = encode_properties([(Property.CONTENT_TYPE, wire.JSON)])
 _MOST_TWINS: Final = 8
+_SEEN_S: Final = 60.0
 _REMEDY: Final = (
     "Stop one of them, or give each its own name (`node: {region, site, name}`) and certificate. Is it a copied disk? Run "
     "`hedgerow node new-identity` on the copy"
@@ -57,6 +58,8 @@ class Announcer:
         self._client = client
         self._place = place
         self._twins: dict[str, _Twin] = {}
+        self._births = 0
+        self._left: str | None = None
         self._ending = False
         self.warned: Counter[tuple[str, str]] = Counter()
         self._counting = threading.Lock()
@@ -76,9 +79,13 @@ class Announcer:
     def online(self) -> None:
         """Publish the node's birth on a new link: the will of the last one may have said that it is offline."""
         if self._place is not None:
-            self._place.refresh()
-        self._twins.clear()  # who is still there answers
+            self._place.refresh(self._client.local_address)
+        self._births += 1
         self._publish_status("online")
+
+    def link_lost(self) -> None:
+        """Forget other nodes of this name: who is still there answers on the next link."""
+        self._twins.clear()
 
     def offline(self, reason: str) -> None:
         """Publish the node's death."""
@@ -109,28 +116,53 @@ class Announcer:
             error = "This node ran before, but its state folder is empty: what waits at the broker for its former client ids is lost"
             remedy = "Keep `node: {state_dir}` on a disk that outlives the container or the installation."
             self.warn("session-lost", {"filters": [], "error": error, "remedy": remedy})
-        elif message.retain or self._ending:
+        elif self._ending:
             return
+        elif message.retain:
+            self._check_retained(status)
         elif status.state == "online":  # their client ids differ, so the broker keeps both
             self._notice_twin(status)
         else:
             self._twins.pop(status.session, None)
             self._publish_status("online")  # the retained status is the other's, or that of an earlier run of this one
 
+    def _check_retained(self, status: wire.Status) -> None:
+        """Notice that another run's status came after that of this one: nodes with equal client ids end each other's link.
+
+        A will of the run before this one may be late, but only once.
+        """
+        if not self._births:
+            return
+        if status.state == "online" or status.session == self._left:
+            self._warn_of_twin(status, time.monotonic() + _SEEN_S)
+        self._left = status.session
+
     def _notice_twin(self, status: wire.Status) -> None:
-        twin = _Twin(status.instance or wire.Instance(), time.time())
-        if len(self._twins) < _MOST_TWINS or status.session in self._twins:
-            self._twins[status.session] = twin
         if status.answers is None:
             self._publish_status("online", answers=status.session)
         elif status.answers != self.session:
+            self._keep_twin(status, None)
             return  # meant for a third one
+        self._warn_of_twin(status, None)
+
+    def _keep_twin(self, status: wire.Status, until: float | None) -> _Twin:
+        twin = _Twin(status.instance or wire.Instance(), time.time(), until)
+        if len(self._twins) < _MOST_TWINS or status.session in self._twins:
+            self._twins[status.session] = twin
+        return twin
+
+    def _warn_of_twin(self, status: wire.Status, until: float | None) -> None:
+        twin = self._keep_twin(status, until)
         detail = {"error": f"Another node runs as {self.address}: {twin.where()}", "remedy": _REMEDY}
         self.warn("name-in-use", {**detail, "session": status.session, **twin.known()})
 
+    def _present(self) -> list[_Twin]:
+        now = time.monotonic()
+        return [twin for twin in list(self._twins.values()) if twin.until is None or now < twin.until]
+
     def twins(self) -> Iterator[str]:
         """Yield a reason for each other node of this name that is online at the same broker."""
-        for twin in self._twins.values():
+        for twin in self._present():
             yield (
                 f"another node runs as {self.address}: {twin.where()}, seen here at {wire.rfc3339(twin.seen_at)}; both process "
                 f"all frames. {_REMEDY}"
@@ -190,7 +222,7 @@ class Announcer:
                 count,
             )
         labels = {"node": str(self.address)}
-        yield "hedgerow_name_in_use", "Other nodes of this name at the same broker.", labels, len(self._twins)
+        yield "hedgerow_name_in_use", "Other nodes of this name at the same broker.", labels, len(self._present())
 
     def _warn(self, kind: str, detail: dict[str, Any], pipeline: str | None, times: int) -> None:
         if times > 1:
@@ -215,10 +247,16 @@ def _published_detail(detail: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Twin:
-    """Another node of this name, and when its status arrived, in Unix seconds."""
+    """Another node of this name.
+
+    Attributes:
+        seen_at: when its status arrived, in Unix seconds.
+        until: how long it counts as there, on the monotonic clock; None: until it goes offline.
+    """
 
     instance: wire.Instance
     seen_at: float
+    until: float | None
 
     def where(self) -> str:
         host, address = (wire.clean(text, 100) for text in (self.instance.host, self.instance.address))
@@ -228,9 +266,9 @@ class _Twin:
         return {name: wire.clean(text, 100) for name in ("host", "address") if (text := getattr(self.instance, name))}
 
 
-def last_will(address: Address, session: str) -> Publication:
+def last_will(address: Address, session: str, instance: wire.Instance | None = None) -> Publication:
     """Return the will, which the broker publishes if the connection is lost without a DISCONNECT."""
-    status = _status(address, session, "offline", "connection lost", None)
+    status = _status(address, session, "offline", "connection lost", None, instance)
     return Publication(address.topic(Channel.STATUS), status.encode(), qos=1, retain=True)
 
 

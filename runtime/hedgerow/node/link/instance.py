@@ -9,7 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from hedgerow.bus.client import Client
 from hedgerow.errors import HedgerowError
 from hedgerow.text import visible
 from hedgerow.wire.messages import Instance
@@ -51,24 +50,25 @@ class ThisInstance:
 
     Args:
         token: the random token in the state folder.
-        client: the node's own link.
+        cert_file: the certificate that it uses; None: none.
     Attributes:
         now: as of the last `refresh`.
     """
 
-    def __init__(self, token: str, client: Client) -> None:
-        self._client = client
+    def __init__(self, token: str, cert_file: Path | None) -> None:
+        self._cert_file = cert_file
         self.now = Instance(
             host=visible(platform.node()[:253]),
             machine=machine_hash(),
             state=hash_of("state", token),
+            key=key_hash(cert_file),
             started_at=time.time(),
         )
-        self.refresh()
 
-    def refresh(self) -> Instance:
-        """Look again at what may change: the address of the link, and the certificate. Call it when the link is up."""
-        options = self._client.options
-        key = key_hash(options.cert_file) if options.url.startswith(("mqtts:", "wss:")) else ""
-        self.now = self.now.model_copy(update={"address": self._client.local_address, "key": key})
-        return self.now
+    def refresh(self, address: str) -> None:
+        """Look again at what may change. Call it when the link is up.
+
+        Args:
+            address: of the machine on its link.
+        """
+        self.now = self.now.model_copy(update={"address": address, "key": key_hash(self._cert_file)})
