@@ -96,7 +96,9 @@ async def test_unacknowledged_results_are_sent_in_the_next_run_even_if_no_pipeli
         await site.wait_results(5)
     async with site.node({"p": site.pipeline()}) as node:
         await until(lambda: len(late(site)) >= 5)
-        assert [message.body["result"]["n"] for message in late(site)][:5] == list(range(5))  # one may come again as a probe
+        assert [message.body["result"]["n"] for message in late(site)][:5] == list(
+            range(5)
+        )  # one may come again as a probe
         await Region(site).acknowledge_until_empty(node)
     assert site.numbers() == list(range(5)), "subscribers to `result/p` do not receive them twice"
 
