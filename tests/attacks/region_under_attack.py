@@ -185,8 +185,8 @@ class RegionUnderAttack:
         return int(self.rows(query, site)[0][0])
 
     def refused(self) -> dict[tuple[str, str], int]:
-        """Return the messages refused so far, by site and reason, as `region status` shows them."""
-        return {(one["site"], one["reason"]): one["count"] for one in self.status()["refused"]}
+        """Return the messages refused so far, by site and reason."""
+        return {(site, reason): count for site, reason, count in self.rows("SELECT site, reason, count FROM refusal")}
 
     def status(self) -> dict[str, Any]:
         """Return what `region status --json` prints; `nodes` and `rollout history` must work too."""

@@ -327,10 +327,10 @@ def test_closing_wakes_waiting_callers(onnx_file: OnnxFile) -> None:
         try:
             for run in waiting:
                 with pytest.raises(InferenceError, match="closed"):
-                    run.result(10)
+                    run.result(60)
         finally:
             go_on.set()
-        assert in_progress.result(10)["y"].tolist() == [[2, 2, 2]]
+        assert in_progress.result(60)["y"].tolist() == [[2, 2, 2]]
 
 
 def test_an_unknown_vendor_option_is_an_error(backend: Backend, onnx_file: OnnxFile) -> None:

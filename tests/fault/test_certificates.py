@@ -108,7 +108,7 @@ def test_certificates_renewed_under_load_lose_no_frame(site: SecuredSite) -> Non
                 lambda: node.log[-6000:],
             )
             assert node.metric("hedgerow_certificate_ends_seconds") == entry.ends.timestamp()
-            until(lambda n=round_: all(site.connections(link) == 1 + n for link in links), lambda: site.broker.log)  # type: ignore[misc]
+            until(lambda n=round_: all(site.connections(link) > n for link in links), lambda: site.broker.log)  # type: ignore[misc]
             until(lambda: node.probe("readyz")[0] == 200, lambda: node.probe("readyz"))
     assert_every_frame_has_a_result(site.sensors, site.collector, until)
     assert_duplicates_share_their_id(site.sensors, site.collector)
@@ -125,9 +125,9 @@ def test_invalid_certificate_files_leave_the_links_alone(site: SecuredSite) -> N
     node.start()
     saved = {path: path.read_bytes() for path in own.values()}
 
-    shutil.copy(other["key_file"], own["key_file"])
+    replace(other["key_file"], own["key_file"])
     site.wait_for_event("certificate-unusable", 1)
-    shutil.copy(other["cert_file"], own["cert_file"])
+    replace(other["cert_file"], own["cert_file"])
     site.wait_for_event("certificate-unusable", 2)
     own["key_file"].unlink()
     site.wait_for_event("certificate-unusable", 3)
@@ -143,6 +143,12 @@ def test_invalid_certificate_files_leave_the_links_alone(site: SecuredSite) -> N
     site.wait_for_event("certificate-renewed")
     site.sensors.send(10)
     assert_every_frame_has_a_result(site.sensors, site.collector, until)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Copy a file in one step: the node must not find half of it, and report that too."""
+    shutil.copy(source, target.with_suffix(".new"))
+    target.with_suffix(".new").replace(target)
 
 
 @pytest.mark.timeout(300)

@@ -33,7 +33,7 @@ def proxy() -> Iterator[FaultProxy]:
 
 
 def _connect(proxy: FaultProxy) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=60)
 
 
 def _echo(connection: socket.socket, data: bytes) -> bytes:

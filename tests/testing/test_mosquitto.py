@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from hedgerow.errors import HedgerowError
 from hedgerow.testing import processes
-from hedgerow.testing.mosquitto import Mosquitto, find_mosquitto
+from hedgerow.testing.mosquitto import Mosquitto, end_in_order, find_mosquitto
 
 
 def _can_connect(port: int) -> bool:
@@ -49,13 +49,26 @@ def test_it_keeps_its_port_over_restarts(mosquitto: Mosquitto) -> None:
     assert mosquitto.pid != pid
 
 
+def test_a_broker_that_forgets_a_signal_is_stopped_in_order_by_the_next(tmp_path: Path) -> None:
+    """As Mosquitto does between its log line and its loop: killed, it would lose its sessions."""
+    forgets = "trap 'trap \"exit 7\" TERM' TERM; echo ready; while :; do sleep 0.01; done"
+    process = processes.start(["sh", "-c", forgets], stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        end_in_order(process)
+
+    assert process.returncode == 7
+
+
 @pytest.mark.parametrize(("method", "survives"), [("stop", True), ("kill", False)])
 def test_a_retained_message_survives_a_stop_and_not_a_kill(mosquitto: Mosquitto, method: str, survives: bool) -> None:
     command = ["mosquitto_pub", "-p", str(mosquitto.port), "-t", "a", "-m", "retained", "-r", "-q", "1"]
     subprocess.run(command, check=True)
     getattr(mosquitto, method)()
     mosquitto.start()
-    subscribe = ["mosquitto_sub", "-p", str(mosquitto.port), "-t", "a", "-C", "1", "-W", "1"]
+    patience_s = 60 if survives else 1
+    subscribe = ["mosquitto_sub", "-p", str(mosquitto.port), "-t", "a", "-C", "1", "-W", str(patience_s)]
     received = subprocess.run(subscribe, capture_output=True, check=False).stdout
 
     assert received == (b"retained\n" if survives else b"")

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from hedgerow.testing import processes
-from hedgerow.testing.mosquitto import find_mosquitto
+from hedgerow.testing.mosquitto import end_in_order, find_mosquitto
 from hedgerow.testing.ports import held_port
 from hedgerow.topology import files
 from hedgerow.topology.identities import needed
@@ -149,9 +149,7 @@ class Running:
             time.sleep(0.01)
 
     def stop(self, name: str) -> None:
-        process = self._processes.pop(name)
-        process.send_signal(signal.SIGTERM)
-        process.wait(TIMEOUT_S)
+        end_in_order(self._processes.pop(name))
 
     def reload(self, name: str) -> None:
         self._processes[name].send_signal(signal.SIGHUP)

@@ -503,6 +503,6 @@ def test_closing_a_slot_ends_waiting_in_a_gap(pool: ModelPool, slot: MakeSlot) -
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(door.infer_each, [row(1)])
         door.close()
-        (outcome,) = waiting.result(20)
+        (outcome,) = waiting.result(60)
 
     assert isinstance(outcome, InferenceError)

@@ -84,7 +84,7 @@ def test_requests_that_wait_while_a_batch_runs_share_the_next_one() -> None:
         others = [pool.submit(bench.submit, name) for name in ("b", "c", "d")]
         bench.wait_until_queued(3)
         may_end.set()
-        results = [other.result(10) for other in others]
+        results = [other.result(60) for other in others]
 
     assert results == [[("done", name)] for name in ("b", "c", "d")]
     assert [sorted(map(str, batch)) for batch in bench.requests()] == [["first"], ["b", "c", "d"]]
@@ -101,10 +101,10 @@ def test_a_leader_returns_when_its_own_requests_are_done_and_another_takes_over(
         theirs = pool.submit(bench.submit, "theirs")
         bench.wait_until_queued(1)
         may_end.set()
-        assert mine.result(10) == [("done", "mine")]  # although the other batch cannot end yet
+        assert mine.result(60) == [("done", "mine")]  # although the other batch cannot end yet
         started_theirs.wait(60)
         may_end_theirs.set()
-        assert theirs.result(10) == [("done", "theirs")]
+        assert theirs.result(60) == [("done", "theirs")]
 
     assert bench.batches[0][0] != bench.batches[1][0]
 
@@ -119,7 +119,7 @@ def test_as_many_callers_lead_as_there_are_streams() -> None:
         assert started_b.wait(60)  # at the same time
         may_end_a.set()
         may_end_b.set()
-        a.result(10), b.result(10)
+        a.result(60), b.result(60)
 
     assert bench.most_running == 2
 
@@ -132,10 +132,10 @@ def test_a_leader_waits_for_its_request_in_another_leaders_batch() -> None:
         first = pool.submit(bench.submit, "slow", "quick")
         started.wait(60)
         second: Future[list[object]] = pool.submit(bench.submit, "other")
-        assert second.result(10) == [("done", "other")]  # the other stream runs it, perhaps `quick` too
+        assert second.result(60) == [("done", "other")]  # the other stream runs it, perhaps `quick` too
         assert not first.done()
         may_end.set()
-        assert first.result(10) == [("done", "slow"), ("done", "quick")]
+        assert first.result(60) == [("done", "slow"), ("done", "quick")]
 
 
 def test_requests_of_other_keys_do_not_overtake_the_oldest_for_ever() -> None:

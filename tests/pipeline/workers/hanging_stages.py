@@ -357,12 +357,12 @@ def result_that_cannot_be_sorted(frame: Frame) -> Frame:
 
 @way
 def slow(frame: Frame) -> None:
-    time.sleep(0.7)  # less than the limit for one frame
+    time.sleep(0.4)  # less than the limit for one frame
 
 
 @way
 def slow_with_the_interpreter_lock(frame: Frame) -> None:
-    ctypes.PyDLL(None).usleep(700_000)  # less than the limit for one frame
+    ctypes.PyDLL(None).usleep(400_000)  # less than the limit for one frame
 
 
 @way

@@ -215,7 +215,7 @@ def test_a_stage_that_takes_lists_has_as_many_times_the_limit(plugin: Path) -> N
 
 @pytest.mark.long
 def test_each_stage_has_its_own_limit(plugin: Path) -> None:
-    """0.7 s is too long for the second stage only."""
+    """0.4 s is too long for the second stage only."""
     with watched({"name": "hanging", "timeout_s": 30}, {"name": "hanging-lists", "timeout_s": 0.2}) as two:
         assert two.run("slow") == ["stage-timeout in hanging-lists"]
 

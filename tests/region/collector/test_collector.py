@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
 
-from hedgerow.bus import Client, ClientOptions
+from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.region.collector import collector as collector_module
 from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.decode import filters
 from hedgerow.region.collector.metrics import CollectorCounts
@@ -402,6 +404,22 @@ async def test_a_collector_that_is_starting_or_stopping_is_alive(tmp_path: Path)
     assert collector.liveness_problems() == ["the store's writer thread has died"]
     collector._closing = True
     assert collector.liveness_problems() == []
+
+
+async def test_messages_that_block_the_service_are_charged_also_where_others_have_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own processor time is little then, while what a site may use comes back by the clock."""
+    collector = Collector(RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}}))
+    topic, clock = Address(REGION, "s1", "n1").topic(Channel.RESULT, "p"), iter((0.0, 5.0))
+    monkeypatch.setattr(
+        collector_module, "time", SimpleNamespace(monotonic=lambda: next(clock), thread_time=lambda: 0.0)
+    )
+    assert collector._rates.admits(topic, 0.0)
+
+    collector._decode(Message(topic, result("p", 1) + b" " * 2000, 1, 1, 0.0, _JSON_PROPERTIES), 1e9, 0.0)
+
+    assert not collector._rates.admits(topic, 0.0)
 
 
 def test_the_collector_waits_for_an_unreachable_broker(collector: CollectorProcess, mosquitto: Mosquitto) -> None:
