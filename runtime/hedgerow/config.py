@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from hedgerow.errors import ConfigError
+from hedgerow.errors import SHORTEST_SECRET, ConfigError
 from hedgerow.labels import check_labels
 from hedgerow.topics import ROOT, Address, check_filter, is_name, overlap, without_group
 
@@ -190,6 +190,16 @@ class BrokerSection(Section):
                 "unix:///path/to/socket. User name and password have their own settings."
             )
         return url
+
+    @field_validator("password")
+    @classmethod
+    def _long_enough(cls, password: SecretStr | None) -> SecretStr | None:
+        if password is not None and 0 < len(password) < SHORTEST_SECRET:
+            raise ValueError(
+                f"must have at least {SHORTEST_SECRET} characters\n  → Anyone guesses a shorter one, and errors cannot withhold it. "
+                "Set a longer one at the broker, and here."
+            )
+        return password
 
     @model_validator(mode="after")
     def _single_password_source(self) -> BrokerSection:
