@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from hedgerow.errors import ConfigError
+from hedgerow.errors import SHORTEST_SECRET, ConfigError
 from hedgerow.labels import check_labels
 from hedgerow.topics import ROOT, Address, check_filter, is_name, overlap, without_group
 
@@ -191,6 +191,16 @@ class BrokerSection(Section):
             )
         return url
 
+    @field_validator("password")
+    @classmethod
+    def _long_enough(cls, password: SecretStr | None) -> SecretStr | None:
+        if password is not None and 0 < len(password) < SHORTEST_SECRET:
+            raise ValueError(
+                f"must have at least {SHORTEST_SECRET} characters\n  → Anyone guesses a shorter one, and errors cannot withhold it. "
+                "Set a longer one at the broker, and here."
+            )
+        return password
+
     @model_validator(mode="after")
     def _single_password_source(self) -> BrokerSection:
         if self.password is not None and self.password_file is not None:
@@ -276,7 +286,20 @@ class QueueSection(Section):
         description="Maximum number of frames per second from one stream. Frames above it are dropped on arrival; dropped QoS 1 frames are "
         "then acknowledged. Default: no limit.",
     )
+    max_rate_per_topic: float | None = Field(
+        None,
+        gt=0,
+        description="The same for one topic, whatever streams its payloads name: a sensor can invent names of streams.",
+    )
     max_frames_per_stream: int = Field(8, ge=1, description="Maximum number of waiting frames of one stream.")
+    max_qos1_frames_per_topic: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of waiting QoS 1 frames of one stream, or of all streams that one topic names. Above it they are "
+        "dropped as `policy` says, and acknowledged, so that a sensor which sends more than the stages can process does not delay "
+        "the others. It also drops what one sensor sent while the node was stopped. Default: they wait at the broker, and delay "
+        "all frames behind them; event `topic-floods`.",
+    )
     max_frames: int = Field(4096, ge=1, description="Maximum number of waiting frames of all streams together.")
     max_bytes: int = Field(256 * 2**20, ge=1024, description="Maximum size of all waiting payloads together, in bytes.")
 
@@ -286,7 +309,8 @@ class StreamSection(Section):
 
     by: Literal["topic", "level", "field"] = Field(
         "topic",
-        description="`topic`: by the topic; `level`: by one level of the topic; `field`: by a field of a JSON or MessagePack payload.",
+        description="`topic`: by the topic; `level`: by one level of the topic, with those before it where they may differ; `field`: "
+        "by a field of a JSON or MessagePack payload.",
     )
     level: int | None = Field(None, ge=0, description="For `level`: the level of the topic, counted from 0.")
     field: str | None = Field(
@@ -295,8 +319,9 @@ class StreamSection(Section):
     across_topics: bool = Field(
         False,
         description="A stream that a payload names (the `stream` of an envelope, or `field`) may have frames of several topics. By "
-        "default it belongs to the topic that it came on, and is named TOPIC#NAME unless the pipeline has a single topic. Risk: "
-        "whoever may publish on one of the pipeline's topics can write into the streams of all others.",
+        "default it belongs to the topic that it came on, and is named TOPIC#NAME unless the pipeline has a single topic. With "
+        "`level`, streams are named by that level alone. Risk: whoever may publish on one of the pipeline's topics can write into "
+        "the streams of all others.",
     )
     max_streams: int = Field(
         10_000,
@@ -697,8 +722,8 @@ class RemoteSection(Section):
     )
     keep_running: tuple[Name, ...] = Field(
         (),
-        description="Pipelines that nobody outside may pause, stop, or have drop frames for their age or rate; then nobody may "
-        "stop the node by command either.",
+        description="Pipelines that nobody outside may pause, stop, or have drop frames for their age or rate, or for less room in the "
+        "queue than this file gives; then nobody may stop the node by command either.",
     )
     limits: dict[Adjustable, Limit] = Field(
         default_factory=dict,
@@ -717,12 +742,33 @@ class RemoteSection(Section):
         "subscribe to any topic that the node may read, run any installed stage and publish any result; needs "
         "`fleet: root_file`.",
     )
+    signed_may_stop: bool = Field(
+        False,
+        description="Whether signed pipelines may replace or end those in `keep_running`. Risk: whoever holds an owner's key can "
+        "then stop what must not stop.",
+    )
     unsigned_pipelines: bool = Field(
         False,
         description="Whether unsigned desired documents may change everything in `pipelines:`, as they once could. Risk: "
         "whoever can set desired state, such as a compromised region or broker, can then read and write any file that the "
         "node's user may, and send frames anywhere that the node may publish.",
     )
+
+    @field_validator("limits")
+    @classmethod
+    def _limits_that_limit(cls, limits: dict[Adjustable, Limit]) -> dict[Adjustable, Limit]:
+        for path, limit in limits.items():
+            if path == "queue.policy" and limit != "fixed":
+                raise ValueError(
+                    f"{path} is `latest` or `fifo`, and has neither `min` nor `max`\n  → Write `{path}: fixed`."
+                )
+            if isinstance(limit, RangeSection) and limit.min is None and limit.max is None:
+                raise ValueError(
+                    f"{path} has neither `min` nor `max`\n  → Give one of them, or `fixed`; or remove the line."
+                )
+            if isinstance(limit, RangeSection) and limit.max is not None and limit.max <= 0:
+                raise ValueError(f"{path} can never be {limit.max:g} or less\n  → Write `{path}: fixed`.")
+        return limits
 
 
 class MetricsSection(Section):

@@ -27,7 +27,8 @@ _TOKEN: Final = re.compile(r"\b[0-9a-f]{32}\b")
 LONGEST_PUBLISHED: Final = 2_000
 """Most characters of an error's message, and of its remedy, that are published."""
 
-_SHORTEST_SECRET: Final = 4
+SHORTEST_SECRET: Final = 4
+"""Fewest characters of a password or token: a shorter one is part of ordinary words, so errors could not withhold it."""
 _WITHHELD: Final = "The node's own log has the details, which are not published."
 
 
@@ -205,12 +206,21 @@ _secrets: dict[str, None] = {}  # the newest last
 
 
 def keep_secret(text: str) -> None:
-    """Remember a password or token that this process uses, so that no published error has it."""
-    if len(text) >= _SHORTEST_SECRET:
-        _secrets.pop(text, None)
-        _secrets[text] = None
-        if len(_secrets) > _MOST_SECRETS:
-            del _secrets[next(iter(_secrets))]
+    """Remember a password or token that this process uses, so that no published error has it.
+
+    Raises: ConfigError: it is too short for that.
+    """
+    if not text:
+        return
+    if len(text) < SHORTEST_SECRET:
+        raise ConfigError(
+            f"A password or token has fewer than {SHORTEST_SECRET} characters",
+            remedy="Anyone guesses it, and errors cannot withhold it. Set a longer one at the server, and here.",
+        )
+    _secrets.pop(text, None)
+    _secrets[text] = None
+    if len(_secrets) > _MOST_SECRETS:
+        del _secrets[next(iter(_secrets))]
 
 
 def without_token(text: str) -> str:

@@ -248,7 +248,7 @@ async def test_a_broker_that_starts_late_is_connected_to(listener: MakeListener)
 async def test_a_refused_subscription_raises_and_is_dropped(
     mosquitto_with_acl: Mosquitto, listener: MakeListener
 ) -> None:
-    async with listener(mosquitto_with_acl.url, username="node", password="pw") as client:
+    async with listener(mosquitto_with_acl.url, username="node", password="pass") as client:
         await client.wait_connected(60)
         with pytest.raises(BusError, match=r"secret/# \(not authorised\)") as caught:
             await client.subscribe({"secret/#": 1, "open/#": 1})
@@ -263,7 +263,7 @@ async def test_a_subscription_refused_on_connect_is_reported_until_it_is_granted
 ) -> None:
     """No caller awaits the reply then, so the node itself must report that it receives nothing."""
     with FaultProxy("127.0.0.1", mosquitto_with_acl.port) as proxy:
-        client = listener(proxy.url, username="node", password="pw")
+        client = listener(proxy.url, username="node", password="pass")
         await client.subscribe({"secret/#": 1, "open/#": 1})
         async with client:
             await client.wait_connected(60)
@@ -277,7 +277,7 @@ async def test_a_subscription_refused_on_connect_is_reported_until_it_is_granted
 async def test_an_unsubscribed_filter_is_no_longer_reported_as_refused(
     mosquitto_with_acl: Mosquitto, listener: MakeListener
 ) -> None:
-    client = listener(mosquitto_with_acl.url, username="node", password="pw")
+    client = listener(mosquitto_with_acl.url, username="node", password="pass")
     await client.subscribe({"secret/#": 1})
     async with client:
         await client.wait_connected(60)
@@ -291,7 +291,7 @@ async def test_an_unsubscribed_filter_is_no_longer_reported_as_refused(
 async def test_a_refused_publish_raises_for_its_publisher(
     mosquitto_with_acl: Mosquitto, listener: MakeListener
 ) -> None:
-    async with listener(mosquitto_with_acl.url, username="node", password="pw") as client:
+    async with listener(mosquitto_with_acl.url, username="node", password="pass") as client:
         await client.wait_connected(60)
         with pytest.raises(BusError, match="not authorised") as caught:
             await client.publish_and_wait("secret/a", b"")
@@ -307,7 +307,7 @@ def mosquitto_with_acl(tmp_path: Path) -> Iterator[Mosquitto]:
     if not plugins:
         pytest.skip("Mosquitto's dynamic security plugin is not installed")
     state = tmp_path / "dynsec.json"
-    subprocess.run(["mosquitto_ctrl", "dynsec", "init", str(state), "admin", "pw"], check=True, capture_output=True)
+    subprocess.run(["mosquitto_ctrl", "dynsec", "init", str(state), "admin", "pass"], check=True, capture_output=True)
     with Mosquitto(
         config=[f"plugin {plugins[0]}", f"plugin_opt_config_file {state}", "allow_anonymous false"]
     ) as broker:
@@ -316,7 +316,7 @@ def mosquitto_with_acl(tmp_path: Path) -> Iterator[Mosquitto]:
             "addRoleACL open publishClientSend open/# allow",
             "addRoleACL open subscribePattern open/# allow",
             "addRoleACL open publishClientReceive open/# allow",
-            "createClient node -p pw",
+            "createClient node -p pass",
             "addClientRole node open",
         ):
             set_acl(broker, command)
@@ -324,7 +324,7 @@ def mosquitto_with_acl(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 def set_acl(broker: Mosquitto, command: str) -> None:
-    base = ["mosquitto_ctrl", "-p", str(broker.port), "-u", "admin", "-P", "pw", "dynsec"]
+    base = ["mosquitto_ctrl", "-p", str(broker.port), "-u", "admin", "-P", "pass", "dynsec"]
     subprocess.run([*base, *command.split()], check=True, capture_output=True, timeout=60)
 
 

@@ -263,11 +263,11 @@ def test_identifiers_in_flight_are_never_reused(data: st.DataObject) -> None:
     assert len(in_flight) <= 40
 
 
-def end(outbound: Outbound) -> Outgoing | None:
-    """End a link as the peer does. Returns: the message that is set aside."""
-    guilty = outbound.take_guilty()
+def end(outbound: Outbound, *, restarted: bool = False) -> Outgoing | None:
+    """End a link as the peer does, or all of the peer. Returns: the message that is set aside."""
+    outbound.peer_ended()
     outbound.link_lost()
-    return guilty
+    return outbound.take_guilty(restarted=restarted)
 
 
 def test_after_two_ended_links_what_was_in_flight_is_sent_alone_and_only_the_guilty_one_is_set_aside() -> None:
@@ -330,3 +330,20 @@ def test_qos_0_waits_while_a_message_is_in_doubt_so_that_it_is_really_alone() ->
     assert topic == "t/0"
     outbound.acked(packet_id)
     assert [topic for topic, _, _ in send_all(outbound)] == ["q"]
+
+
+@pytest.mark.parametrize(("restarted", "ends"), [(False, 4), (True, 8)])
+def test_a_broker_that_ends_itself_is_blamed_before_the_message(restarted: bool, ends: int) -> None:
+    outbound = Outbound(_finish)
+    message, behind = outgoing(0), outgoing(1)
+    outbound.add(message)
+    blamed = []
+    while not blamed or blamed[-1] is None:
+        connect(outbound)
+        outbound.answered = True
+        assert send_all(outbound)[0][0] == "t/0"
+        blamed.append(end(outbound, restarted=restarted))
+    outbound.add(behind)
+    assert (len(blamed), blamed[-1], outbound.payload_bytes) == (ends, message, 1)
+    connect(outbound)
+    assert [topic for topic, _, _ in send_all(outbound)] == ["t/1"]

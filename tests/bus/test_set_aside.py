@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hedgerow.bus.outgoing import Outgoing
 from hedgerow.bus.packets import encode_publish_head
 from hedgerow.bus.properties import Property
 from hedgerow.bus.set_aside import messages as set_aside
+from hedgerow.bus.set_aside import restarts
 from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.testing import Mosquitto
@@ -94,6 +97,67 @@ async def test_a_broker_that_dies_again_and_again_costs_no_message(mosquitto: Mo
     assert (done, out.set_aside) == ([None] * 20, 0)
 
 
+class FallingBroker:
+    """Answers as a broker does, and ends itself, with all connections, at each of the first publishes."""
+
+    def __init__(self, port: int, falls: int) -> None:
+        self.port = port
+        self.falls = falls
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.fell = asyncio.Event()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                first = (await reader.readexactly(1))[0]
+                body = await reader.readexactly((await reader.readexactly(1))[0])  # all packets here are short
+                if first >> 4 == 1:
+                    writer.write(b"\x20\x03\x00\x00\x00")
+                elif first >> 4 == 12:
+                    writer.write(b"\xd0\x00")
+                elif first >> 4 == 3 and self.falls:
+                    self.falls -= 1
+                    self.end()
+                elif first >> 4 == 3:
+                    at = 2 + int.from_bytes(body[:2], "big")
+                    writer.write(b"\x40\x02" + body[at : at + 2])
+
+    def end(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+        self.fell.set()
+
+
+@pytest.mark.parametrize(("falls", "is_set_aside"), [(7, False), (8, True)])
+async def test_a_broker_that_falls_with_the_same_message_in_flight_is_not_taken_for_one_that_refuses_it(
+    held_port: int, eventually: Callable[..., Awaitable[None]], falls: int, is_set_aside: bool
+) -> None:
+    """It does not listen between: that tells a broker that has ended. After eight times, the message may be what ends it."""
+    broker = FallingBroker(held_port, falls)
+    await broker.start()
+    options = ClientOptions(url=f"mqtt://127.0.0.1:{broker.port}", min_backoff_s=0.001, max_backoff_s=0.002)
+    outcome: list[Exception | None] = []
+    async with Client(options, lambda _: None) as out:
+        await out.wait_connected(30)
+        out.publish("t", b"x", qos=1, done=outcome.append)
+        for _ in range(falls):
+            async with asyncio.timeout(30):
+                await broker.fell.wait()
+            await eventually(lambda: "refused" in str(out._session.last_error))
+            out._session.last_error = None
+            await broker.start()
+        await out.flush(30)
+        assert out.set_aside == is_set_aside
+    assert [type(each) for each in outcome] == [MessageSetAside if is_set_aside else type(None)]
+    broker.end()
+
+
 def test_the_folder_of_messages_set_aside_is_bounded(tmp_path: Path) -> None:
     publish = Outgoing(encode_publish_head("t", 1, qos=1), b"x", None)
     kept = [set_aside.keep(tmp_path, publish, BusError("closed", remedy="-")) for _ in range(105)]
@@ -102,3 +166,38 @@ def test_the_folder_of_messages_set_aside_is_bounded(tmp_path: Path) -> None:
     assert set_aside.count(tmp_path) == 100
     assert set_aside.keep(tmp_path / "0" / "1", publish, BusError("closed", remedy="-")) is not None
     assert set_aside.keep(None, publish, BusError("closed", remedy="-")) is None
+
+
+URL = "mqtt://h"
+
+
+@pytest.mark.parametrize(
+    ("others", "refused_at", "is_restart"),
+    [
+        ([], 0.0, False),
+        ([], 10.05, True),
+        ([], 9.0, False),
+        ([(5.0, None)], 0.0, False),
+        ([(5.0, 10.1)], 0.0, True),
+        ([(5.0, 9.9)], 0.0, True),
+        ([(5.0, 9.0)], 0.0, False),
+        ([(5.0, 10.1), (5.0, None)], 0.0, False),
+        ([(5.0, 10.9)], 0.0, False),
+        ([(10.3, None)], 0.0, True),
+        ([(10.3, None), (5.0, 7.0)], 0.0, True),
+    ],
+)
+def test_a_broker_has_ended_if_it_is_not_there_or_no_link_lived_on(
+    others: list[tuple[float, float | None]], refused_at: float, is_restart: bool
+) -> None:
+    """The link in question ends at 10.0."""
+    for number, (up, ended) in enumerate([(5.0, 10.0), *others]):
+        restarts.link_up(URL, number, up)
+        if ended is not None:
+            restarts.link_ended(URL, number, ended)
+    if refused_at:
+        restarts.connection_failed(URL, ConnectionRefusedError(111, "refused"), refused_at)
+    assert restarts.restarted(URL, 0, 10.0) is is_restart
+    for number in range(len(others) + 1):
+        restarts.session_left(URL, number)
+    assert URL not in restarts._brokers

@@ -93,7 +93,7 @@ async def test_results_acknowledgements_and_pings_pass_through_another_broker(de
     )
     service = deployment.out / "north/service/region.yaml"
     service.write_text(
-        service.read_text().replace("  url: mqtts", "  username: service@localhost\n  password: x\n  url: mqtts")
+        service.read_text().replace("  url: mqtts", "  username: service@localhost\n  password: unused\n  url: mqtts")
         + "ping: {every_s: 1}\n"
     )
     (deployment.folder / "state/north/region").mkdir(parents=True)

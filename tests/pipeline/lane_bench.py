@@ -62,7 +62,7 @@ class LaneBench:
     async def __aenter__(self) -> Self:
         source, sink = self.source, self.sink
         self.settler = Settler(source, sink, self.tally, self.on_event, self._wake, None)  # type: ignore[arg-type]
-        self.intake = Intake(self.built, self.settler, self.tally)
+        self.intake = Intake(self.built, self.settler, self.tally, self.on_event)
         self.dispatcher = Dispatcher(self.built, self.intake, self.settler, self.tally, self.on_event)
         self.dispatcher.use(self.built)
         return self

@@ -98,7 +98,7 @@ def test_an_envelope_cannot_change_the_stream_after_the_stream_key_was_determine
     received = message(pack_envelope(b"x", content_type="text/csv", stream="any"), content_type=ENVELOPE)
     maker, key = FrameMaker(config()), StreamKey(config(stream={"by": "level", "level": 1}))(received)
 
-    assert maker.complete(bare(maker, received, stream=key), received).stream == key == "line3"
+    assert maker.complete(bare(maker, received, stream=key), received).stream == key == "plant/line3"
 
 
 def test_an_envelope_can_be_sent_over_mqtt_3() -> None:

@@ -246,6 +246,33 @@ def test_a_sensor_without_subscribers_is_a_warning(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("sends", "pipeline", "may_invent"),
+    [
+        ("plant/s1/door", "{subscribe: plant/#, stages: [parse]}", False),
+        ("plant/s1/#", "{subscribe: plant/+/door, stages: [parse]}", False),
+        ("plant/s1/#", "{subscribe: plant/+, stages: [parse]}", False),
+        ("plant/s1/#", "{subscribe: plant/+/+, stages: [parse]}", True),
+        ("plant/s1/#", "{subscribe: plant/+/+, stages: [parse], stream: {by: level, level: 1}}", False),
+        ("plant/s1/#", "{subscribe: plant/+/+, stages: [parse], stream: {by: level, level: 2}}", True),
+        ("plant/+/door", "{subscribe: plant/+/door, stages: [parse], stream: {by: level, level: 1}}", True),
+        ("plant/+/door", "{subscribe: plant/+/door, stages: [parse], stream: {by: level, level: 0}}", False),
+        ("plant/+/door", "{subscribe: [plant/1/door, plant/2/door], stages: [parse]}", False),
+        ("plant/#", "{subscribe: plant/+/door, stages: [parse]}", True),
+    ],
+)
+def test_a_sensor_that_may_invent_streams_is_a_remark(
+    sends: str, pipeline: str, may_invent: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "base.yaml").write_text(BASE + f"\n  free: {pipeline}\n")
+    path = tmp_path / "topology.yaml"
+    path.write_text(GOOD + f"sensors: {{cam: ['{sends}']}}\n")
+    loaded = load(path)
+
+    found = [text for text in check.remarks(loaded.topology, loaded.nodes) if "may invent" in text]
+    assert any("sensor cam" in text and sends in text and "free" in text for text in found) is may_invent
+
+
 def test_model_files_are_copied_beside_the_nodes_that_run_them(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "m.onnx").write_bytes(b"model")

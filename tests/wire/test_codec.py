@@ -198,6 +198,26 @@ def test_an_invalid_time_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["0", "-0", "0.0", "1e-320", "-1e-5", "1970-01-01T00:00:00Z", "1970-01-01T01:00:00+01:00"]
+)
+def test_the_time_of_a_clock_that_is_not_set_is_refused(text: str) -> None:
+    """0 stands for no time in a frame, so stages would take the frame for one without a time."""
+    with pytest.raises(FrameError, match="clock is not set") as caught:
+        codec.timestamp(text)
+    assert caught.value.code == "bad-time"
+    assert codec.timestamp("0.001") == 0.001
+
+
+@pytest.mark.parametrize("unset", [0, 0.0, -0.0, 5e-324])
+def test_an_envelope_without_a_time_keeps_that_of_the_arrival_but_one_with_0_is_refused(unset: float) -> None:
+    outer = Frame(codec.pack_envelope(b"x", content_type="a", captured_at=unset), captured_at=7.0)
+    assert code_of(codec.open_envelope, outer) == "bad-time"
+    for arrival in (0.0, 7.0):
+        outer = Frame(codec.pack_envelope(b"x", content_type="a"), captured_at=arrival)
+        assert codec.open_envelope(outer).captured_at == arrival
+
+
+@pytest.mark.parametrize(
     ("text", "unit", "seconds"),
     [
         ("1700000000123", "milliseconds", "1700000000.123"),
@@ -225,7 +245,7 @@ def test_any_text_is_parsed_as_a_time_or_refused(text: str) -> None:
     payload=st.binary(),
     id=st.none() | st.text(min_size=1).filter(lambda text: refusal(text) is None),
     stream=st.none() | st.text(min_size=1),
-    captured_at=st.none() | st.floats(-1e10, 1e10),
+    captured_at=st.none() | st.floats(-1e10, 1e10).filter(lambda at: abs(at) >= 0.001),
     sequence=st.none() | st.integers(0, 2**63),
 )
 def test_an_envelope_round_trips(

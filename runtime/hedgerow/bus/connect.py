@@ -96,7 +96,7 @@ class ClientOptions:
     def read_password(self) -> str | None:
         """Return the password; a password file is read again each time.
 
-        Raises: ConfigError: it cannot be read.
+        Raises: ConfigError: it cannot be read, or is too short.
         """
         password = self.password if self.password_file is None else self._password_in(self.password_file)
         if password is not None:

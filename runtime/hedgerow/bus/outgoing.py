@@ -7,7 +7,8 @@ Rules:
   broker still has the session (MQTT-4.4.0-1), as new if not. Delivery is at least once; nothing is lost.
 - A broker may end the link over one message, each time it is resent, and nothing behind it would ever get through. So what was
   in flight when the peer ended two links is *in doubt*: it is sent alone, in its order, on a link that has just answered. If
-  that link ends too, twice, the message is set aside.
+  that link ends too, twice, the message is set aside. Where the broker itself ended each time, that is more likely the broker's
+  own fault, so such a message is set aside only after many more.
 
 Pure: no clock, no link.
 """
@@ -27,6 +28,7 @@ MAX_PUBLISH_ID: Final = 65_000
 
 _ENDS_UNTIL_DOUBT: Final = 2
 _ENDS_ALONE: Final = 2
+_RESTARTS_ALONE: Final = 6
 
 Done = Callable[[Exception | None], None]
 """Called once: with None when the broker has the message, else with the error."""
@@ -35,13 +37,14 @@ Done = Callable[[Exception | None], None]
 class Outgoing:
     """An unfinished publish: QoS 0 not written, or QoS 1 not acknowledged."""
 
-    __slots__ = ("done", "ends", "head", "payload")
+    __slots__ = ("done", "ends", "head", "payload", "restarts")
 
     def __init__(self, head: bytes, payload: bytes | memoryview, done: Done | None) -> None:
         self.head = head  # the packet before its payload, with packet identifier 0
         self.payload = payload
         self.done = done
-        self.ends = 0  # links that the peer ended with this in flight
+        self.ends = 0  # links that the peer ended with this in flight, and went on
+        self.restarts = 0  # likewise, when it ended itself
 
     @property
     def topic(self) -> str:
@@ -59,7 +62,7 @@ class Outgoing:
     @property
     def in_doubt(self) -> bool:
         """Whether the peer may have ended links over it."""
-        return self.ends >= _ENDS_UNTIL_DOUBT
+        return self.ends + self.restarts >= _ENDS_UNTIL_DOUBT
 
 
 class Outbound:
@@ -84,6 +87,8 @@ class Outbound:
         self.max_packet_bytes = 0
         self.answered = False
         self._alone: Outgoing | None = None  # in flight, in doubt
+        self._ended: list[Outgoing] = []  # in flight when the peer ended the last link
+        self._ended_alone = False
         self._dup = False
         self._next_id = 0
 
@@ -117,17 +122,28 @@ class Outbound:
         self._dup = session_present
         self.answered = False
 
-    def take_guilty(self) -> Outgoing | None:
-        """Call it when the peer has ended the link, before `link_lost`: what was in flight may be the reason.
+    def peer_ended(self) -> None:
+        """Call it when the peer has ended the link, before `link_lost`: what was in flight may be the reason."""
+        self._ended = list(self._in_flight.values())
+        self._ended_alone = self._alone is not None
 
-        Returns: the message that certainly is, removed from the queue; usually None.
+    def take_guilty(self, *, restarted: bool) -> Outgoing | None:
+        """Call it on the next link, before `link_up`, when it is known whether the peer itself had ended.
+
+        Returns: the message over which it certainly ended the link, removed from the queue; usually None.
         """
-        for publish in self._in_flight.values():
-            publish.ends += 1
-        guilty = self._alone
-        if guilty is None or guilty.ends < _ENDS_UNTIL_DOUBT + _ENDS_ALONE:
+        ended, self._ended = self._ended, []
+        for publish in ended:
+            publish.ends += not restarted
+            publish.restarts += restarted
+        if not self._ended_alone or not ended:
             return None
-        self._in_flight.clear()
+        (guilty,) = ended
+        if guilty.ends < _ENDS_UNTIL_DOUBT + _ENDS_ALONE and guilty.ends + guilty.restarts < (
+            _ENDS_UNTIL_DOUBT + _RESTARTS_ALONE
+        ):
+            return None
+        self._to_resend = deque(entry for entry in self._to_resend if entry[1] is not guilty)
         self.payload_bytes -= len(guilty.payload)
         return guilty
 
@@ -200,6 +216,7 @@ class Outbound:
         self._in_flight.clear()
         self._to_resend.clear()
         self._queued.clear()
+        self._ended.clear()
         self._alone = None
         self.payload_bytes = 0
         return publishes

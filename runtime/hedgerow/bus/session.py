@@ -56,6 +56,7 @@ from hedgerow.bus.packets import (
     reason_name,
 )
 from hedgerow.bus.properties import MalformedPacket, Property
+from hedgerow.bus.set_aside import restarts
 from hedgerow.bus.set_aside.messages import MessageSetAside, keep
 from hedgerow.bus.subscriptions import Refused, Subscriptions
 from hedgerow.errors import BusError, HedgerowError
@@ -119,6 +120,7 @@ class MqttSession:
         self.lost = 0
         self.password: str | None = None
         self._link_lost_at = 0.0
+        self._ended_over: HedgerowError | None = None  # why the broker ended the last link
         self._lowered: set[str] = set()
         self._refusal_logged_at = -_REFUSAL_LOG_INTERVAL_S
         self._client_id = options.client_id
@@ -159,6 +161,7 @@ class MqttSession:
         finally:
             self._report_state(False, reason, "")
             await tasks.cancel(task)  # aborts a link that is still up or being opened
+            restarts.session_left(self.options.url, id(self))
 
     async def renew(self) -> None:
         """Replace the link without losing or repeating messages.
@@ -184,6 +187,7 @@ class MqttSession:
             try:
                 again = await self._run_link()
             except HedgerowError as error:
+                restarts.connection_failed(self.options.url, error.__cause__, time.monotonic())
                 self._failed(await self._explained(error))
             except Exception as error:  # whatever happens, reconnect
                 log.exception("bus-failed")
@@ -336,11 +340,13 @@ class MqttSession:
         self._settled.set()
         self.link = None
         self._link_lost_at = time.monotonic()
+        restarts.link_ended(self.options.url, id(self), self._link_lost_at)
         self.connected.clear()
         self.acknowledgements.link_lost()
         self.subscriptions.link_lost()
         if ended_by_peer(link.error) and self._task is not None and link is not self._renewing:
-            self._blame(self._cause(link))
+            self._ended_over = self._cause(link)
+            self.outbound.peer_ended()
         for publish in self.outbound.link_lost():
             self.finish(
                 publish,
@@ -349,9 +355,10 @@ class MqttSession:
                 ),
             )
 
-    def _blame(self, cause: HedgerowError) -> None:
-        """Set aside the message over which the broker ended the link, once that is certain."""
-        guilty = self.outbound.take_guilty()
+    def _blame(self, cause: HedgerowError, *, session_lost: bool) -> None:
+        """Set aside the message over which the broker ended the last link, once that is certain."""
+        restarted = session_lost or restarts.restarted(self.options.url, id(self), self._link_lost_at)
+        guilty = self.outbound.take_guilty(restarted=restarted)
         if guilty is None:
             return
         self.set_aside += 1
@@ -380,6 +387,10 @@ class MqttSession:
             self._session_lost(properties.get(Property.SESSION_EXPIRY, self.options.session_expiry_s))
         if not self.links:
             self.options.mark_session()
+        cause, self._ended_over = self._ended_over, None
+        if cause is not None:
+            lost = not connack.session_present and self.options.session_expiry_s > 0
+            self._blame(cause, session_lost=lost)
         self.outbound.link_up(
             session_present=connack.session_present,
             receive_maximum=properties.get(Property.RECEIVE_MAXIMUM, 65_535),
@@ -388,6 +399,7 @@ class MqttSession:
         self._client_id = properties.get(Property.ASSIGNED_CLIENT_ID, self._client_id)
         self.link = link
         self.links += 1
+        restarts.link_up(self.options.url, id(self), time.monotonic())
         requests = (
             self.subscriptions.reconcile()
         )  # before anything is published: this client may subscribe to its own messages

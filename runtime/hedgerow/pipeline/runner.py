@@ -77,7 +77,7 @@ class PipelineRunner:
         self._source = connect_or_move(source, former, self._receive, on_event=on_event)
         self._sink = Client(sink, _ignore, on_event=on_event)
         self._settler = Settler(self._source, self._sink, self.tally, on_event, self._wake, outbox)
-        self._intake = Intake(built, self._settler, self.tally)
+        self._intake = Intake(built, self._settler, self.tally, on_event)
         self._dispatcher = Dispatcher(built, self._intake, self._settler, self.tally, on_event)
         self._state_lock = asyncio.Lock()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hedgerow.config import NodeConfig
-from hedgerow.topics import overlap
+from hedgerow.topics import overlap, without_group
 from hedgerow.topology.model import REGION_AUTHORITY, Roles, Topology
 
 Nodes = Mapping[tuple[str, str], NodeConfig]
@@ -188,12 +188,43 @@ def remarks(topology: Topology, nodes: Nodes) -> Iterator[str]:
         for sensor, filters in topology.sensors_of(site).items():
             if not any(overlap(one, other) for one in filters for other in read):
                 yield f"{site}: no pipeline subscribes to what sensor {sensor} sends ({', '.join(filters)})"
+            yield from _inventions(site, sensor, filters, [nodes[site, node] for node in place.nodes])
         sent = [one for filters in topology.sensors_of(site).values() for one in filters]
         for node in place.nodes:
             for name, pipeline in nodes[site, node].pipelines.items():
                 own = [one for one in pipeline.subscribe if not one.startswith("hedgerow/")]
                 if own and not any(overlap(one, other) for one in own for other in sent):
                     yield f"{site}: no sensor may send what pipeline {name} of {node} subscribes to ({', '.join(own)})"
+
+
+def _inventions(site: str, sensor: str, filters: Iterable[str], configs: Iterable[NodeConfig]) -> Iterator[str]:
+    """Yield filters with which a sensor can invent streams, or write into those of others."""
+    pipelines = {name: pipeline for config in configs for name, pipeline in config.pipelines.items()}
+    for filter_ in filters:
+        open_to = []
+        for name, pipeline in pipelines.items():
+            fixed = (pipeline.stream.level or 0) + 1 if pipeline.stream.by == "level" else 0
+            free = [_first_free_level(filter_, without_group(one)) for one in pipeline.subscribe]
+            if any(level is not None and (not fixed or level < fixed) for level in free):
+                open_to.append(name)
+        if open_to:
+            yield (
+                f"{site}: sensor {sensor} may invent topics below {filter_!r}, and with each a stream of {', '.join(sorted(open_to))}; "
+                "where others send below it too, it can write into theirs. List its topics instead; or let it fix the first "
+                "levels, and tell streams apart by the last of these: `stream: {by: level, level: …}`"
+            )
+
+
+def _first_free_level(one: str, other: str) -> int | None:
+    """Return the first level at which both filters match anything; None: they have at most one topic in common."""
+    if not overlap(one, other):
+        return None
+    left, right = one.split("/"), other.split("/")
+    for position in range(max(len(left), len(right))):
+        levels = [each[position] if position < len(each) else each[-1].strip("+") for each in (left, right)]
+        if all(level in ("+", "#") for level in levels):
+            return position
+    return None
 
 
 def subscriptions(config: NodeConfig) -> list[str]:

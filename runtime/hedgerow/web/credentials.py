@@ -55,7 +55,7 @@ def authorization_from(file: Path | None, host: str) -> str:
     Args:
         file: `USER:PASSWORD`, a token, or Docker's `config.json`.
         host: HOST[:PORT] of the server, for Docker's file.
-    Raises: ConfigError: the file cannot be read.
+    Raises: ConfigError: the file cannot be read, or what it has is too short.
     """
     if file is None:
         return ""

@@ -101,7 +101,7 @@ def is_plain(text: str) -> bool:
 def timestamp(text: str) -> float:
     """Parse RFC 3339 (`2026-05-04T12:00:00Z`), or a number of Unix seconds, into Unix seconds.
 
-    Raises: FrameError: it is neither.
+    Raises: FrameError: it is neither; or it is 0, which is the time of a clock that is not set.
     """
     if COMPACT_DATE.fullmatch(text):
         raise FrameError(f"{text!r} is a date without an offset from UTC", code="bad-time", remedy=_TIME_REMEDY)
@@ -119,6 +119,12 @@ def timestamp(text: str) -> float:
             raise FrameError(
                 f"{text[:40]!r} is a time without an offset from UTC", code="bad-time", remedy=_TIME_REMEDY
             ) from None
+    if abs(value) < _UNSET_S:  # 0 stands for no time in a frame
+        raise FrameError(
+            f"{text[:40]!r} is the beginning of 1970: the sender's clock is not set",
+            code="bad-time",
+            remedy="Set the sensor's clock; or let it send no time, and the node takes that of the frame's arrival.",
+        )
     if abs(value) < _SECONDS_END:
         return value
     unit, divisor = next(((unit, size) for unit, size in _FINER if abs(value) < _SECONDS_END * size), ("", 0.0))
@@ -132,6 +138,7 @@ def timestamp(text: str) -> float:
 
 
 _TIME_REMEDY: Final = "Use RFC 3339 with an offset, or Unix seconds."
+_UNSET_S: Final = 0.001
 _SECONDS_END: Final = 1e11
 """Seconds up to here reach the year 5138; milliseconds from here on begin in 1973."""
 _FINER: Final = (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
@@ -192,7 +199,7 @@ def open_envelope(frame: Frame) -> Frame:
     opened = frame.with_payload(body["payload"], mime(stated))
     opened.meta = stated_meta(stated)
     opened.id = accepted("envelope's id", body.get("id") or frame.id, if_long="bad-envelope")
-    opened.captured_at = timestamp(str(body.get("captured_at", frame.captured_at)))
+    opened.captured_at = timestamp(str(body["captured_at"])) if "captured_at" in body else frame.captured_at
     opened.sequence = body.get("sequence", frame.sequence)
     opened.traceparent = body.get("traceparent", frame.traceparent)
     return opened

@@ -123,7 +123,7 @@ async def test_an_unsigned_document_changes_only_what_the_file_allows(owner: Own
             assert reported.error.code == code
             assert node.config is before
         assert len(site.events("desired-not-carried-out")) == len(UNSIGNED)
-        allowed = {"p": {"batch": 3, "queue": {"max_frames": 9}, "stages": {"trial": {"level": 0.7}}}}
+        allowed = {"p": {"batch": 3, "queue": {"max_frames": 9000}, "stages": {"trial": {"level": 0.7}}}}
         await owner.desire(99, pipelines=allowed)
         assert node.config.pipelines["p"].batch == 3
         assert node.config.pipelines["p"].stages[0].config == {"level": 0.7}
@@ -143,8 +143,9 @@ async def test_a_pipeline_that_a_document_stops_loses_no_frame(owner: Owner) -> 
 
 
 async def test_what_the_setting_allows_is_as_before(owner: Owner) -> None:
-    async with fleet_node(owner, unsigned_pipelines=True) as node:
-        await owner.desire(1, pipelines={"mine": owner.site.pipeline(), "p": {"receive_maximum": 9}})
+    async with fleet_node(owner, unsigned_pipelines=True, keep_running=["p"]) as node:
+        await owner.desire(1, "rejected", pipelines={"p": None})
+        await owner.desire(2, pipelines={"mine": owner.site.pipeline(), "p": {"receive_maximum": 9}})
         assert sorted(node.runners) == ["mine", "p"]
         assert node.config.pipelines["p"].receive_maximum == 9
 
@@ -185,6 +186,32 @@ async def test_signed_pipelines_run_with_their_files_also_without_the_region(own
         assert owner.reported.error is not None
         assert owner.reported.error.code == "signed-pipelines-off"
         assert sorted(node.runners) == ["p"]
+
+
+async def test_signed_pipelines_neither_replace_nor_end_what_must_keep_running(owner: Owner) -> None:
+    site = owner.site
+    replacing = owner.publish({"p": reads(site)}, "1.0.0", labels="x")
+    new = owner.publish({"new": reads(site)}, "2.0.0", labels="x")
+    other = owner.publish({"other": reads(site)}, "3.0.0", labels="x")
+    async with fleet_node(owner, signed_pipelines=True, keep_running=["p", "new"]) as node:
+        for generation, (ref, state) in enumerate(
+            [(replacing, "rejected"), (new, "succeeded"), (other, "rejected"), (None, "rejected"), (new, "succeeded")],
+            1,
+        ):
+            reported = await owner.desire(generation, state, **({} if ref is None else {"signed_pipelines": ref}))
+            if state == "rejected":
+                assert reported.error is not None
+                assert reported.error.code == "must-keep-running"
+        assert sorted(node.runners) == ["new", "p"]
+        await site.frame(1)
+        await site.wait_results(1)
+
+    async with fleet_node(owner, signed_pipelines=True, signed_may_stop=True, keep_running=["p", "new"]) as node:
+        await owner.desire(6, signed_pipelines=replacing)
+        assert sorted(node.runners) == ["p"]
+        assert node.config.pipelines["p"].folder is not None
+    async with fleet_node(owner, signed_pipelines=True, keep_running=["p"]) as node:  # the file no longer allows it
+        assert node.config.pipelines["p"].folder is None
 
 
 async def test_signed_pipelines_change_with_their_files(owner: Owner) -> None:

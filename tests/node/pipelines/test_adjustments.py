@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from hedgerow.config import NodeConfig
 from hedgerow.node.pipelines.adjustments import MOST_CHANGES, AdjustmentRefused, adjusted, nested
@@ -80,7 +81,10 @@ def test_a_setting_may_go_as_far_as_the_file(fields: dict[str, Any], path: str, 
         ({"keep_running": ["p"]}, "queue.max_age_s", (), (5,)),
         ({"keep_running": ["p"]}, "queue.deadline_s", (), (5,)),
         ({"keep_running": ["p"]}, "queue.max_rate_per_stream", (), (5,)),
-        ({"keep_running": ["p"]}, "queue.max_frames", (5,), ()),
+        ({"keep_running": ["p"]}, "queue.policy", (), ("fifo", "latest")),
+        ({"keep_running": ["p"]}, "queue.max_frames", (4096, 5000), (1, 4095)),
+        ({"keep_running": ["p"]}, "queue.max_frames_per_stream", (8, 9), (1, 7)),
+        ({"keep_running": ["p"]}, "queue.max_bytes", (256 * MIB, 257 * MIB), (32 * MIB, 256 * MIB - 1)),
     ],
 )  # fmt: skip
 def test_the_file_narrows_what_is_allowed(
@@ -97,6 +101,35 @@ def test_the_file_narrows_what_is_allowed(
 def test_what_drops_frames_is_fixed_where_results_are_durable(path: str) -> None:
     with pytest.raises(AdjustmentRefused, match="cannot be changed from outside"):
         adjusted(node(publish={"durable": True}), {"p": {path: 5}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "remote"), [({"publish": {"durable": True}}, {}), ({}, {"keep_running": ["p"]})], ids=["durable", "kept"]
+)
+def test_no_frame_is_dropped_for_less_room_than_the_file_gives(fields: dict[str, Any], remote: dict[str, Any]) -> None:
+    file = node(remote, queue={"max_frames": 100, "max_frames_per_stream": 10}, **fields)
+    for change in ({"max_frames": 99}, {"max_frames_per_stream": 9}, {"max_frames": 1, "max_frames_per_stream": 1}):
+        with pytest.raises(AdjustmentRefused, match="as in the node's file") as caught:
+            adjusted(file, {"p": {"queue": change}})
+        assert "QoS 0 frames would be dropped" in caught.value.remedy
+    adjusted(file, {"p": {"queue": {"max_frames": 100, "max_frames_per_stream": 10}}})
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"queue.policy": {"min": 1}}, "has neither `min` nor `max`"),
+        ({"queue.policy": {}}, "has neither `min` nor `max`"),
+        ({"batch": {}}, "has neither `min` nor `max`"),
+        ({"queue.max_age_s": {"max": 0}}, "can never be 0 or less"),
+        ({"queue.max_frames": {"min": -5, "max": -1}}, "can never be -1 or less"),
+        ({"batch": {"min": "fixed"}}, "valid number"),
+        ({"batch": {"min": float("nan")}}, "finite number"),
+    ],
+)
+def test_a_limit_that_limits_nothing_is_refused(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        node({"limits": limits})
 
 
 def test_null_means_as_in_the_file() -> None:

@@ -198,6 +198,16 @@ class Stuck(Stage[StageConfig]):
         return frame
 
 
+class Stepped(Trial):
+    """Waits for a turn before each frame: a slow stage, counted in turns instead of seconds."""
+
+    turns: ClassVar[threading.Semaphore] = threading.Semaphore(0)
+
+    def process(self, frame: Frame) -> Any:
+        self.turns.acquire()
+        return super().process(frame)
+
+
 class BadSetup(Stage[StageConfig]):
     """Fails to set up."""
 

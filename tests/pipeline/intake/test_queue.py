@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -46,6 +47,36 @@ def test_with_latest_the_newest_frame_replaces_the_oldest_of_its_stream() -> Non
 
     assert [(item.number, reason) for item, reason in shed] == [(0, "superseded"), (1, "superseded")]
     assert [item.number for item in waiting.take(10, 0)[0]] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("policy", "streams", "left", "why"),
+    [
+        ("latest", ["a"] * 6, [3, 4, 5], {"superseded": 3}),
+        ("fifo", ["a"] * 6, [0, 1, 2], {"queue-full": 3}),
+        ("latest", ["t#a", "t#b", "t#c", "t#d", "t#e", "t#a"], [1, 2, 5], {"queue-full": 2, "superseded": 1}),
+        ("fifo", ["t#a", "t#b", "t#c", "t#d", "t#e", "t#a"], [0, 1, 2], {"queue-full": 3}),
+    ],
+)
+def test_qos_1_frames_of_one_topic_above_their_limit_are_shed_and_counted(
+    policy: str, streams: list[str], left: list[int], why: dict[str, int]
+) -> None:
+    waiting = queue(policy=policy, max_qos1_frames_per_topic=3)
+    shed = fill(waiting, *(Item(stream, number, durable=True) for number, stream in enumerate(streams)))
+    assert fill(waiting, *(Item("b", number, durable=True) for number in range(3))) == []
+
+    assert reasons(shed) == why
+    kept = [item for item in waiting.drain() if item.stream != "b"]
+    assert sorted(item.number for item in kept) == left
+    assert not waiting.has_ready
+    assert (len(waiting), waiting.bytes) == (0, 0)
+
+
+def test_the_largest_of_a_queue_is_a_stream_or_a_topic_that_names_its_streams() -> None:
+    waiting = queue()
+    assert waiting.largest() == ("", 0)
+    fill(waiting, *(Item(f"t#{number}", durable=True) for number in range(4)), *(Item("a") for _ in range(3)))
+    assert waiting.largest() == ("t", 4)
 
 
 def test_streams_that_a_topic_names_take_one_turn_together() -> None:

@@ -74,6 +74,29 @@ def test_a_gateway_that_speaks_for_many_names_their_streams(fields: dict[str, An
 
 
 @pytest.mark.parametrize(
+    ("fields", "level", "topic", "stream"),
+    [
+        ({"subscribe": "plant/+/door"}, 1, "plant/s1/door", "s1"),
+        ({"subscribe": ["plant/+/door", "plant/#"]}, 1, "plant/s1/x/door", "s1"),
+        ({"subscribe": "$share/g/plant/+/door"}, 1, "plant/s1/door", "s1"),
+        ({"subscribe": "#"}, 0, "plant/s1/door", "plant"),
+        ({"subscribe": "plant/+/+"}, 2, "plant/s1/s2", "plant/s1/s2"),
+        ({"subscribe": "plant/#"}, 2, "plant/s1/s2", "plant/s1/s2"),
+        ({"subscribe": "#"}, 1, "plant/s1/s2", "plant/s1"),
+        ({"subscribe": ["plant/+/door", "yard/+/door"]}, 1, "yard/s1/door", "yard/s1"),
+        ({"subscribe": "plant/+/+", "stream": {"across_topics": True}}, 2, "plant/s1/s2", "s2"),
+    ],
+)  # fmt: skip
+def test_a_level_names_a_stream_together_with_what_a_sender_could_choose_before_it(
+    fields: dict[str, Any], level: int, topic: str, stream: str
+) -> None:
+    """A sensor that may publish on plant/s1/# would otherwise write into the stream of plant/s2/s2 as plant/s1/s2."""
+    by_level = {"by": "level", "level": level, **fields.pop("stream", {})}
+
+    assert StreamKey(config(stream=by_level, **fields))(message(topic=topic)) == stream
+
+
+@pytest.mark.parametrize(
     "bad", ["\x1b]0;x\x07", "a\nb", "\x7f", "\x9b2J", "\ufffe", "\U0010ffff", "\u2028", "\u2066"], ids=ascii
 )
 @pytest.mark.parametrize("across_topics", [True, False])

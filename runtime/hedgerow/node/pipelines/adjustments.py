@@ -7,7 +7,7 @@ field policy or durability. `remote:` in the node's file narrows the limits, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final, TypeAlias, get_args
 
@@ -37,8 +37,10 @@ _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 }
 """Least and most by default, or what the node's file has, if that is further out."""
 _LARGEST: Final = 1e300
-_DROPPING: Final = ("queue.max_age_s", "queue.deadline_s", "queue.max_rate_per_stream")
-"""Settings by which acknowledged frames are dropped: fixed where results are durable, or the pipeline has to keep running."""
+_DROPPING: Final = ("queue.policy", "queue.max_age_s", "queue.deadline_s", "queue.max_rate_per_stream")
+"""Settings that decide which frames are dropped: fixed where results are durable, or the pipeline has to keep running."""
+_ROOM: Final = ("queue.max_frames_per_stream", "queue.max_frames", "queue.max_bytes")
+"""Settings by which QoS 0 frames are dropped for lack of room: there, no less than the node's file has."""
 
 
 class AdjustmentRefused(HedgerowError):
@@ -98,6 +100,27 @@ def require_may_stop(file: NodeConfig, names: list[str]) -> None:
             f"Pipeline {', '.join(kept)} has to keep running",
             code="must-keep-running",
             remedy="Only the node's own file can stop it: see its `remote: keep_running`.",
+        )
+
+
+def require_keeps_running(
+    file: NodeConfig, now: Collection[str], then: Collection[str], replaced: Collection[str]
+) -> None:
+    """Check that signed pipelines end none that has to keep running.
+
+    Args:
+        now, then: names of the pipelines before and after the change.
+        replaced: those of the node's file that signed ones replace.
+    Raises: AdjustmentRefused: one would end.
+    """
+    if file.remote.signed_may_stop:
+        return
+    ended = {name for name in file.remote.keep_running if name in replaced or (name in now and name not in then)}
+    if ended:
+        raise AdjustmentRefused(
+            f"Pipeline {', '.join(sorted(ended))} has to keep running; signed pipelines may not replace or end it",
+            code="must-keep-running",
+            remedy="Sign them under other names; or set `remote: {signed_may_stop: true}` in the node's file, which lets owners do so.",
         )
 
 
@@ -165,6 +188,19 @@ def _check_limit(file: NodeConfig, name: str, path: str, value: Any) -> None:
         low = max(low, pipeline.max_payload_bytes)
     if isinstance(own, int | float):
         low, high = min(low, own), max(high, own)
+        by = (
+            "publish: durable"
+            if pipeline.publish.durable
+            else "keep_running"
+            if name in file.remote.keep_running
+            else ""
+        )
+        if path in _ROOM and by and isinstance(value, int | float) and value < own:
+            raise AdjustmentRefused(
+                f"{where} must be at least {own:g}, as in the node's file; got {value:g}",
+                code="out-of-limits",
+                remedy=f"With less room, QoS 0 frames would be dropped, and `{by}` forbids that: change the node's file.",
+            )
     _check_range(where, value, limit, low, high)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,14 @@ from hedgerow.config import NodeConfig, PipelineConfig
 from hedgerow.configfile import merge
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.node.link.announcer import Announcer
-from hedgerow.node.pipelines.adjustments import AdjustmentRefused, Changes, adjusted, nested, require_may_stop
+from hedgerow.node.pipelines.adjustments import (
+    AdjustmentRefused,
+    Changes,
+    adjusted,
+    nested,
+    require_keeps_running,
+    require_may_stop,
+)
 from hedgerow.node.pipelines.overlay import Overlay, overlaid
 from hedgerow.node.pipelines.pipelines import Pipelines
 from hedgerow.telemetry import systemd
@@ -115,6 +122,9 @@ class LiveConfig:
 
         async with self._changing:
             effective = _changed(self.file, signed, overlay, self._adjustments)
+            now = {} if self.signed is None else self.signed.pipelines
+            then = effective.pipelines
+            require_keeps_running(self.file, now.keys(), then.keys(), _replaced(self.file, signed))
             await self._apply(effective, self.file, commit)
 
     async def adjust(self, pipeline: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -197,6 +207,11 @@ class LiveConfig:
             self._drop_overlay(CommandError("The file does not allow signed pipelines", remedy=_ALLOW_SIGNED))
             signed = None
         try:
+            require_keeps_running(file, (), (), _replaced(file, signed))
+        except AdjustmentRefused as error:
+            self._drop_overlay(error)
+            signed = None
+        try:
             _with_overlay(file, overlay)
         except HedgerowError as error:
             self._drop_overlay(error)
@@ -223,6 +238,11 @@ def _changed(file: NodeConfig, signed: SignedPipelines | None, overlay: Overlay,
     return config if signed is None else signed.added_to(config)
 
 
+def _replaced(file: NodeConfig, signed: SignedPipelines | None) -> Collection[str]:
+    """Return the pipelines of the file in whose place signed ones run."""
+    return () if signed is None else file.pipelines.keys() & signed.pipelines.keys()
+
+
 def _is_signed(pipeline: str) -> AdjustmentRefused:
     return AdjustmentRefused(
         f"Pipeline {pipeline} is signed, and runs as it was signed",
@@ -231,7 +251,10 @@ def _is_signed(pipeline: str) -> AdjustmentRefused:
 
 
 def _with_overlay(file: NodeConfig, overlay: Overlay) -> NodeConfig:
-    return overlaid(file, overlay) if file.remote.unsigned_pipelines else adjusted(file, overlay)
+    if not file.remote.unsigned_pipelines:
+        return adjusted(file, overlay)
+    require_may_stop(file, [name for name, changes in overlay.items() if changes is None])
+    return overlaid(file, overlay)
 
 
 def _warn_about_renamed_keys(file: NodeConfig) -> None:

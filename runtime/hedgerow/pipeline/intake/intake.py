@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence, Set
+from typing import Final
 
 from hedgerow.bus.message import Message
 from hedgerow.config import QueueSection
 from hedgerow.errors import FrameError, HedgerowError, internal
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
+from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, shed_reason
 from hedgerow.pipeline.frame_maker import message_error
 from hedgerow.pipeline.intake.known_streams import KnownStreams
@@ -18,6 +20,11 @@ from hedgerow.pipeline.intake.rate_limit import RateLimit
 from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import DropReason, Tally
+from hedgerow.text import visible
+
+_FULL: Final = 0.9
+"""Share of the window for QoS 1 frames from which it counts as full."""
+_FLOOD_TOLD_S: Final = 60.0
 
 
 class Intake:
@@ -27,12 +34,13 @@ class Intake:
         built: the pipeline.
         settler: settles messages that are not queued, or that make room for others.
         tally: counters of the pipeline.
+        on_event: called with events for operators.
     Attributes:
         queues: one shared by all lanes, or one per lane where each stream is pinned to a lane.
         stopping: drop new messages instead of queueing them.
     """
 
-    def __init__(self, built: BuiltPipeline, settler: Settler, tally: Tally) -> None:
+    def __init__(self, built: BuiltPipeline, settler: Settler, tally: Tally, on_event: EventSink) -> None:
         self.stopping = False
         self.queues: tuple[FrameQueue[Delivery], ...] = tuple(
             FrameQueue(built.config.queue) for _ in range(built.lanes if built.pinned else 1)
@@ -42,6 +50,9 @@ class Intake:
         self._streams = KnownStreams()
         self._placement = Placement(len(self.queues))
         self._rate = RateLimit()
+        self._topic_rate = RateLimit()
+        self._on_event = on_event
+        self._floods_at: float | None = None  # when it was last told
         self.use(built)
 
     def use(self, built: BuiltPipeline) -> None:
@@ -80,6 +91,7 @@ class Intake:
         tally.received += len(messages)
         max_age_s, deadline_s = built.config.queue.max_age_s, built.config.queue.deadline_s
         per_s, admits = built.config.queue.max_rate_per_stream, self._rate.admits
+        topic_per_s, topic_admits = built.config.queue.max_rate_per_topic, self._topic_rate.admits
         number_of, most = self._streams.next_number, built.config.stream.max_streams
         for message in messages:
             tally.bytes_in += len(message.payload)
@@ -105,7 +117,9 @@ class Intake:
                 self._settler.drop(delivery, DropReason.RETAINED)
             elif self.stopping:
                 self._settler.drop(delivery, shed_reason(delivery))
-            elif per_s is not None and not admits(stream, message.received_at, per_s):
+            elif (
+                topic_per_s is not None and not topic_admits(message.topic, message.received_at, topic_per_s, most)
+            ) or (per_s is not None and not admits(stream, message.received_at, per_s, most)):
                 self._settler.drop(delivery, DropReason.RATE)
             else:
                 queue = queues[self._placement(stream)] if len(queues) > 1 else queues[0]
@@ -120,10 +134,30 @@ class Intake:
         for queue in self.queues:
             for delivery, reason in queue.expire(now):
                 self._settler.drop(delivery, reason)
-        if self._rate:
-            self._rate.sweep(now)
+        for rate in (self._rate, self._topic_rate):
+            if rate:
+                rate.sweep(now)
+        self._report_flood(now)
         if len(self._placement) > len(self._streams):
             self._placement.sweep(self._streams.names, lambda stream, lane: self.queues[lane].holds(stream))
+
+    def _report_flood(self, now: float) -> None:
+        """Tell, once a minute, if one topic fills the window for QoS 1 frames, so that the broker holds back all others."""
+        window = self._built.config.receive_maximum
+        if len(self._streams) < 2 or (self._floods_at is not None and now < self._floods_at + _FLOOD_TOLD_S):
+            return
+        for queue in self.queues:
+            if len(queue) < window * _FULL:
+                continue
+            topic, frames = queue.largest()
+            if frames > window / 2:
+                self._floods_at = now
+                remedy = (
+                    "Let it send less; or set `queue: {max_rate_per_topic: …}` or `{max_qos1_frames_per_topic: …}`, which drop "
+                    "and count what is above them. Frames of other topics wait behind it at the broker meanwhile."
+                )
+                self._on_event("topic-floods", {"topic": visible(topic), "waiting": frames, "remedy": remedy})
+                return
 
     def drop_queued(self) -> None:
         """Drop every queued frame."""

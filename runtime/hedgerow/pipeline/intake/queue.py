@@ -6,7 +6,8 @@ Rules:
 - Streams take turns, so a noisy stream does not delay the others. Those that a topic names itself (`TOPIC#NAME`, see
   `StreamKey`) take one turn together, and have half of the queue at most: a sensor can invent names without end.
 - Every shed item is returned with its reason.
-- Durable items are never shed, since Receive Maximum bounds them at the broker; they can only expire.
+- Durable items are not shed, since Receive Maximum bounds them at the broker; they only expire. Those above
+  `max_qos1_frames_per_topic` are, because the broker holds back everybody's for them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class QueueItem(Protocol):
 
     @property
     def durable(self) -> bool:
-        """Whether the item must not be shed when the queue is full."""
+        """Whether the item is not to be shed when the queue is full."""
         ...
 
 
@@ -107,6 +108,11 @@ class FrameQueue(Generic[T]):
         """Number of streams from which an item can be taken now."""
         return len(self._ready) + sum(len(namer.behind) for namer in self._namers.values())
 
+    def largest(self) -> tuple[str, int]:
+        """Return the stream, or the topic that names its streams, with the most items, and how many; for rare use."""
+        held = {name.partition("#")[0]: self._held(stream) for name, stream in self._streams.items()}
+        return max(held.items(), key=lambda entry: entry[1], default=("", 0))
+
     def holds(self, stream: str) -> bool:
         """Whether items of a stream are queued or being processed."""
         return stream in self._streams
@@ -132,6 +138,13 @@ class FrameQueue(Generic[T]):
                     self._remove_if_empty(item.stream, stream)
                     return [*shed, (item, DropReason.QUEUE_FULL)]
                 shed.append((victim, DropReason.QUEUE_FULL))
+        elif limits.max_qos1_frames_per_topic is not None and self._held(stream) >= limits.max_qos1_frames_per_topic:
+            if limits.policy == "fifo" or not stream.items:
+                self._remove_if_empty(item.stream, stream)
+                return [(item, DropReason.QUEUE_FULL)]
+            oldest = stream.items.popleft()
+            self._account(stream, -1, -oldest.size)
+            shed.append((oldest, DropReason.SUPERSEDED))
         stream.items.append(item)
         self._account(stream, 1, item.size)
         if not stream.listed and not stream.busy:
@@ -262,6 +275,11 @@ class FrameQueue(Generic[T]):
         if stream.namer is not None:
             stream.namer.count += count
             stream.namer.bytes += size
+
+    @staticmethod
+    def _held(stream: _Stream[T]) -> int:
+        """Return the items of a stream, or of all streams of its topic if that names them."""
+        return len(stream.items) if stream.namer is None else stream.namer.count
 
     def _has_its_half(self, stream: _Stream[T], item: T) -> bool:
         namer, limits = stream.namer, self.limits

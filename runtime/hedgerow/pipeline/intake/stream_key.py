@@ -32,6 +32,10 @@ class StreamKey:
     A broker decides who may publish on a topic; nobody decides what a payload names. So a stream that a payload names belongs
     to the topic it came on: it is `TOPIC#NAME`, which no other topic can be, nor lead to (`#` is in no topic's name). Only if
     the pipeline has a single topic, or `across_topics` allows it, it is `NAME`.
+
+    Nor does a level alone say whose it is, if those before it may differ: a sensor that may publish on `plant/s1/#` would name
+    the stream of `plant/s2/door` as `plant/s1/door`. So the levels before it belong to the name, unless they are the same in all
+    topics of the pipeline, or `across_topics` allows it.
     """
 
     def __init__(self, config: PipelineConfig) -> None:
@@ -40,6 +44,8 @@ class StreamKey:
         self._field = config.stream.field or ""
         self._content_type = mime(config.content_type or "")
         self._across_topics = config.stream.across_topics or single_topic(config.subscribe)
+        bare = config.stream.across_topics or _begin_alike(config.subscribe, self._level)
+        self._first_level = self._level if bare else 0
 
     def __call__(self, message: Message) -> str:
         """Return the stream of a message.
@@ -56,7 +62,7 @@ class StreamKey:
             levels = message.topic.split("/")
             if self._level >= len(levels):
                 raise FrameError(f"{message.topic!r} has no level {self._level}", code="no-stream-key")
-            return levels[self._level]
+            return "/".join(levels[self._first_level : self._level + 1])
         kind = mime(message.properties.content_type or "") or self._content_type
         find = _msgpack_field if "msgpack" in kind else _json_field
         key = find(message.payload, self._field)
@@ -73,6 +79,12 @@ def single_topic(filters: Sequence[str]) -> bool:
     """Whether filters match no more than one topic."""
     topics = {without_group(each) for each in filters}
     return len(topics) == 1 and not any("+" in each or "#" in each for each in topics)
+
+
+def _begin_alike(filters: Sequence[str], levels: int) -> bool:
+    """Whether all topics that filters match have the same first levels."""
+    beginnings = {tuple(without_group(each).split("/")[:levels]) for each in filters}
+    return len(beginnings) == 1 and not any(level in ("+", "#") for level in next(iter(beginnings)))
 
 
 def _json_field(payload: Buffer, name: str) -> str | None:
