@@ -54,8 +54,6 @@ MAX_WAITING: Final = 2000
 """Lists of messages waiting for the store, above which health reports are dropped; the broker holds everything else."""
 MAX_WAITING_BYTES: Final = 128 << 20
 """The same, in bytes of their payloads."""
-_QUICK_BYTES: Final = 1024
-"""Reading a payload up to this size takes too little time to measure it."""
 _BEAT_EVERY_S: Final = 1.0
 _HUNG_AFTER_S: Final = 30.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
@@ -205,11 +203,8 @@ class Collector:
             self._writer.submit(WriteRequest(records, accepted))
 
     def _decode(self, message: Message, now: float, clock: float) -> StoreRecord:
-        names = self.config.quotas.names_per_report
-        if len(message.payload) <= _QUICK_BYTES:
-            return decode_message(message, self._region, now, names)
         began = time.thread_time()  # other load on the machine is not the site's fault
-        record = decode_message(message, self._region, now, names)
+        record = decode_message(message, self._region, now, self.config.quotas.names_per_report)
         self._rates.charge(message.topic, time.thread_time() - began, clock)
         return record
 
@@ -218,7 +213,7 @@ class Collector:
 
     def _record_refused(self) -> None:
         for site, count in self._rates.take_refused().items():
-            detail = f"more than {self._rates.per_s:g} messages per second, or half as many of one node, or they take too long to read"
+            detail = f"more than {self._rates.per_s:g} messages per second, or one node more than its site leaves, or they take too long to read"
             self._writer.submit(
                 WriteRequest([RefusedRecord(None, 0, time.time(), True, site, REASON, detail, count)], [])
             )
@@ -238,6 +233,7 @@ class Collector:
         if report.statuses is not None:
             counts.statuses = report.statuses
         if report.opened is not None:
+            self._rates.know(report.opened, time.monotonic())
             self._store_opened.set()
             if self._pinger is not None:
                 self._pinger.add(report.opened, at_once=False)
@@ -253,8 +249,10 @@ class Collector:
                 self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
             for (site, reason), count in outcome.refused.items():
                 log.warning("rejected", site=site, reason=reason, count=count)
-            if outcome.new_nodes and self._pinger is not None:
-                self._pinger.add(outcome.new_nodes, at_once=True)
+            if outcome.new_nodes:
+                self._rates.know(outcome.new_nodes, now)
+                if self._pinger is not None:
+                    self._pinger.add(outcome.new_nodes, at_once=True)
         counts.write_s += report.took_s
         self._acknowledge()
 
