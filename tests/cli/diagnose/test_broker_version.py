@@ -18,8 +18,11 @@ ALL = [hole.name for hole in HOLES]
         ("mosquitto version 2.0.22", (), "ok", "without known holes"),
         ("mosquitto version 2.0.21", (), "warning", "#3226"),
         ("mosquitto version 2.0.20", (), "warning", "CVE-2023-28366"),
-        ("mosquitto version 2.1.0", (), "ok", "without known holes"),
-        ("mosquitto version 10.0.0", (), "ok", "without known holes"),
+        ("mosquitto version 2.0.23", (), "ok", "without known holes"),
+        ("mosquitto version 2.1.0", (), "warning", "#3728"),
+        ("mosquitto version 10.0.0", (), "warning", "#3728"),
+        ("mosquitto version 2.0.14", (), "warning", "CVE-2023-0809"),
+        ("mosquitto version 2.0.15", (), "warning", "#2634"),
         ("mosquitto version 2.0.18", (), "warning", "CVE-2024-8376"),
         ("mosquitto version 2.0.11", ALL, "ok", "6 mended by the package"),
         ("mosquitto version 2.0.11", [one for one in ALL if one != "CVE-2024-8376"], "warning", "CVE-2024-8376"),
@@ -46,6 +49,7 @@ def test_only_holes_of_this_version_are_named() -> None:
     assert "CVE-2023-0809" not in detail
     assert "package 2.0.16-1" in detail
     assert "#3226" not in detail
+    assert "#2634" in detail
     assert "2.0.22" in remedy
 
 

@@ -30,10 +30,10 @@ _CVE: Final = re.compile(r"CVE-\d{4}-\d{4,7}")
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A known hole: its id, the first version without it, what it lets others do, and the first version with it."""
+    """A known hole: its id, the first version without it (None: not known), what it lets others do, and the first version with it."""
 
     name: str
-    mended_in: tuple[int, int, int]
+    mended_in: tuple[int, int, int] | None
     what: str
     since: tuple[int, int, int] = (0, 0, 0)
 
@@ -58,10 +58,24 @@ HOLES: Final = (
         "it ends clients at random where `max_keepalive` is set, as rendered brokers have it",
         since=(2, 0, 21),
     ),
+    Hole(
+        "eclipse-mosquitto/mosquitto#2634",
+        (2, 0, 19),
+        "restarted, it ends its own bridge for good where `persistent_client_expiration` is set, as rendered brokers have it",
+        since=(2, 0, 15),
+    ),
+    Hole(
+        "eclipse-mosquitto/mosquitto#3728",
+        None,
+        "restarted after an outage longer than `persistent_client_expiration`, it drops what waits for its bridge",
+        since=(2, 1, 0),
+    ),
 )
 """Of Mosquitto in what Hedgerow uses: MQTT 5, TLS, bridges, persistence. From its ChangeLog up to 2.1.2, and the CVE records of
 November 2026. Left out is what rendered brokers do not use: the plugin for dynamic security (CVE-2021-34434), the PROXY protocol
 (CVE-2026-129705, 2.1.0 to 2.1.2); and holes of its client library alone (CVE-2024-10525)."""
+
+_GOOD: Final = "2.0.22 or 2.0.23"
 
 Verdict = tuple[Literal["ok", "warning"], str, str]
 """A state, what was found, and what to do about it."""
@@ -100,17 +114,16 @@ def judge(text: str | None, package: str, mended: Collection[str]) -> Verdict:
             "Look up its known vulnerabilities; Hedgerow knows those of Mosquitto.",
         )
     version = (int(found[1]), int(found[2]), int(found[3]))
-    known = [hole for hole in HOLES if hole.since <= version < hole.mended_in]
+    known = [hole for hole in HOLES if hole.since <= version and (hole.mended_in is None or version < hole.mended_in)]
     holes = [hole for hole in known if hole.name not in mended]
     if not holes:
         backported = len(known)
         return "ok", f"{shown}, without known holes{f' ({backported} mended by the package)' if backported else ''}", ""
     listed = "; ".join(f"{hole.name}: {hole.what}" for hole in holes)
-    latest = ".".join(map(str, max(hole.mended_in for hole in HOLES)))
     return (
         "warning",
         f"{shown} may have known holes: {listed}",
-        f"Update to {latest} or later; or check that its package has them mended: `apt changelog mosquitto`.",
+        f"Use {_GOOD}; or check that its package has them mended: `apt changelog mosquitto`.",
     )
 
 
