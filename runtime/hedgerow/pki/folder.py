@@ -333,6 +333,10 @@ class Pki:
         """Return the revocation lists to distribute when an authority revokes a certificate."""
         return sorted(self.folder.glob(f"{authority}/issued/*/trust.crl"))
 
+    def trusted(self, authority: str) -> list[Path]:
+        """Return the lists of trusted authorities to distribute, with the revocation lists, when this one was revoked."""
+        return sorted(self.folder.glob(f"{authority}/issued/*/trust.crt"))
+
     def _known(self, name: str) -> Signer:
         signer = self.authority(name)
         if not signer.exists:

@@ -172,9 +172,9 @@ class TrustClient:
                 documents = updater.fetcher.documents
                 sources = tuple(each for each in sources if each is not documents)
                 self._left_alone(documents, error, sources)
-                if not sources and refusal is None:
-                    raise
                 if not sources:
+                    if refusal is None:
+                        raise
                     raise refusal from None
                 updater = None
             except _SIGNED_LATER as late:

@@ -165,6 +165,27 @@ def test_apply_gives_operators_half_a_day_and_keeps_what_was_chosen_for_one(
     assert [abs(life - wish) < timedelta(minutes=1) for life, wish in zip(lives, expected, strict=True)] == [True, True]
 
 
+def test_what_to_copy_when_an_authority_is_revoked_includes_whom_to_trust(pki: Run, tmp_path: Path) -> None:
+    """A broker that keeps its `trust.crt` would still accept the authority: it checks no list above the certificate's issuer."""
+    assert pki("issue", "hall/gateway").code == 0
+    assert pki("issue", "hall/broker", "--host", "broker.lan").code == 0
+    before = (tmp_path / "pki/hall/issued/broker/trust.crt").read_bytes()
+    revoked = pki("revoke", "--authority", "hall", "--reason", "key-compromise")
+
+    home = tmp_path / "pki/hall/issued"
+    named = [line.strip() for line in revoked.out.splitlines() if line.startswith("  ")]
+    assert named == [str(home / who / f"trust.{kind}") for who in ("broker", "gateway") for kind in ("crt", "crl")]
+    assert (home / "broker/trust.crt").read_bytes() != before
+
+
+def test_renewing_in_a_folder_without_certificates_is_a_failure(hedgerow: Run, tmp_path: Path) -> None:
+    """Else a timer in the wrong folder would look fine until all certificates have expired."""
+    done = hedgerow("pki", "renew", "--folder", tmp_path / "elsewhere")
+
+    assert done.code == 1
+    assert "--folder" in done.err
+
+
 def test_issuing_a_second_certificate_for_an_identity_suggests_renewal(pki: Run) -> None:
     assert pki("issue", "hall/gateway").code == 0
     again = pki("issue", "hall/gateway")

@@ -249,9 +249,14 @@ def renew(
     once a third of their life has passed. Exits with 1 if any renewal fails.
     """
     from hedgerow.pki.entry import Renewal
-    from hedgerow.pki.names import parse
+    from hedgerow.pki.names import PkiError, parse
 
     pki = options.open()
+    if not pki.authorities():
+        raise PkiError(
+            f"There is nothing to renew in {options.folder}: no authority is there",
+            remedy="Name the right --folder. From a timer, use an absolute path.",
+        )
     if authority is not None:
         outcome = Renewal([pki.renew_authority(authority, options.passphrase(), host or ())], [])
     elif host:
@@ -319,7 +324,7 @@ def revoke(
         count = pki.revoke_authority(authority, reason, options.passphrase())
     else:
         count = pki.revoke(parse(who or ""), reason)
-    lists = pki.lists(signer)
+    lists = pki.lists(signer) if authority is None else [*pki.trusted(signer), *pki.lists(signer)]
     if options.json:
         print_json(
             {
@@ -332,7 +337,7 @@ def revoke(
         return
     echo(f"{who or authority}: {plural(count, 'certificate')} revoked, {reason}.")
     echo("Copy these files to their machines, brokers first:")
-    for path in sorted(lists, key=lambda path: path.parent.name != "broker"):
+    for path in sorted(lists, key=lambda path: (path.parent.name != "broker", path.parent)):
         echo(f"  {path}")
     if authority is None:
         echo(
