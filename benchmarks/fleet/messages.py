@@ -93,8 +93,9 @@ class LightNode:
 class Fleet:
     """Sites with one broker each, bridged to a region's broker, light nodes, and a collector. `async with`."""
 
-    def __init__(self, sites: int, nodes_a_site: int, folder: Path) -> None:
+    def __init__(self, sites: int, nodes_a_site: int, folder: Path, **quotas: float) -> None:
         self.nodes: list[LightNode] = []
+        self._quotas = quotas
         self._sites = sites
         self._nodes_a_site = nodes_a_site
         self._folder = folder
@@ -109,6 +110,7 @@ class Fleet:
             "region": {"name": REGION},
             "broker": {"url": region.url},
             "store": {"url": str(self.store)},
+            "quotas": self._quotas,
             "metrics": {"enabled": False},
         }
         file = self._folder / "region.yaml"

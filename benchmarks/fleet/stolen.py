@@ -31,6 +31,9 @@ from hedgerow.testing import processes
 
 Role = Literal["node", "sensor", "viewer", "site"]
 THIEF: Final = "thief"
+SITE_PER_S: Final = 300.0
+"""Quota of messages per second of a site: more than the honest nodes of one send on a slow machine, and little enough that the thief
+meets it."""
 _SETTLE_S: Final = 5.0
 """Time after each period in which results may still arrive, the same with the thief as without."""
 
@@ -72,7 +75,7 @@ async def measure(role: Role, *, sites: int, nodes: int, seconds: float, message
         messages: that the thief sends in it at most.
         folder: for the store.
     """
-    async with Fleet(sites, nodes, folder) as fleet:
+    async with Fleet(sites, nodes, folder, messages_per_s=SITE_PER_S) as fleet:
         per_s = await _capacity(fleet) / 2
         without = await _period(fleet, role, per_s, seconds)
         memory = psutil.Process(fleet.collector_pid).memory_info().rss

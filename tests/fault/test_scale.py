@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from benchmarks.fleet.messages import Fleet
-from benchmarks.fleet.stolen import Role, measure
+from benchmarks.fleet.stolen import SITE_PER_S, Role, measure
+
+from hedgerow.region.collector.site_rates import BURST_S, OWN_SHARE
 
 
 @pytest.mark.timeout(900)
@@ -47,8 +49,6 @@ async def test_one_stolen_client_at_full_speed_leaves_the_others_their_results(
 
     assert cost.sent > 0
     assert cost.share >= share, cost
-    assert cost.rows <= 65_000, (
-        cost
-    )  # a minute's burst of a site, and its rate for a minute, are 120,000; a node has half
+    assert cost.rows <= (BURST_S * OWN_SHARE + 2 * seconds) * SITE_PER_S, cost
     assert cost.grown_bytes <= 512 << 20, cost
     assert all(refusal.startswith("s0 ") for refusal in cost.refused), cost

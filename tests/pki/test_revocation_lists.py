@@ -90,6 +90,32 @@ def test_a_chosen_lifetime_is_kept_when_a_certificate_is_revoked_and_when_the_li
     assert made.authority("hall").revoked() != {}
 
 
+@pytest.mark.parametrize("days_left", [29, 20, 3, 0.1])
+def test_a_list_that_ends_with_its_authority_is_not_rewritten_at_every_run(tmp_path: Path, days_left: float) -> None:
+    """No new one can end later."""
+    made = pki(tmp_path)
+    last = Pki(tmp_path, lambda: made.authority("hall").certificate().not_valid_after_utc - days_left * DAY)
+    assert last.renew_lists() == ["hall", "region"]
+    before = number(last)
+
+    assert ends(last) == last.authority("hall").certificate().not_valid_after_utc
+    assert last.renew_lists() == []
+    assert number(last) == before
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, LIST_LIFE), (timedelta(days=7), timedelta(days=7))])
+def test_the_lists_of_an_authority_that_was_renewed_live_as_long_as_before(
+    tmp_path: Path, chosen: timedelta | None, expected: timedelta
+) -> None:
+    """Its last list lived only until the authority's end, which is no choice of anyone."""
+    at = pki(tmp_path).authority("hall").certificate().not_valid_after_utc - 10 * DAY
+    made = Pki(tmp_path, lambda: at)
+    made.renew_lists(chosen)
+    made.renew_authority("hall")
+
+    assert ends(made) == at + expected
+
+
 def test_an_authority_without_its_key_here_is_left_alone(tmp_path: Path) -> None:
     pki(tmp_path).authority("hall").key_file.unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
@@ -117,6 +118,46 @@ def test_a_session_that_should_never_expire_does(tmp_path: Path, monkeypatch: py
             assert link.recv(1) == b"\x20"
             link.sendall(b"\xe0\0")
         running.wait_for_log("hall", "Expiring client ever due to timeout.")
+    finally:
+        running.close()
+
+
+@pytest.mark.long
+async def test_what_waits_for_the_region_survives_an_outage_longer_than_sessions_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bridge is no absent client. The site's clock runs an hour a second; its broker is restarted before the region is back."""
+    preload = str(_preload())
+    monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    text = "region: {name: north, broker: mqtts://localhost:PORT}\nsites: {hall: {broker: mqtts://localhost:PORT, nodes: [a]}}\n"
+    running = prepare(tmp_path, f"{text}pipelines: base.yaml\nlimits: {{session_hours: 2}}")
+    topics = [f"hedgerow/v1/north/hall/a/event/{number}" for number in range(20)]
+
+    def start_hall(clock: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setenv("LD_PRELOAD", preload)
+            patch.setenv("FAKETIME", clock)
+            running.start("hall")
+
+    try:
+        start_hall("+0 x3600")
+        async with running.window("hall") as hall:
+            for topic in topics[:10]:
+                await hall.client.publish(topic, "before", qos=1)
+            connect = b"\0\x04MQTT\x05\0\0\x3c\x05\x11" + struct.pack("!I", 0xFFFF_FFFF) + b"\0\x04ever"
+            with socket.create_connection(("127.0.0.1", running.windows["hall"])) as link:
+                link.sendall(bytes((0x10, len(connect))) + connect)
+                assert link.recv(1) == b"\x20"
+                link.sendall(b"\xe0\0")
+            await asyncio.to_thread(running.wait_for_log, "hall", "Expiring client ever due to timeout.")
+            for topic in topics[10:]:
+                await hall.client.publish(topic, "during", qos=1)
+        running.stop("hall")
+        running.start("north")
+        async with running.window("north") as north:
+            start_hall("+48h x3600")
+            await north.until(lambda: len(north.topics("before")) + len(north.topics("during")) == len(topics))
+        assert "Expiring client hedgerow-bridge" not in running.log("hall")
     finally:
         running.close()
 

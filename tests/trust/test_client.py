@@ -123,6 +123,31 @@ def test_a_source_that_has_metadata_and_never_a_manifest_holds_nobody_up(world: 
     )
 
 
+@pytest.mark.parametrize("fault", [RegionUnavailable("503", remedy="Wait."), errors.SlowData("slow")])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_source_that_fails_at_the_second_look_is_replaced_too(world: Any, fault: Exception, others: int) -> None:
+    """A version signed since the last refresh is looked for again. Without another source, the first refusal stands."""
+
+    class WithoutManifests(FolderDocuments):
+        def get(self, path: str, max_bytes: int) -> Iterator[bytes]:
+            if path.startswith("targets/"):
+                raise fault
+            return super().get(path, max_bytes)
+
+    folder = world.repository.folder
+    world.publish("1.0.0")
+    node = client_of(world, WithoutManifests(folder), *[FolderDocuments(folder)] * others)
+    node.refresh()
+    ref = world.publish("1.1.0", b"better weights")
+
+    if others:
+        assert digest_of(node.manifest(ref, {})) == ref.digest
+    else:
+        with pytest.raises(errors.UnknownTarget):
+            node.manifest(ref, {})
+    assert sum(node.failures.values()) == 1
+
+
 def test_a_refusal_is_final_and_no_other_source_is_tried(world: Any) -> None:
     """Otherwise an attack would go unnoticed."""
     world.publish()

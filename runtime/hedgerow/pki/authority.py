@@ -140,19 +140,30 @@ class Signer:
             ) from error
 
     def list_is_due(self, now: datetime) -> bool:
-        """Whether its revocation list should be renewed: a third of its life has passed, or it is from before they had one."""
+        """Whether its revocation list should be renewed: a third of its life has passed, or it is from before they had one.
+
+        A list that ends with its signer is due only if a new one would end earlier: none can end later.
+        """
         known = self.revocations()
         if known is None or known.last_update_utc is None or known.next_update_utc is None:
             return True
-        life = _life_of_list(known, self.certificate())
-        return life is None or known.next_update_utc - now < life * 2 / 3
+        own = self.certificate()
+        life = _life_of_list(known, own)
+        if life is None:
+            return now + certificates.LIST_LIFE < own.not_valid_after_utc
+        return known.next_update_utc - now < life * 2 / 3
+
+    def list_life(self) -> timedelta:
+        """How long its revocation lists are to be valid: as the last one; the usual time if that ends with its signer."""
+        known = self.revocations()
+        return (_life_of_list(known, self.certificate()) if known is not None else None) or certificates.LIST_LIFE
 
     def write_revocations(self, key: Key, now: datetime, life: timedelta | None = None) -> None:
         """Write the revocation list, with the next number.
 
         Args:
-            life: how long it is valid; None: as long as the one before. The root's lives as long as the root, whose key
-                is not at hand to renew it.
+            life: how long it is valid; None: `list_life`. The root's lives as long as the root, whose key is not at hand
+                to renew it.
         """
         before = self.revocations()
         number, dated = 1, now - certificates.BACK_DATED
@@ -166,9 +177,7 @@ class Signer:
             if "revoked" in entry
         ]
         own = self.certificate()
-        if life is None:
-            life = (_life_of_list(before, own) if before is not None else None) or certificates.LIST_LIFE
-        ends = own.not_valid_after_utc if self.name == "root" else now + life
+        ends = own.not_valid_after_utc if self.name == "root" else now + (life or self.list_life())
         made = certificates.revocation_list(own, key, revoked, number, dated, ends)
         files.write(self.revocations_file, certificates.pem(made))
 

@@ -24,7 +24,10 @@ from hedgerow.pki.names import IdentityKind, PkiError
 BACK_DATED: Final = timedelta(days=1)
 ROOT_LIFE: Final = timedelta(days=3650)
 AUTHORITY_LIFE: Final = timedelta(days=730)
-LIST_LIFE: Final = timedelta(days=30)
+USUAL_LIFE: Final = timedelta(days=30)
+OPERATOR_LIFE: Final = timedelta(hours=12)
+"""A working day: whoever steals an operator's certificate has it no longer. Operators are people, who can ask again."""
+LIST_LIFE: Final = USUAL_LIFE
 """Of an authority's revocation list, as of a certificate: both must be renewed and reach their machines in this time."""
 
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -39,6 +42,11 @@ REASONS: Final = {
     "affiliation-changed": x509.ReasonFlags.affiliation_changed,
 }
 """Reasons to revoke a certificate (RFC 5280 §5.3.1)."""
+
+
+def usual_life(role: str | None) -> timedelta:
+    """Return how long a certificate is valid unless its issuer says otherwise, by what it is for."""
+    return OPERATOR_LIFE if role == "operator" else USUAL_LIFE
 
 
 def new_key() -> Key:

@@ -271,7 +271,7 @@ class Pki:
         return _key_of(entry.folder) is None or entry.ends - self.now() < self._life(who, entry) / 3
 
     def amend(self, who: Identity, role: str, hosts: Sequence[str]) -> CertificateEntry:
-        """Issue a certificate for the same key with another role or hosts, for the requested life.
+        """Issue a certificate for the same key with another role or hosts, for the requested life; a new operator's is short.
 
         Raises: PkiError: there is none to replace, or the authority cannot sign here.
         """
@@ -280,7 +280,10 @@ class Pki:
             if entry is None or entry.revoked is not None:
                 raise PkiError(f"{who} has no valid certificate", remedy=f"`hedgerow pki issue {who}` issues one.")
             key = _key_of(entry.folder) or certificates.new_key()
-            return self._sign(who, role, self._life(who, entry), hosts, key)
+            life = self._life(who, entry)
+            if role == "operator" != entry.role:  # what was requested was not for an operator
+                life = min(life, certificates.usual_life(role))
+            return self._sign(who, role, life, hosts, key)
 
     def _life(self, who: Identity, entry: CertificateEntry) -> timedelta:
         """Return the requested life of a certificate."""
@@ -299,13 +302,13 @@ class Pki:
         with files.locked(self.folder):
             signer = self._known(name)
             self.root.check_clock(now)
-            old = signer.certificate()
+            old, list_life = signer.certificate(), signer.list_life()
             signing = self.root.key(passphrase())
             made = certificates.reissue(old, self.root.certificate(), signing, now, hosts)
             self.root.record(name, made, now, certificates.AUTHORITY_LIFE)
             files.write(signer.certificate_file, certificates.pem(made))
             if signer.key_file.exists():
-                signer.write_revocations(signer.key(), now)
+                signer.write_revocations(signer.key(), now, list_life)
             self._refresh()
             return self._authority_entry(signer)
 
@@ -371,6 +374,10 @@ class Pki:
     def lists(self, authority: str) -> list[Path]:
         """Return the revocation lists to distribute when an authority revokes a certificate."""
         return sorted(self.folder.glob(f"{authority}/issued/*/trust.crl"))
+
+    def trusted(self, authority: str) -> list[Path]:
+        """Return the lists of trusted authorities to distribute, with the revocation lists, when this one was revoked."""
+        return sorted(self.folder.glob(f"{authority}/issued/*/trust.crt"))
 
     def _known(self, name: str) -> Signer:
         signer = self.authority(name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, NamedTuple
 
+from hedgerow.pki.certificates import usual_life
 from hedgerow.pki.entry import CertificateEntry
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import Identity, PkiError
@@ -54,12 +55,13 @@ class Provided:
 
 
 def provide(
-    pki: Pki, wanted: Iterable[CertificateRequest], life: timedelta, *, dry_run: bool = False
+    pki: Pki, wanted: Iterable[CertificateRequest], life: timedelta | None, *, dry_run: bool = False
 ) -> Iterator[Provided]:
     """Provide certificates one by one; each is written before its outcome is yielded.
 
     Args:
-        life: how long new ones are valid; renewals keep the life they were requested with.
+        life: how long new ones are valid; None, and for operators always: as usual for their role. Renewals keep the life
+            they were requested with.
         dry_run: only report what would be done, with the current entry.
     """
     for one in wanted:
@@ -69,7 +71,7 @@ def provide(
             yield Provided(who=one.who, role=one.role, action="failed", why=str(error), remedy=error.remedy)
 
 
-def _provide(pki: Pki, one: CertificateRequest, life: timedelta, *, dry_run: bool) -> Provided:
+def _provide(pki: Pki, one: CertificateRequest, life: timedelta | None, *, dry_run: bool) -> Provided:
     who, entry = one.who, pki.find(one.who)
     signer = pki.authority(who.authority)
     if signer.exists and not signer.key_file.exists():
@@ -87,7 +89,8 @@ def _provide(pki: Pki, one: CertificateRequest, life: timedelta, *, dry_run: boo
     if action != "kept" and signer.exists:  # it may not exist in a dry run
         pki.check_hosts(who.authority, hosts)
     if not dry_run and action == "issued":
-        entry = pki.issue(who, life, role=one.role, hosts=hosts)
+        usual = usual_life(one.role)
+        entry = pki.issue(who, usual if life is None or one.role == "operator" else life, role=one.role, hosts=hosts)
     elif not dry_run and action != "kept":
         entry = pki.amend(who, one.role, hosts)
     return Provided(who=who, role=one.role, action=action, entry=entry, why=why)

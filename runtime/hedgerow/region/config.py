@@ -57,7 +57,7 @@ class RetentionSection(Section):
 
 
 class QuotasSection(Section):
-    """What one site may use. More is refused for that site alone, and counted; one node may use half of it."""
+    """What one site may use. More is refused for that site alone, and counted; half of it is kept from any single node."""
 
     nodes: int = Field(1000, ge=1, le=100_000, description="Nodes of a site. A stolen site can invent names.")
     messages_per_s: float = Field(

@@ -36,7 +36,7 @@ class Certified:
 def certify(
     topology: Topology,
     pki: Pki,
-    life: timedelta,
+    life: timedelta | None,
     *,
     init: bool = False,
     passphrase: Passphrase = lambda: None,
@@ -47,7 +47,7 @@ def certify(
     """Issue or renew certificates so that every identity in a topology has a valid one.
 
     Args:
-        life: how long new certificates are valid.
+        life: how long new certificates are valid; None, and for operators always: as usual for their role.
         init: create a missing root and authorities; these may only certify the topology's hosts.
         passphrase: of the root's key; called only if the key is created or used.
         without: authorities managed elsewhere, with everything they certify.

@@ -205,7 +205,7 @@ class LimitsSection(Section):
         ge=30,
         le=65_535,
         description="Longest keepalive: a client of MQTT 5 that asks for more, or none, is told to use this. Mosquitto 2.0.11 lets "
-        "clients of MQTT 3.1.1 have what they ask for; later versions refuse them (identifier rejected).",
+        "clients of MQTT 3.1.1 have what they ask for; later versions refuse those that ask for more, or none (identifier rejected).",
     )
     topic_aliases: int = Field(
         0,

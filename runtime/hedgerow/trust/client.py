@@ -92,8 +92,6 @@ class TrustClient:
         clock: Unix seconds.
         monotonic: a monotonic clock in seconds.
         on_event: called with events for operators, from the thread that asks a source.
-    Attributes:
-        failures: how often each source failed, and the next one was asked.
     """
 
     def __init__(
@@ -116,7 +114,14 @@ class TrustClient:
         self._behind: float | None = None
         self._stored = 0  # number of times that metadata was stored
         self._lock = threading.Lock()
-        self.failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._counting = threading.Lock()  # its own: the other is held while metadata is written to disk
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How often each source failed, and the next one was asked."""
+        with self._counting:
+            return dict(self._failures)
 
     def refresh(self) -> Freshness:
         """Get the newest metadata.
@@ -150,9 +155,17 @@ class TrustClient:
         """
         updater = self._borrow()
         sources: Sequence[Documents] = self._sources
+        refusal: TrustError | None = None  # the first one that newer metadata may resolve
         while True:
-            if updater is None or updater.timestamp.expires.timestamp() <= self._judge(updater.root, updater.timestamp):
-                updater, sources = self._refresh(sources)
+            try:
+                if updater is None or updater.timestamp.expires.timestamp() <= self._judge(
+                    updater.root, updater.timestamp
+                ):
+                    updater, sources = self._refresh(sources)
+            except (BusError, *MISBEHAVES):
+                if refusal is None:
+                    raise
+                raise refusal from None
             try:
                 content = self._manifest(updater, ref, labels, file)
             except (BusError, *MISBEHAVES) as error:
@@ -160,31 +173,23 @@ class TrustClient:
                 sources = tuple(each for each in sources if each is not documents)
                 self._left_alone(documents, error, sources)
                 if not sources:
-                    raise
+                    if refusal is None:
+                        raise
+                    raise refusal from None
                 updater = None
-            except _SIGNED_LATER as refusal:
+            except _SIGNED_LATER as late:
+                if refusal is not None:
+                    self._give_back(updater)
+                    raise
                 # Documents are cached for seconds. The version may have been signed since they were fetched for a peer.
                 updater.fetcher.documents.forget()
-                return self._signed_since(ref, labels, file, refusal)
+                refusal, updater, sources = late, None, self._sources
             except TrustError:
                 self._give_back(updater)
                 raise
             else:
                 self._give_back(updater)
                 return content
-
-    def _signed_since(self, ref: ModelRef, labels: Labels, file: str, refusal: TrustError) -> bytes:
-        """Look again with newer metadata. Raises: TrustError: as before, or newly."""
-        updater = None
-        try:
-            updater, _ = self._refresh()
-            return self._manifest(updater, ref, labels, file)
-        except BusError:
-            updater = None
-            raise refusal from None
-        finally:
-            if updater is not None:
-                self._give_back(updater)
 
     def _borrow(self) -> JudgedUpdater | None:
         """Take the newest metadata for this thread alone; None: another thread has it, or there is none."""
@@ -211,7 +216,8 @@ class TrustClient:
 
     def _left_alone(self, documents: Documents, error: HedgerowError, following: Sequence[Documents]) -> None:
         source = source_name(documents)
-        self.failures[source] += 1
+        with self._counting:
+            self._failures[source] += 1
         detail = {
             "source": source,
             "next": source_name(following[0]) if following else "",

@@ -101,9 +101,18 @@ class Exchange:
         self._limited, self._redirected_by = not anywhere, self._server
 
     def check_host(self, host: str) -> None:
-        """Raises: RedirectRefused: a redirect leads to an address that is not public; names are checked when they resolve."""
-        if is_address(host) and not self._may_reach(host):
-            raise _not_public(self.url, host, host)
+        """Raises: RedirectRefused: a redirect leads to an address that is not public, or to a name that only the proxy resolves.
+
+        Without a proxy, names are checked when they resolve.
+        """
+        if is_address(host):
+            if not self._may_reach(host):
+                raise _not_public(self.url, host, host)
+        elif self._proxied and self._limited:
+            raise RedirectRefused(
+                f"{self.url} redirects to {host}, whose address only the proxy knows: it may not be public",
+                remedy="If that is right, add the host to the origin's `redirect_hosts`; else find out who changed that server.",
+            )
 
     def resolve(self, host: str, port: int) -> list[tuple[int, str]]:
         """Return the addresses of a host, with their families; nothing resolves it again before they are used.

@@ -9,18 +9,23 @@ from hedgerow.cli.diagnose.broker_version import HOLES, check, judge
 from hedgerow.config import BrokerSection
 from hedgerow.testing import Mosquitto
 
-ALL = [hole.cve for hole in HOLES]
+ALL = [hole.name for hole in HOLES]
 
 
 @pytest.mark.parametrize(
     ("text", "mended", "state", "said"),
     [
-        ("mosquitto version 2.0.19", (), "ok", "without known holes"),
-        ("mosquitto version 2.1.0", (), "ok", "without known holes"),
-        ("mosquitto version 10.0.0", (), "ok", "without known holes"),
+        ("mosquitto version 2.0.22", (), "ok", "without known holes"),
+        ("mosquitto version 2.0.21", (), "warning", "#3226"),
+        ("mosquitto version 2.0.20", (), "warning", "CVE-2023-28366"),
+        ("mosquitto version 2.0.23", (), "ok", "without known holes"),
+        ("mosquitto version 2.1.0", (), "warning", "#3728"),
+        ("mosquitto version 10.0.0", (), "warning", "#3728"),
+        ("mosquitto version 2.0.14", (), "warning", "CVE-2023-0809"),
+        ("mosquitto version 2.0.15", (), "warning", "#2634"),
         ("mosquitto version 2.0.18", (), "warning", "CVE-2024-8376"),
         ("mosquitto version 2.0.11", ALL, "ok", "6 mended by the package"),
-        ("mosquitto version 2.0.11", ALL[1:-1], "warning", "CVE-2024-8376"),
+        ("mosquitto version 2.0.11", [one for one in ALL if one != "CVE-2024-8376"], "warning", "CVE-2024-8376"),
         ("mosquitto version 1.6.12", (), "warning", "CVE-2021-34432"),
         ("mosquitto version 2.0", (), "warning", "not known here"),
         ("HiveMQ 4.9\x1b[2J", (), "warning", "not known here"),
@@ -43,7 +48,9 @@ def test_only_holes_of_this_version_are_named() -> None:
     assert "CVE-2024-3935" in detail
     assert "CVE-2023-0809" not in detail
     assert "package 2.0.16-1" in detail
-    assert "2.0.19" in remedy
+    assert "#3226" not in detail
+    assert "#2634" in detail
+    assert "2.0.22" in remedy
 
 
 async def _nothing(broker: BrokerSection) -> None:

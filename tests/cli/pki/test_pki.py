@@ -15,6 +15,7 @@ from cryptography import x509
 from hedgerow.cli.pki import pki as command
 from hedgerow.pki.folder import Pki
 from hedgerow.pki.names import parse
+from hedgerow.pki.provide import CertificateRequest, provide
 
 Run = Callable[..., Any]
 
@@ -143,6 +144,46 @@ def test_an_operators_certificate_is_valid_for_half_a_day(
     (left_s,) = (entry["left_s"] for entry in pki("show", "--json").json if entry["name"] == who)
 
     assert (hours - 0.1) * 3600 < left_s <= hours * 3600
+
+
+@pytest.mark.parametrize("days", [None, 90.0])
+@pytest.mark.parametrize(("was", "hours"), [(None, 12), ("viewer", 12), ("operator", 240)])
+def test_apply_gives_operators_half_a_day_and_keeps_what_was_chosen_for_one(
+    tmp_path: Path, days: float | None, was: str | None, hours: float
+) -> None:
+    """Also where a viewer becomes one; a longer life is chosen with `pki issue`, for one person."""
+    pki, now = Pki(tmp_path, lambda: datetime.now(UTC)), datetime.now(UTC)
+    pki.init("test", ["hall"])
+    anna, node = parse("anna@hall"), parse("hall/a")
+    if was is not None:
+        pki.issue(anna, timedelta(hours=240), role=was)
+    wanted = [CertificateRequest(anna, "operator"), CertificateRequest(node, "node")]
+    done = list(provide(pki, wanted, None if days is None else timedelta(days=days)))
+
+    lives = [one.entry.ends - now for one in done if one.entry is not None]
+    expected = [timedelta(hours=hours), timedelta(days=days or 30)]
+    assert [abs(life - wish) < timedelta(minutes=1) for life, wish in zip(lives, expected, strict=True)] == [True, True]
+
+
+def test_what_to_copy_when_an_authority_is_revoked_includes_whom_to_trust(pki: Run, tmp_path: Path) -> None:
+    """A broker that keeps its `trust.crt` would still accept the authority: it checks no list above the certificate's issuer."""
+    assert pki("issue", "hall/gateway").code == 0
+    assert pki("issue", "hall/broker", "--host", "broker.lan").code == 0
+    before = (tmp_path / "pki/hall/issued/broker/trust.crt").read_bytes()
+    revoked = pki("revoke", "--authority", "hall", "--reason", "key-compromise")
+
+    home = tmp_path / "pki/hall/issued"
+    named = [line.strip() for line in revoked.out.splitlines() if line.startswith("  ")]
+    assert named == [str(home / who / f"trust.{kind}") for who in ("broker", "gateway") for kind in ("crt", "crl")]
+    assert (home / "broker/trust.crt").read_bytes() != before
+
+
+def test_renewing_in_a_folder_without_certificates_is_a_failure(hedgerow: Run, tmp_path: Path) -> None:
+    """Else a timer in the wrong folder would look fine until all certificates have expired."""
+    done = hedgerow("pki", "renew", "--folder", tmp_path / "elsewhere")
+
+    assert done.code == 1
+    assert "--folder" in done.err
 
 
 def test_issuing_a_second_certificate_for_an_identity_suggests_renewal(pki: Run) -> None:

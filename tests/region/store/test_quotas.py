@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 from tests.region.conftest import eventually
 from tests.region.store.test_store import NODE, open_store, result_record, sequences
 
-from hedgerow.region.config import RegionConfig
+from hedgerow.region.config import QuotasSection, RegionConfig
 from hedgerow.region.store import writer
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import status
+from hedgerow.region.store.quotas import Usage, find_over
 from hedgerow.region.store.records import EventRecord, RejectedRecord
 from hedgerow.region.store.store import RegionStore, apply_each
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest
@@ -33,6 +36,8 @@ def test_what_was_used_of_a_quota_survives_a_restart_and_ends_with_the_day(
     store_url: str, reading: Callable[[str], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refused durable result is not acknowledged, so it comes again; here, on the next day."""
+    day = time.time() // 86_400 * 86_400
+    monkeypatch.setattr("hedgerow.region.store.store.time.time", lambda: day)
     quotas = {"quotas": {"rows_per_day": 6}}
     store = open_store(store_url, **quotas)
     store.apply([result_record(n) for n in (1, 2)])
@@ -44,15 +49,47 @@ def test_what_was_used_of_a_quota_survives_a_restart_and_ends_with_the_day(
     assert (outcome.stored, ack.through) == (1, {0: 3}), "a node may use half of its site's quota"
     assert refused(reading(store_url)) == {("s1", "too-many-rows"): 2}
 
-    tomorrow = time.time() + 86_400
-    monkeypatch.setattr("hedgerow.region.store.store.time.time", lambda: tomorrow)
+    monkeypatch.setattr("hedgerow.region.store.store.time.time", lambda: day + 86_400)
     assert store.apply([result_record(n) for n in (4, 5)]).stored == 2
     store.close()
 
 
-def test_the_nodes_of_a_site_use_up_the_quota_of_that_site_alone(
-    store_url: str, reading: Callable[[str], Database]
+def used(rows: int) -> Usage:
+    return Usage(rows=rows)
+
+
+def test_a_lone_node_may_use_the_whole_quota_of_its_site_by_the_end_of_the_day() -> None:
+    limits, record = QuotasSection(rows_per_day=200), result_record(1)
+    for rows in range(200):
+        assert find_over(used(rows), used(rows), record, limits, 1 - rows / 200) is None
+    assert find_over(used(200), used(200), record, limits, 0.0) is not None
+
+
+@settings(max_examples=50, deadline=None)
+@given(some.lists(some.tuples(some.floats(0, 0.2), some.integers(0, 250)), max_size=15), some.integers(0, 15))
+def test_whatever_a_node_stores_its_neighbours_have_half_of_the_rate_for_the_rest_of_the_day(
+    steps: list[tuple[float, int]], begin: int
 ) -> None:
+    """The neighbours begin at any time, and from then on store half of what the quota is in a day, evenly."""
+    limits, record = QuotasSection(rows_per_day=200), result_record(1)
+    site, thief, others, passed, begun = used(0), used(0), used(0), 0.0, 0.0
+    for number, (step, flood) in enumerate(steps):
+        passed = min(1.0, passed + step)
+        begun = passed if number <= begin else begun
+        for _ in range(int(100 * (passed - begun)) - others.rows):
+            assert find_over(site, others, record, limits, 1 - passed) is None
+            site.rows, others.rows = site.rows + 1, others.rows + 1
+        for _ in range(flood):
+            if find_over(site, thief, record, limits, 1 - passed) is None:
+                site.rows, thief.rows = site.rows + 1, thief.rows + 1
+        assert site.rows <= 200
+
+
+def test_the_nodes_of_a_site_use_up_the_quota_of_that_site_alone(
+    store_url: str, reading: Callable[[str], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = time.time() // 86_400 * 86_400
+    monkeypatch.setattr("hedgerow.region.store.store.time.time", lambda: day)
     store = open_store(store_url, quotas={"nodes": 3, "events_per_day": 8})
 
     def event(site: str, node: str) -> EventRecord:

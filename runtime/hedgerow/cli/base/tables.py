@@ -1,6 +1,7 @@
-"""Tables and lists of facts, fitted to the terminal. Output to a pipe or file is never shortened.
+"""Tables and lists of facts, fitted to the terminal. Output to a pipe or file is shortened only beyond 200 columns in a cell.
 
-A narrow table first elides texts at their end, then omits columns, then elides names in the middle.
+A narrow table first elides texts at their end, the widest first, then omits columns, then elides names in the middle. So a node
+that sends long texts leaves the columns of others as they are.
 Lines may be styled (`console.style`); `echo` prints them.
 """
 
@@ -24,6 +25,8 @@ _GAP: Final = "  "
 _MIN_TEXT: Final = 12
 _MIN_NAME: Final = 20
 """Texts and names are not elided below these widths while anything else can give way."""
+_WIDEST: Final = 200
+"""Columns of a cell at most, since each pads its whole column; JSON has the whole text."""
 _MIN_TEXT_BESIDE: Final = 16
 """A text with fewer columns than this beside its label goes below the label."""
 
@@ -77,7 +80,7 @@ def table(
     titles = [heading.removeprefix(">") for heading in headings]
     numbers = {column for column, heading in enumerate(headings) if heading.startswith(">")}
     cells = [[_clean(cell) for cell in row] for row in rows]
-    natural = [max(map(_columns, each)) for each in zip(titles, *cells, strict=True)]
+    natural = [min(_WIDEST, max(map(_columns, each))) for each in zip(titles, *cells, strict=True)]
     minimum = [
         width if column in numbers else min(width, max(_columns(title), _MIN_NAME if column < names else _MIN_TEXT))
         for column, (title, width) in enumerate(zip(titles, natural, strict=True))
@@ -97,7 +100,7 @@ def table(
 
 def facts(rows: Iterable[Sequence[str]], width: int | None) -> list[str]:
     """Return rows without headings as lines: all cells are aligned, and the last is wrapped to its own left edge."""
-    cells = [[visible(cell) for cell in row] for row in rows]
+    cells = [[*(elided(visible(cell), _WIDEST) for cell in row[:-1]), visible(row[-1])] for row in rows]
     aligned = [max(map(_columns, each)) for each in zip(*(row[:-1] for row in cells), strict=True)]
     lines = []
     for row in cells:
@@ -149,12 +152,12 @@ def _columns_that_fit(
 def _shrink(
     widths: dict[int, int], minimum: Sequence[int], width: int, names: int, numbers: Iterable[int]
 ) -> dict[int, int]:
-    """Return the widths of the columns shown: texts shrink from the right, then the longest name does."""
+    """Return the widths of the columns shown: the widest text shrinks, then the longest name does."""
     over = sum(widths.values()) + len(_GAP) * (len(widths) - 1) - width
-    for column in sorted(widths.keys() - set(range(names)) - set(numbers), reverse=True):
-        cut = max(0, min(over, widths[column] - minimum[column]))
-        widths[column] -= cut
-        over -= cut
+    texts = widths.keys() - set(range(names)) - set(numbers)
+    while over > 0 and (wider := [column for column in texts if widths[column] > minimum[column]]):
+        widths[max(wider, key=lambda column: (widths[column], column))] -= 1
+        over -= 1
     while over > 0 and widths[longest := max(range(names), key=lambda column: widths[column])] > 1:
         widths[longest] -= 1
         over -= 1

@@ -30,11 +30,12 @@ _CVE: Final = re.compile(r"CVE-\d{4}-\d{4,7}")
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A known hole: its id, the first version without it, and what it lets others do."""
+    """A known hole: its id, the first version without it (None: not known), what it lets others do, and the first version with it."""
 
-    cve: str
-    mended_in: tuple[int, int, int]
+    name: str
+    mended_in: tuple[int, int, int] | None
     what: str
+    since: tuple[int, int, int] = (0, 0, 0)
 
 
 HOLES: Final = (
@@ -44,11 +45,37 @@ HOLES: Final = (
     Hole("CVE-2021-41039", (2, 0, 12), "many user properties in CONNECT use up a core"),
     Hole("CVE-2023-0809", (2, 0, 16), "a first packet other than CONNECT uses up memory"),
     Hole("CVE-2023-3592", (2, 0, 16), "wills with invalid properties use up memory"),
-    Hole("CVE-2023-28366", (2, 0, 16), "repeated QoS 2 messages use up memory"),
-    Hole("CVE-2024-3935", (2, 0, 19), "the broker behind a bridge ends this one"),
+    Hole("CVE-2023-28366", (2, 0, 21), "repeated QoS 2 messages use up memory; 2.0.16 mended most of it"),
+    Hole(
+        "CVE-2024-3935",
+        (2, 0, 19),
+        "the broker behind a bridge that renames topics, unlike rendered ones, ends this one",
+    ),
     Hole("CVE-2024-8376", (2, 0, 19), "mixed shared and ordinary subscriptions end the broker"),
+    Hole(
+        "eclipse-mosquitto/mosquitto#3226",
+        (2, 0, 22),
+        "it ends clients at random where `max_keepalive` is set, as rendered brokers have it",
+        since=(2, 0, 21),
+    ),
+    Hole(
+        "eclipse-mosquitto/mosquitto#2634",
+        (2, 0, 19),
+        "restarted, it ends its own bridge for good where `persistent_client_expiration` is set, as rendered brokers have it",
+        since=(2, 0, 15),
+    ),
+    Hole(
+        "eclipse-mosquitto/mosquitto#3728",
+        None,
+        "restarted after an outage longer than `persistent_client_expiration`, it drops what waits for its bridge",
+        since=(2, 1, 0),
+    ),
 )
-"""Of Mosquitto 2.0 in what Hedgerow uses: MQTT 5, TLS, bridges, persistence. Not the plugin for dynamic security."""
+"""Of Mosquitto in what Hedgerow uses: MQTT 5, TLS, bridges, persistence. From its ChangeLog up to 2.1.2, and the CVE records of
+November 2026. Left out is what rendered brokers do not use: the plugin for dynamic security (CVE-2021-34434), the PROXY protocol
+(CVE-2026-129705, 2.1.0 to 2.1.2); and holes of its client library alone (CVE-2024-10525)."""
+
+_GOOD: Final = "2.0.22 or 2.0.23"
 
 Verdict = tuple[Literal["ok", "warning"], str, str]
 """A state, what was found, and what to do about it."""
@@ -87,16 +114,16 @@ def judge(text: str | None, package: str, mended: Collection[str]) -> Verdict:
             "Look up its known vulnerabilities; Hedgerow knows those of Mosquitto.",
         )
     version = (int(found[1]), int(found[2]), int(found[3]))
-    holes = [hole for hole in HOLES if version < hole.mended_in and hole.cve not in mended]
+    known = [hole for hole in HOLES if hole.since <= version and (hole.mended_in is None or version < hole.mended_in)]
+    holes = [hole for hole in known if hole.name not in mended]
     if not holes:
-        backported = sum(version < hole.mended_in for hole in HOLES)
+        backported = len(known)
         return "ok", f"{shown}, without known holes{f' ({backported} mended by the package)' if backported else ''}", ""
-    listed = "; ".join(f"{hole.cve}: {hole.what}" for hole in holes)
-    latest = ".".join(map(str, max(hole.mended_in for hole in holes)))
+    listed = "; ".join(f"{hole.name}: {hole.what}" for hole in holes)
     return (
         "warning",
         f"{shown} may have known holes: {listed}",
-        f"Update to {latest} or later; or check that its package has them mended: `apt changelog mosquitto`.",
+        f"Use {_GOOD}; or check that its package has them mended: `apt changelog mosquitto`.",
     )
 
 

@@ -28,7 +28,12 @@ def apply(
         bool, typer.Option("--init", help="Create a missing root or authority; needs the root's key.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
-    days: Annotated[float, typer.Option(help="Days that new certificates are valid.", min=0.01)] = 30,
+    days: Annotated[
+        float | None,
+        typer.Option(
+            help="Days that new certificates are valid, 30 by default; not those of operators: half a day.", min=0.01
+        ),
+    ] = None,
     without: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,8 +53,10 @@ def apply(
 
     It issues missing certificates and renews those with less than a third of their life left, for their original lifetime.
     If a broker's host or somebody's role has changed, it certifies the same key again. Revocation lists are renewed once a
-    third of their life has passed. Everything else stays. Run it after each change of the topology, and from a timer. A broker's certificate is for the host in the topology; an authority
-    created by --init can certify no other hosts.
+    third of their life has passed. Everything else stays. Run it after each change of the topology, and from a timer.
+
+    Operators' certificates are valid for half a day whatever --days says; longer ones are issued by `hedgerow pki issue`.
+    A broker's certificate is for the host in the topology; an authority created by --init can certify no other hosts.
 
     If the key of an authority is not in the folder, its certificates are left alone. Certificates that the topology does
     not name are reported and kept. Exits with 1 if any identity is left without a valid certificate.
@@ -64,7 +71,7 @@ def apply(
     done = certify(
         topology,
         pki,
-        timedelta(days=days),
+        None if days is None else timedelta(days=days),
         init=init,
         passphrase=options.passphrase(new=not pki.root.exists),
         without=without or (),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -139,11 +139,6 @@ def print_root_key_warning(key_file: Path) -> None:
     )
 
 
-_USUAL_DAYS: Final = 30.0
-_OPERATOR_DAYS: Final = 0.5
-"""A working day: whoever steals an operator's certificate has it no longer. Operators are people, who can ask again."""
-
-
 def issue(
     who: Annotated[
         str,
@@ -184,13 +179,14 @@ def issue(
     is the first host name. The site's authority signs; for a bridge, the region's. The authority's key must be on this
     machine; the root's key is not needed.
     """
+    from hedgerow.pki.certificates import usual_life
     from hedgerow.pki.names import parse
 
     pki = open_folder(folder)
     if days is not None and hours is not None:
         raise typer.BadParameter("use --days or --hours, not both")
-    usual_days = _OPERATOR_DAYS if role == "operator" else _USUAL_DAYS
-    life = timedelta(hours=hours) if hours is not None else timedelta(days=usual_days if days is None else days)
+    chosen = None if days is None and hours is None else timedelta(days=days or 0, hours=hours or 0)
+    life = usual_life(role) if chosen is None else chosen
     if life < timedelta(minutes=1):
         raise typer.BadParameter("a certificate must be valid for at least a minute")
     entry = pki.issue(parse(who), life, role=role, hosts=host or (), allow_wildcard=allow_wildcard)
@@ -253,9 +249,14 @@ def renew(
     once a third of their life has passed. Exits with 1 if any renewal fails.
     """
     from hedgerow.pki.entry import Renewal
-    from hedgerow.pki.names import parse
+    from hedgerow.pki.names import PkiError, parse
 
     pki = options.open()
+    if not pki.authorities():
+        raise PkiError(
+            f"There is nothing to renew in {options.folder}: no authority is there",
+            remedy="Name the right --folder. From a timer, use an absolute path.",
+        )
     if authority is not None:
         outcome = Renewal([pki.renew_authority(authority, options.passphrase(), host or ())], [])
     elif host:
@@ -323,7 +324,7 @@ def revoke(
         count = pki.revoke_authority(authority, reason, options.passphrase())
     else:
         count = pki.revoke(parse(who or ""), reason)
-    lists = pki.lists(signer)
+    lists = pki.lists(signer) if authority is None else [*pki.trusted(signer), *pki.lists(signer)]
     if options.json:
         print_json(
             {
@@ -336,7 +337,7 @@ def revoke(
         return
     echo(f"{who or authority}: {plural(count, 'certificate')} revoked, {reason}.")
     echo("Copy these files to their machines, brokers first:")
-    for path in sorted(lists, key=lambda path: path.parent.name != "broker"):
+    for path in sorted(lists, key=lambda path: (path.parent.name != "broker", path.parent)):
         echo(f"  {path}")
     if authority is None:
         echo(

@@ -119,7 +119,7 @@ class Verifier:
         """Yield metrics: name, help, labels, value."""
         for code, count in self._refused.items():
             yield "hedgerow_trust_refused", "Model versions refused as untrusted, by code.", {"code": code}, count
-        for source, count in dict(self._trust.failures).items():
+        for source, count in self._trust.failures.items():
             text = "Times that a source of metadata failed, and the next one was asked."
             yield "hedgerow_metadata_source_failures", text, {"source": source}, count
         if self._fresh is not None:

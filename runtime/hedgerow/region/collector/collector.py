@@ -54,8 +54,6 @@ MAX_WAITING: Final = 2000
 """Lists of messages waiting for the store, above which health reports are dropped; the broker holds everything else."""
 MAX_WAITING_BYTES: Final = 128 << 20
 """The same, in bytes of their payloads."""
-_QUICK_BYTES: Final = 1024
-"""Reading a payload up to this size takes too little time to measure it."""
 _RECORD_REFUSED_S: Final = 1.0
 _JSON: Final = encode_properties([(Property.CONTENT_TYPE, JSON)])
 
@@ -198,11 +196,8 @@ class Collector:
             self._writer.submit(WriteRequest(records, accepted))
 
     def _decode(self, message: Message, now: float, clock: float) -> StoreRecord:
-        names = self.config.quotas.names_per_report
-        if len(message.payload) <= _QUICK_BYTES:
-            return decode_message(message, self._region, now, names)
         began, worked = time.monotonic(), time.thread_time()
-        record = decode_message(message, self._region, now, names)
+        record = decode_message(message, self._region, now, self.config.quotas.names_per_report)
         # Other load on the machine is not the site's fault; but it blocks all sites for as long, so half of that time counts.
         spent_s = max(time.thread_time() - worked, (time.monotonic() - began) / 2)
         self._rates.charge(message.topic, spent_s, clock)
@@ -216,7 +211,7 @@ class Collector:
 
     def _record_refused(self) -> None:
         for site, count in self._rates.take_refused().items():
-            detail = f"more than {self._rates.per_s:g} messages per second, or half as many of one node, or they take too long to read"
+            detail = f"more than {self._rates.per_s:g} messages per second, or one node more than its site leaves, or they take too long to read"
             self._writer.submit(
                 WriteRequest([RefusedRecord(None, 0, time.time(), True, site, REASON, detail, count)], [])
             )
@@ -240,9 +235,11 @@ class Collector:
         counts.waiting, counts.stored_bytes = self._writer.waiting, report.stored_bytes
         if report.statuses is not None:
             counts.statuses = report.statuses
+            self._rates.know(report.statuses, time.monotonic())  # renamed ones too
             if self._pinger is not None:
                 self._pinger.keep(report.statuses.keys())
         if report.opened is not None:
+            self._rates.know(report.opened, time.monotonic())
             self._store_opened.set()
             self._services.store = report.store_id
             if self._pinger is not None:
@@ -263,8 +260,10 @@ class Collector:
                 tell = log.warning if change.began else log.info
                 remedy = {"remedy": change.remedy} if change.began else {}
                 tell(EVENTS[change.kind, change.began], node=str(address), detail=change.text, **remedy)
-            if outcome.new_nodes and self._pinger is not None:
-                self._pinger.add(outcome.new_nodes, at_once=True)
+            if outcome.new_nodes:
+                self._rates.know(outcome.new_nodes, now)
+                if self._pinger is not None:
+                    self._pinger.add(outcome.new_nodes, at_once=True)
         counts.write_s += report.took_s
         self._acknowledge()
 

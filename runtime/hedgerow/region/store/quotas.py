@@ -1,11 +1,14 @@
 """Quotas of sites: what a site has used today, and what of it is refused. One site never uses up what others need.
 
-A node may use half of its site's quota, so that a stolen one leaves the other half to its neighbours.
+Half of a site's quota is each node's own. Beyond it a node may use what its site leaves, down to what is kept for its neighbours:
+half of the quota for the rest of the day. So a lone busy node may use all of it by the end of the day, and a stolen one leaves the
+others half of the rate, whenever they come.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -18,6 +21,8 @@ MAX_SITES: Final = 1000
 """Most sites whose refusals are counted apart; those of further ones are counted together."""
 _DAY_S: Final = 86_400
 _STORED: Final = (ResultRecord, EventRecord, GapRecord, HealthRecord)
+OWN_SHARE: Final = 0.5
+"""Share of its site's quota that each node has to itself; as much is kept for all others, for the rest of the day."""
 _SAVE: Final = (
     "INSERT INTO usage (node, day, stored_rows, stored_bytes, events) VALUES (?, ?, ?, ?, ?) ON CONFLICT (node) DO UPDATE "
     "SET day = excluded.day, stored_rows = excluded.stored_rows, stored_bytes = excluded.stored_bytes, events = excluded.events"
@@ -45,24 +50,34 @@ class Usage:
         self.bytes += record.size
         self.events += isinstance(record, EventRecord | GapRecord)
 
-    def over(self, limits: QuotasSection, share: float, who: str) -> Refusal | None:
-        """Return the quota that is used up, of which `share` is allowed; None: none is."""
-        for name, used, limit in (
-            ("rows", self.rows, limits.rows_per_day),
-            ("bytes", self.bytes, limits.bytes_per_day),
-        ):
-            if used >= limit * share:
-                return Refusal(
-                    f"too-many-{name}", f"{who} has {used:,} {name} today; its quota is {limit * share:,.0f}"
-                )
-        return None
+    def of(self, record: StoreRecord, limits: QuotasSection) -> Iterator[tuple[str, int, int]]:
+        """Yield the name, the use and the limit of each quota that a record counts for."""
+        yield "rows", self.rows, limits.rows_per_day
+        yield "bytes", self.bytes, limits.bytes_per_day
+        if isinstance(record, EventRecord | GapRecord):
+            yield "events", self.events, limits.events_per_day
 
-    def over_events(self, limits: QuotasSection, share: float, who: str) -> Refusal | None:
-        """Return the quota of events if it is used up."""
-        allowed = limits.events_per_day * share
-        if self.events < allowed:
-            return None
-        return Refusal("too-many-events", f"{who} has {self.events:,} events today; its quota is {allowed:,.0f}")
+
+_NOTHING: Final = Usage()
+
+
+def find_over(site: Usage, node: Usage, record: StoreRecord, limits: QuotasSection, day_left: float) -> Refusal | None:
+    """Return the quota that is used up for a node; None: none is. Pure.
+
+    Args:
+        site, node: what the site and this node of it have used today.
+        day_left: share of the day that is left: 1 at its start.
+    """
+    kept = (1.0 - OWN_SHARE) * day_left
+    for (name, of_site, limit), (_, of_node, _) in zip(site.of(record, limits), node.of(record, limits), strict=True):
+        if of_site >= limit:
+            return Refusal(f"too-many-{name}", f"its site has {of_site:,} {name} today; its quota is {limit:,}")
+        if of_node >= limit * OWN_SHARE and of_site >= limit * (1.0 - kept):
+            return Refusal(
+                f"too-many-{name}",
+                f"it has {of_node:,} {name} today, its site {of_site:,} of {limit:,}; {limit * kept:,.0f} are kept for other nodes",
+            )
+    return None
 
 
 class SiteQuotas:
@@ -104,20 +119,13 @@ class SiteQuotas:
         """Return why a record is refused; None: it is not."""
         if not isinstance(record, _STORED):
             return None
-        self._turn(int(now // _DAY_S))
-        who = f"{node.site}/{node.name}"
-        for usage, share, name in (
-            (self._of_site.get(node.site), 1.0, f"site {node.site}"),
-            (self._of_node.get(node.id), 0.5, who),
-        ):
-            if usage is None:
-                continue
-            found = usage.over(self._limits, share, name)
-            if found is None and isinstance(record, EventRecord | GapRecord):
-                found = usage.over_events(self._limits, share, name)
-            if found is not None:
-                return found
-        return None
+        day, passed_s = divmod(now, _DAY_S)
+        self._turn(int(day))
+        site = self._of_site.get(node.site)
+        if site is None:
+            return None
+        found = find_over(site, self._of_node.get(node.id, _NOTHING), record, self._limits, 1 - passed_s / _DAY_S)
+        return found and Refusal(found.reason, f"{node.site}/{node.name}: {found.detail}")
 
     def add(self, record: StoreRecord, node: KnownNode) -> None:
         """Count a record that is stored."""
