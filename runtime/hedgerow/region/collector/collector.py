@@ -108,7 +108,7 @@ class Collector:
         self._services = OtherServices(self._region, self._client, self._record_services)
         self._enrolment = None
         if config.enrolment.places is not None:
-            self._enrolment = EnrolmentService(config, self._client, self._loop)
+            self._enrolment = EnrolmentService(config, self._client, self._loop, term)
         self._pinger = None
         if config.ping.every_s is not None:
             self._pinger = Pinger(self._region, config.ping, self._client, self._record_ping)

@@ -25,8 +25,9 @@ from hedgerow.enrolment.request import CLIENT, MAX_REQUEST_BYTES, EnrolmentRefus
 from hedgerow.errors import BusError
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.enrolment.registrar import Registrar
-from hedgerow.region.store.database.database import Database, RegionStoreError
+from hedgerow.region.store.database.database import Database, LeaseLost, RegionStoreError
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.lease import Term
 from hedgerow.topics import EVERY_NODE, Address, Channel, parse
 from hedgerow.wire.messages import JSON
 
@@ -55,16 +56,18 @@ class EnrolmentService(threading.Thread):
         config: the region's configuration.
         client: connection to the region's broker.
         loop: the client's event loop.
+        term: the term for which this service leads.
     Attributes:
         failure: why no machine is answered; None: they are.
         counts: requests, by outcome: the answer's state, the reason of a refusal, or `dropped`.
     """
 
-    def __init__(self, config: RegionConfig, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, config: RegionConfig, client: Client, loop: asyncio.AbstractEventLoop, term: Term) -> None:
         super().__init__(name="region-enrolment", daemon=True)
         self._config = config
         self._client = client
         self._loop = loop
+        self._term = term
         self._waiting: queue.Queue[_Asked | None] = queue.Queue(_MOST_WAITING)
         self._of_site: Counter[str] = Counter()
         self._allowances: dict[str, tuple[float, float]] = {}
@@ -125,11 +128,12 @@ class EnrolmentService(threading.Thread):
             try:
                 if registrar is None:
                     self._database = open_database(self._config.store.url, write=False, alongside=True)
+                    self._database.lead(self._term.fence)
                     registrar = Registrar(self._database, self._config.region.name, self._config.enrolment)
                 self._answer(registrar, asked)
                 self.failure = None
             except RegionStoreError as error:  # the machine asks again
-                if self.failure is None:
+                if self.failure is None and not isinstance(error, LeaseLost):
                     log.error("enrolment-failing", code=error.code, error=str(error), remedy=error.remedy)
                 self.failure = str(error)
                 self._abandon()
