@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +48,26 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         importlib.invalidate_caches()
 
     return put
+
+
+def test_a_package_that_is_installed_upgraded_or_removed_meanwhile_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is told to reload after `pip install`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    versions = []
+    for version in ("1.0", "2.0", None):
+        for info in tmp_path.glob("*.dist-info"):
+            shutil.rmtree(info)
+        if version is not None:
+            info = tmp_path / f"acme_late-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-late\nVersion: {version}\n")
+            (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nlate = late:Late\n")
+        os.utime(tmp_path, ns=(0, len(versions) + 1))  # the clock of a file system may be too coarse for a test
+        versions.append([each.version for each in plugins.installed().get("late", [])])
+
+    assert versions == [["1.0"], ["2.0"], []]
 
 
 def test_built_in_stages_are_found() -> None:

@@ -7,10 +7,13 @@ plugin affects only pipelines that use it.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -84,6 +87,19 @@ class StagePlugin:
 
 def installed() -> dict[str, list[StagePlugin]]:
     """Return all stages of installed packages, by name; several under one name are a conflict."""
+    return _read_entries(tuple((path, _changed_at(path)) for path in sys.path))
+
+
+def _changed_at(path: str) -> int:
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=1)
+def _read_entries(_folders: tuple[tuple[str, int], ...]) -> dict[str, list[StagePlugin]]:
+    # Reading the metadata of all packages takes 10 ms; installing, upgrading or removing one changes its folder.
     found: dict[str, list[StagePlugin]] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         dist = entry.dist
