@@ -6,6 +6,7 @@ Delay is counted in turns of a stage that waits for the test, so that the machin
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from trial_site import Site, tally_counts, until
 from trial_stages import Stepped
 
 from hedgerow.node.node import Node
+from hedgerow.testing import Mosquitto
 
 FLOOD = 400
 HONEST = ("b", "c", "d")
@@ -118,3 +120,32 @@ async def test_invented_streams_and_topics_leave_others_their_turns(site: Site) 
         for _ in range(295):
             Stepped.turns.release()
         await until(lambda: tally.out == 303, lambda: tally_counts(tally))
+
+
+@pytest.mark.slow
+async def test_others_keep_their_results_beside_a_flood_of_100_000_a_minute(tmp_path: Path) -> None:
+    """For ten seconds, with a broker that keeps a thousand messages for a client as Mosquitto does by default."""
+    seconds, each = 10, 5 * 10
+    fields: dict[str, Any] = {"lanes": 1, "batch": 1, "queue": {"max_qos1_frames_per_topic": 8}}
+    with Mosquitto(config=["max_queued_messages 1000"]) as broker:
+        async with Site(broker.port, tmp_path) as site:
+            pipeline = site.pipeline({"trial": {"sleep_s": 0.01}}, **fields)
+            async with site.node({"p": pipeline}) as node, site.connect() as flooder:
+
+                async def honest(stream: str) -> None:
+                    for n in range(each):
+                        await site.frame(n, stream=stream)
+                        await asyncio.sleep(seconds / each)  # a sensor's pace
+
+                async def attack() -> None:
+                    body = orjson.dumps({"n": 0})
+                    for _ in range(seconds * 10):
+                        await asyncio.gather(*(flooder.publish(site.topic("a"), body, qos=1) for _ in range(167)))
+                        await asyncio.sleep(0.1)  # likewise
+
+                attacker = asyncio.create_task(attack())
+                await asyncio.gather(*map(honest, HONEST))
+                await attacker
+                tally = node.runners["p"].tally
+                await until(lambda: not tally.held and len(site.results()) == tally.out)
+                assert honest_results(site) >= 0.95 * each * len(HONEST), tally_counts(tally)

@@ -1,4 +1,4 @@
-"""Whether a broker ended, or only one link: what the sessions of this process see of it together.
+"""Tells a broker that ended from one that ended a single link, by what all sessions of this process see of it.
 
 A broker that refuses a message closes the link that brought it, and goes on. When it restarts, it ends all links at once, and
 refuses connections until it is back.
