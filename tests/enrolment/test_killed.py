@@ -133,6 +133,9 @@ def test_an_approval_killed_at_any_step_is_finished_by_the_next(world: World, mo
             break
         assert [one.state for one in world.machines()] == ["pending"]
         killer.at = None
-    assert step > 10
+        if step % 2:  # what is there already shortens the next attempt; every other one begins anew
+            for file in (world.folder / "pki/hall/issued/b").iterdir():
+                file.unlink()
+    assert step > 5
     assert world.ask(machine, None).state == "approved"
     assert world.approve(machine.fingerprint, "b")["again"]
