@@ -29,7 +29,7 @@ from hedgerow.region.store.database.open import open_database
 
 NODE = """\
 node: {{region: north, site: {site}, name: {name}, state_dir: /var/lib/x, labels: {{floor: "1"}}}}
-broker: {{url: "mqtts://localhost:8883", tls: {{ca_file: /x, cert_file: /y, key_file: /z}}}}
+broker: {{url: "mqtts://broker.lan:8883", tls: {{ca_file: /x, cert_file: /y, key_file: /z}}}}
 pipelines: {{doors: {{subscribe: plant/1/door, stages: [parse]}}}}
 """
 
@@ -53,7 +53,7 @@ class World:
             region="north",
             sites={
                 site: PlacesOfSite(
-                    broker="mqtts://localhost:8884",
+                    broker="mqtts://broker.lan:8884",
                     nodes={name: Place(configuration=NODE.format(site=site, name=name)) for name in names},
                 )
                 for site, names in sites.items()
@@ -64,7 +64,7 @@ class World:
         self.config = RegionConfig.model_validate(
             {
                 "region": {"name": "north"},
-                "broker": {"url": "mqtts://localhost:8883", "tls": {"ca_file": trust}},
+                "broker": {"url": "mqtts://broker.lan:8883", "tls": {"ca_file": trust}},
                 "store": {"url": url},
                 "enrolment": {"places": folder / "places.json", **enrolment},
             }
@@ -92,7 +92,7 @@ class World:
     def claim(
         self, site: str = "hall", *, place: str | None = None, uses: int = 1, hours: float = 1.0, **labels: str
     ) -> Claim:
-        made = Claim.new("north", site, "mqtts://localhost:8884", self.pki.root.certificate())
+        made = Claim.new("north", site, "mqtts://broker.lan:8884", self.pki.root.certificate())
         self.request(
             "claim-create",
             id=made.id,
