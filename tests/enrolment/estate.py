@@ -88,10 +88,13 @@ class EnrollingEstate(Running):
     @property
     def config(self) -> RegionConfig:
         config = load(self.region_file)
-        merged = {name: {**getattr(config, name).model_dump(), **section} for name, section in self.sections.items()}
-        return config.model_copy(
-            update={name: type(getattr(config, name)).model_validate(section) for name, section in merged.items()}
-        )
+        changed = {}
+        for name, section in self.sections.items():
+            there = getattr(config, name)
+            changed[name] = type(there).model_validate({**there.model_dump(), **section})
+        if "enrolment" in changed:
+            changed["enrolment"] = changed["enrolment"].anchored(self.region_file.parent)
+        return config.model_copy(update=changed)
 
     def start_service(self) -> None:
         """Start the region's service, and wait until it collects."""
