@@ -193,6 +193,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "region-quotas": region.QuotasSection,
         "region-ping": region.PingSection,
         "region-models": region.ModelsSection,
+        "region-enrolment": region.EnrolmentSection,
+        "region-enrolment-rules": region.EnrolmentRule,
         "rollout": spec.RolloutPlan,
         "rollout-model": spec.ModelSection,
         "rollout-gate": spec.GateSection,

@@ -23,10 +23,12 @@ from hedgerow.enrolment.claim import Claim, read_claim
 from hedgerow.pki.folder import Pki
 from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig, load
-from hedgerow.region.enrolment.store import EnrolmentStore
+from hedgerow.region.enrolment.store import EnrolmentStore, StoredClaim
+from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
 from hedgerow.telemetry import logs
+from hedgerow.topology.brokers import enrolment_url
 from hedgerow.topology.certify import certify
 
 PATIENCE_S = 90.0
@@ -63,7 +65,14 @@ def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "it") 
 
 
 class EnrollingEstate(Running):
-    """Brokers whose certificates come from `pki apply`, and the region's service in a thread."""
+    """Brokers whose certificates come from `pki apply`, and the region's service in a thread.
+
+    Attributes:
+        honest, honest_claim: a machine that attacks must not harm, and its claim.
+    """
+
+    honest: Any = None
+    honest_claim: Any = None
 
     def certify_all(self) -> None:
         self.pki = Pki(self.folder / "pki", lambda: datetime.now(UTC))
@@ -79,10 +88,13 @@ class EnrollingEstate(Running):
     @property
     def config(self) -> RegionConfig:
         config = load(self.region_file)
-        merged = {name: {**getattr(config, name).model_dump(), **section} for name, section in self.sections.items()}
-        return config.model_copy(
-            update={name: type(getattr(config, name)).model_validate(section) for name, section in merged.items()}
-        )
+        changed = {}
+        for name, section in self.sections.items():
+            there = getattr(config, name)
+            changed[name] = type(there).model_validate({**there.model_dump(), **section})
+        if "enrolment" in changed:
+            changed["enrolment"] = changed["enrolment"].anchored(self.region_file.parent)
+        return config.model_copy(update=changed)
 
     def start_service(self) -> None:
         """Start the region's service, and wait until it collects."""
@@ -136,6 +148,38 @@ class EnrollingEstate(Running):
 
     def database(self) -> closing[Database]:
         return closing(open_database(self.config.store.url, write=False))
+
+    def add_claim(
+        self, site: str = "hall", *, uses: int = 1, hours: float = 1.0, revoked: bool = False, **labels: str
+    ) -> Claim:
+        """Make a claim in the store itself; one with no hours has expired."""
+        root = self.pki.root.certificate()
+        place = self.described.topology.sites["hall"]
+        claim = Claim.new("north", site, enrolment_url(place) or "", root)
+        now, by = time.time(), Actor("test")
+        stored = StoredClaim(
+            claim.id,
+            site,
+            None,
+            claim.public.hex(),
+            uses,
+            0,
+            now,
+            now + hours * 3600,
+            labels,
+            by,
+            now if revoked else None,
+        )
+        with closing(open_database(self.config.store.url, write=False, alongside=True)) as database:
+            EnrolmentStore(database).add_claim(stored)
+        return claim
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Requests to enrol by outcome, as /metrics has them."""
+        service = self.collector._enrolment
+        assert service is not None
+        return {labels["outcome"]: count for _, _, labels, count in service.gauges()}
 
     def machines(self, state: str | None = None) -> dict[str, Any]:
         """Return the machines in the store by fingerprint."""

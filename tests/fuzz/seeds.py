@@ -8,6 +8,8 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -16,16 +18,26 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 import orjson
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from ruamel.yaml import YAML
 
 from hedgerow.blobs.announcements import Announcement, AnnouncementKind, DocumentPart, DocumentRequest
 from hedgerow.bus import packets
 from hedgerow.bus.properties import Property, encode_properties, encode_varint
 from hedgerow.config import PipelineConfig
+from hedgerow.enrolment.answer import Answer
+from hedgerow.enrolment.claim import Claim
+from hedgerow.enrolment.grant import NodeGrant, sign_grant
+from hedgerow.enrolment.request import RequestBody, encode_request
 from hedgerow.models.bundle.arrays import write_arrays
 from hedgerow.models.bundle.chunks import describe_file
 from hedgerow.models.bundle.manifest import Chunk, File, Manifest, digest_of
 from hedgerow.models.bundle.model_file import digest
+from hedgerow.pki import certificates
+from hedgerow.pki.names import IdentityKind
 from hedgerow.stage import Stage
 from hedgerow.wire.codec import ENVELOPE, NPY, pack_envelope
 from hedgerow.wire.fleet import Desired, ModelRef, Quarantined, Reported, ReportedModel
@@ -503,3 +515,76 @@ def configurations() -> Iterator[bytes]:
                 yield stream.getvalue()
     yield b"node: {name: gateway, site: hall}\npipelines:\n  a: &a {subscribe: 'x/#', stages: [parse]}\n  b: *a\n"
     yield b'node:\n  name: "g"\nqueue: {max_age_s: -1}\n'
+
+
+CLIENT: Final = "0123456789abcdef" * 2
+
+
+@dataclass(frozen=True)
+class EnrolmentSeed:
+    """A machine, the authorities of its region and site, and what it is granted."""
+
+    key: ec.EllipticCurvePrivateKey
+    root: x509.Certificate
+    grant: NodeGrant
+    text: str
+    signature: str
+
+
+@cache
+def enrolment() -> EnrolmentSeed:
+    """Authorities with the same keys in each run."""
+    own, top, site = (ec.derive_private_key(number, ec.SECP256R1()) for number in (11, 12, 13))
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    root = certificates.root("north", top, now)
+    authority = certificates.authority("hall", site.public_key(), root, top, now)
+    leaf = certificates.leaf(
+        IdentityKind.NODE, "hall/a", "node", own.public_key(), authority, site, now, now + timedelta(days=30)
+    )
+    grant = NodeGrant(
+        schema="hedgerow.grant/1",
+        node="north/hall/a",
+        certificate=certificates.pem(leaf, authority).decode(),
+        trust=certificates.pem(root, authority).decode(),
+        revocations="",
+        configuration="pipelines: {}\n",
+        files={"root.json": "e30="},
+        labels={"hardware": "nuc"},
+    )
+    return EnrolmentSeed(own, root, grant, *sign_grant(grant, site))
+
+
+def claims() -> Iterator[bytes]:
+    """A token."""
+    yield Claim("0" * 16, "north", "hall", "mqtts://broker.hall.lan:8884", enrolment().root, bytes(32)).token().encode()
+
+
+def enrolment_requests() -> Iterator[bytes]:
+    """With a claim, and without."""
+    key = enrolment().key
+    csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    body = RequestBody(
+        schema="hedgerow.enrol/1",
+        client=CLIENT,
+        region="north",
+        site="hall",
+        claim="0" * 16,
+        csr=csr.public_bytes(Encoding.PEM).decode(),
+        machine={"hostname": "gw", "serial": "1"},
+    )
+    claim = Claim("0" * 16, "north", "hall", "mqtts://b", enrolment().root, bytes(32))
+    yield encode_request(body, lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())), claim.sign)
+    yield encode_request(
+        body.model_copy(update={"claim": None}),
+        lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())),
+        maker=lambda data: data[:8],
+        certificates=[enrolment().root],
+    )
+
+
+def enrolment_answers() -> Iterator[bytes]:
+    """Approved, pending and refused."""
+    made = enrolment()
+    yield Answer(schema="hedgerow.enrolled/1", state="approved", grant=made.text, signature=made.signature).encode()
+    yield Answer(schema="hedgerow.enrolled/1", state="pending", code="pending", again_s=2.0).encode()
+    yield Answer(schema="hedgerow.enrolled/1", state="refused", code="claim-used", detail="used").encode()

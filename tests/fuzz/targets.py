@@ -41,6 +41,10 @@ from hedgerow.bus.properties import (
     encode_properties,
 )
 from hedgerow.bus.reader import Reader
+from hedgerow.enrolment.answer import read_answer
+from hedgerow.enrolment.claim import BadClaim, read_claim
+from hedgerow.enrolment.grant import BadGrant, verify_grant
+from hedgerow.enrolment.request import EnrolmentRefused, read_request
 from hedgerow.errors import ConfigError, FrameError, HedgerowError, ModelUnreadable
 from hedgerow.frame import Frame
 from hedgerow.labels import parse_selector
@@ -411,6 +415,29 @@ def records(data: bytes) -> None:
     decode_message(message, "north", 1e9)
 
 
+def enrolment_request(data: bytes) -> None:
+    """Read a request to enrol; one that is accepted proves its key and is from the client of its topic."""
+    read = read_request(data, seeds.CLIENT, "north", "hall")
+    assert (read.body.client, read.body.site) == (seeds.CLIENT, "hall")
+    assert all(text.isprintable() for text in read.body.machine.values())
+
+
+def claim(data: bytes) -> None:
+    """Read the token of a claim; written again it is the same."""
+    read = read_claim(_text(data))
+    assert read_claim(read.token()) == read
+
+
+def enrolment_answer(data: bytes) -> None:
+    """Read the answer to a machine that enrols, and the grant in it: only the one that was signed counts."""
+    answer = read_answer(data)
+    assert answer.detail.isprintable()
+    assert answer.code.isprintable()
+    estate = seeds.enrolment()
+    grant = verify_grant(answer.grant, answer.signature, estate.root, estate.key.public_key(), "hall")
+    assert grant == estate.grant
+
+
 def configuration(data: bytes) -> None:
     """Read a configuration file."""
     configfile.parse(_text(data), Path("/nowhere/config.yaml"))
@@ -438,6 +465,9 @@ TARGETS: Final[dict[str, Target]] = {
     "commands": Target(commands, (ValidationError,), seeds.commands),
     "announcements": Target(announcements, (BadAnnouncement,), seeds.announcements),
     "records": Target(records, (), seeds.records),
+    "enrolment-request": Target(enrolment_request, (EnrolmentRefused,), seeds.enrolment_requests, 8192),
+    "claim": Target(claim, (BadClaim,), seeds.claims, 2048),
+    "enrolment-answer": Target(enrolment_answer, (BadGrant,), seeds.enrolment_answers, 8192),
     "configuration": Target(configuration, (configfile.BadConfigFile,), seeds.configurations, 4096),
 }
 """By name: what is read."""

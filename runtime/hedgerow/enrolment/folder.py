@@ -196,6 +196,7 @@ def configured(grant: NodeGrant, path: Path) -> str:
     """
     remedy = "Correct the base file and the topology, render and approve again."
     try:
+        Document(grant.configuration, path)  # with limits and errors that YAML itself has not
         yaml = YAML(typ="rt", pure=True)
         document = yaml.load(grant.configuration)
         if not isinstance(document, dict):

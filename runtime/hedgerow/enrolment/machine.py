@@ -1,4 +1,4 @@
-"""What a machine says of itself when it enrols, so that a person recognises it. It proves nothing."""
+"""Describes this machine when it enrols, so that a person recognises it; that proves nothing."""
 
 from __future__ import annotations
 

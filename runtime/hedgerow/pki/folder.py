@@ -198,6 +198,7 @@ class Pki:
                         remedy=f"If that machine is gone: `hedgerow pki revoke {who}`; else choose another place.",
                     )
                 if entry.ends - self.now() >= self._life(who, entry) / 3:
+                    self._refresh([entry.folder])  # the call that issued it may have been killed before it did
                     return entry
             home = self.home(who)
             files.make_folder(home, private=True)

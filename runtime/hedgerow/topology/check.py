@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hedgerow.config import NodeConfig
 from hedgerow.topics import overlap, without_group
-from hedgerow.topology.model import REGION_AUTHORITY, Roles, Topology
+from hedgerow.topology.model import REGION_AUTHORITY, RegionSection, Roles, SiteSection, Topology
 
 Nodes = Mapping[tuple[str, str], NodeConfig]
 """Configuration of every node, by site and name."""
@@ -60,6 +60,27 @@ def clashes(topology: Topology) -> Iterator[TopologyIssue]:
                 (*here, "nodes"), "`broker` is reserved for the broker's own certificate", "Choose another name."
             )
         yield from _roles(here, site.roles, {"broker", *site.nodes, *sensors})
+
+
+def enrolment(topology: Topology) -> Iterator[TopologyIssue]:
+    """Yield listeners for machines that enrol where there can be none."""
+    taken = "is taken by another listener of this broker"
+    places: list[tuple[tuple[str, ...], SiteSection | RegionSection, int | None]] = [
+        (("sites", name), site, site.loopback_port) for name, site in topology.sites.items()
+    ]
+    places.append((("region",), topology.region, None))
+    for keys, place, loopback in places:
+        port = place.enrolment_port
+        if port is not None and port in (loopback, int(place.broker.rpartition(":")[2])):
+            yield TopologyIssue((*keys, "enrolment_port"), f"port {port} {taken}", "Choose another port.")
+    for key, above in (("region", topology.region), ("parent", topology.parent)):
+        if above is not None and above.enrolment_port is not None and (key == "parent" or above.external):
+            yield TopologyIssue(
+                (key, "enrolment_port"),
+                "machines cannot enrol there: "
+                + ("it is above the region" if key == "parent" else "its broker is not rendered"),
+                "Set it at the sites, or at the region's own broker.",
+            )
 
 
 def _roles(here: tuple[str, ...], roles: Roles, taken: set[str]) -> Iterator[TopologyIssue]:
@@ -183,6 +204,9 @@ def remarks(topology: Topology, nodes: Nodes) -> Iterator[str]:
                 f"{site}/{node} asks the broker to keep its session for {config.broker.session_expiry_s} s, but "
                 f"`limits.session_hours` ends it after {topology.limits.session_hours} h"
             )
+    for site in topology.sites:
+        if topology.places(site) and not topology.asks(site) and topology.region.enrolment_port is None:
+            yield f"{site}: its nodes are to enrol, but there is no listener for them: set `enrolment_port` of the site or the region"
     for site, place in topology.sites.items():
         read = [one for node in place.nodes for one in subscriptions(nodes[site, node])]
         for sensor, filters in topology.sensors_of(site).items():

@@ -72,6 +72,7 @@ def broker(
         config=machine.config / where,
         state=machine.state / where / "broker",
         port=_port(place),
+        enrolment="" if place.enrolment_port is None else f", {{port: {place.enrolment_port}, protocol: TCP}}",
         # Without a rule it may connect nowhere; a rule with an empty list would allow all ports.
         above=f"    - ports: [{{port: {_port(above)}, protocol: TCP}}]\n" if above is not None else "",
         memory_mib=machine.broker_memory_bytes >> 20,

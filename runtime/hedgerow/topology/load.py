@@ -51,7 +51,7 @@ def load(path: Path) -> Described:
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
     reading = _Reading(topology, path.parent)
-    findings = [*check.clashes(topology), *check.paths(topology), *reading.findings()]
+    findings = [*check.clashes(topology), *check.enrolment(topology), *check.paths(topology), *reading.findings()]
     findings += check.mismatches(topology, reading.nodes)
     _refuse(document, path, findings)
     small = {site: _small(files) for site, files in reading.models.items() if topology.places(site)}
@@ -69,7 +69,7 @@ def load_alone(path: Path) -> Topology:
     """
     document = Document.read(path)
     topology = _anchored(document.as_a(Topology, "topology"), path.parent.resolve())
-    _refuse(document, path, [*check.clashes(topology), *check.paths(topology)])
+    _refuse(document, path, [*check.clashes(topology), *check.enrolment(topology), *check.paths(topology)])
     return topology
 
 

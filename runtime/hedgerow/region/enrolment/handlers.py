@@ -115,7 +115,7 @@ def _sign(operation: EnrolmentOperation, machine: StoredMachine, wanted: Any) ->
     place = choose_place(
         places, machine.site, wanted or (claim.place if claim else None), operation.store.taken(machine.site)
     )
-    pki = Pki(config.pki, lambda: datetime.now(UTC))
+    pki = Pki(config.pki, lambda: datetime.fromtimestamp(operation.now, UTC))
     labels = dict(claim.labels) if claim else {}
     life = timedelta(days=config.days)
     return place, make_grant(pki, places, machine.site, place, machine.csr, labels, life)

@@ -140,7 +140,7 @@ class Registrar:
             place = choose_place(places, machine.site, wanted, self._store.taken(machine.site))
             labels = dict(claim.labels) if claim is not None else {}
             grant, signature = make_grant(
-                self._pki(), places, machine.site, place, machine.csr, labels, timedelta(days=self._config.days)
+                self._pki(now), places, machine.site, place, machine.csr, labels, timedelta(days=self._config.days)
             )
         except HedgerowError as error:  # a person can still approve it, or mend what is wrong
             log.warning("enrolment-not-approved", rule=rule, fingerprint=machine.fingerprint, error=str(error))
@@ -161,7 +161,7 @@ class Registrar:
         life = timedelta(days=self._config.days)
         try:
             grant, signature = make_grant(
-                self._pki(), self._places(), machine.site, machine.node, machine.csr, labels, life
+                self._pki(now), self._places(), machine.site, machine.node, machine.csr, labels, life
             )
         except (HedgerowError, KeyError) as error:
             log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error))
@@ -175,9 +175,9 @@ class Registrar:
             raise ConfigError("`enrolment: {places}` is not set", remedy="Name the file that `topology render` writes.")
         return read_places(self._config.places)
 
-    def _pki(self) -> Pki:
+    def _pki(self, now: float) -> Pki:
         assert self._config.pki is not None  # noqa: S101 - the callers have checked
-        return Pki(self._config.pki, lambda: datetime.now(UTC))
+        return Pki(self._config.pki, lambda: datetime.fromtimestamp(now, UTC))
 
 
 def approve(
