@@ -37,7 +37,7 @@ def ask(store: str, verb: str, args: dict[str, Any]) -> Any:
         return send_request(database, verb, args, who="eve", why="a test", wait_s=10.0)
 
 
-@pytest.mark.parametrize("kills", [pytest.param(10, marks=pytest.mark.long), pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.long), pytest.param(100, marks=pytest.mark.slow)])
 async def test_a_service_that_is_killed_at_any_time_leaves_one_of_two_states_and_loses_nothing(
     collector: CollectorProcess, gateway: Callable[..., Gateway], kills: int
 ) -> None:
