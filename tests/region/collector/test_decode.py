@@ -16,7 +16,7 @@ from tests.wire import unchecked
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import ACK_NOW, Gap, Number, key_of
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.region.collector.decode import decode_message
+from hedgerow.region.collector.decode import clears, decode_message
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.records import (
@@ -264,3 +264,10 @@ def test_no_message_can_stop_the_store(store_url: str, count: int) -> None:
     assert rejected > count / 10
     assert stored > 10
     assert {Address("test", "s1", "n1"), Address("test", "s1", "n2")} == set(store.nodes)
+
+
+def test_an_empty_status_or_report_only_clears_the_retained_one() -> None:
+    """The region sends them itself, and hears them."""
+    topics = ("status", "reported", "health", "result/p", "event/x")
+    assert [topic for topic in topics if clears(message(f"{BASE}/{topic}", b""))] == ["status", "reported"]
+    assert not clears(message(f"{BASE}/status", b"{}"))

@@ -159,6 +159,7 @@ def _facts(node: dict[str, Any]) -> list[tuple[str, str]]:
     for name, ref in node["desired_models"].items():
         pin = node["pins"].get(name)
         rows.append((f"desired {name}", short_ref(ref) + (f", pinned by {pin['who']}: {pin['why']}" if pin else "")))
+    rows += [(f"desired {name}", "none: it is withdrawn") for name in node["withdrawn_models"]]
     rows += [(f"quarantine {one['name']} {one['version']}", one["reason"]) for one in node["quarantined"]]
     of_region = node["labels_of_region"]
     rows += [

@@ -139,6 +139,7 @@ def _node(row: Sequence[Any], as_of: float, silent_after_s: float, twins: TwinRe
         "desired_generation": generation,
         "published_generation": published,
         "desired_models": desired.get("models", {}),
+        "withdrawn_models": desired.get("withdrawn", []),
         "rollout": desired.get("rollout"),
         "pins": _read(pins),
     }

@@ -12,7 +12,7 @@ from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.planning.gate import Listening
 from hedgerow.region.rollouts.requests import RolloutRequest
 from hedgerow.region.store.audit import Actor
-from hedgerow.region.store.life.identity import aliases
+from hedgerow.region.store.life.identity import aliases, forgotten_nodes
 from hedgerow.topics import Address
 
 
@@ -34,7 +34,15 @@ class Operation:
 
     @property
     def node(self) -> Address:
-        """The node that the request names."""
+        """The node that the request names. Raises: CommandError: there is none, or several; or it was renamed or forgotten."""
+        if not any(_is_named(node, self.named) for node in self.fleet.observed.ids):
+            for node, gone in forgotten_nodes(self.fleet.database).items():
+                if _is_named(node, self.named):
+                    raise CommandError(
+                        f"{node} was forgotten {gone.because}",
+                        code="forgotten-node",
+                        remedy=f"To take it in again: `hedgerow node admit {node.site}/{node.node}`.",
+                    )
         return find_node(self.fleet.observed.ids, self.named, former=self._former())
 
     @property

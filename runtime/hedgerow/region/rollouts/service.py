@@ -89,8 +89,11 @@ class DocumentPublisher:
         self._in_flight -= 1
         if error is None:
             self._published(document)
-        else:  # published again later
+        elif document.payload:  # published again later
             log.warning("desired-refused", topic=document.topic, error=str(error))
+        else:
+            remedy = "Render the topology, and give the region's broker its new access list: the service clears what nodes left there."
+            log.warning("clear-refused", topic=document.topic, error=str(error), remedy=remedy)
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
 

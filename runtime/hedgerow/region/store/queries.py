@@ -248,10 +248,19 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
     )
     former, twins = former_addresses(database), twin_reports(database, as_of)
     return [
-        _readable(row, gaps, missing, as_of, silent_after_s, twins.get(row[0], TwinReport()))
-        | {"formerly": former.get(row[0], [])}
+        _moved(
+            _readable(row, gaps, missing, as_of, silent_after_s, twins.get(row[0], TwinReport())),
+            former.get(row[0], []),
+        )
         for row in rows
     ]
+
+
+def _moved(node: dict[str, Any], formerly: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add a node's former addresses, and whether it has come up under its present one."""
+    waits = [one["node"] for one in formerly if not one["seen"] and not one["taken"]]
+    why = f"it was {waits[-1]}, and has not reported under its present name yet" if waits else ""
+    return node | {"formerly": formerly, "why": "; ".join(filter(None, (node["why"], why)))}
 
 
 def _readable(

@@ -66,6 +66,8 @@ def test_a_forgotten_node_is_in_no_count_inventory_or_document(store_url: str) -
         (entry,) = audit(world.database, newest=10, which=AuditFilter(action="node-forgotten"))
         assert (entry["who"] != "", entry["why"], entry["detail"]["node"]) == (True, "a test", str(A))
         assert world.do("node-forget", node="s0/n000")["already"]  # the command may be repeated
+        assert world.refused("node-label", node="n000", labels={"a": "b"}) == "forgotten-node"
+        assert world.refused("node-forget", node="nowhere") == "unknown-node"
 
 
 def test_messages_of_a_forgotten_node_are_refused_until_it_is_admitted_again(store_url: str) -> None:

@@ -58,6 +58,7 @@ def test_all_of_a_node_follows_it_to_its_new_address(store_url: str, verb: dict[
         )
         assert (node["formerly"][0]["node"], node["formerly"][0]["seen"]) == (str(A), False)
         assert A.topic(Channel.DESIRED) in world.cleared
+        assert f"it was {A}, and has not reported" in described(world)[str(new)]["why"]
         # It still runs under its former name, and what it sends is its own, also in the same batch.
         outcome = world.store(result(A, 2, world.now), result(new, 4, world.now), result(A, 2, world.now))
         assert {key[0] for key in outcome.acks} == {A, new}
@@ -68,7 +69,7 @@ def test_all_of_a_node_follows_it_to_its_new_address(store_url: str, verb: dict[
         assert node["generation"] == node["desired_generation"] == node["published_generation"]
         assert world.nodes[new].version == "1.0.0"
         assert sorted(stored(world, new)) == ["i1", "i2", "i3", "i4"]
-        assert described(world)[str(new)]["awaited"] == 0
+        assert (described(world)[str(new)]["awaited"], described(world)[str(new)]["why"]) == (0, "")
         assert str(A) not in described(world)
         former = ((str(A), world.now + 1),)
         history = audit(world.database, newest=9, which=AuditFilter(node=str(new), former=former))

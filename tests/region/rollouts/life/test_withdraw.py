@@ -11,6 +11,7 @@ from tests.region.rollouts.life.test_forget import A
 from tests.region.rollouts.test_controller import ended
 from tests.region.world import PLAN, World
 
+from hedgerow.region.rollouts.inventory import inventory
 from hedgerow.region.rollouts.progress import history, progress
 
 
@@ -35,6 +36,7 @@ def test_a_rollout_to_none_withdraws_a_model_wave_by_wave(world: World) -> None:
     assert world.rollout(name).reason == "4 of 4 nodes are without it"
     newest = history(world.database, 1)[0]
     assert (newest["models"], progress(world.database, name)["states"]) == ({"faces": None}, {"succeeded": 4})  # type: ignore[index]
+    assert {str(node["withdrawn_models"]) for node in inventory(world.database, world.now)} == {"['faces']"}
     late = world.add()  # a node that comes later is without it, too
     world.turns(3)
     assert late.version is None
