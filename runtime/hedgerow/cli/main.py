@@ -136,6 +136,8 @@ _REGION = Group(
         "run": Verb("hedgerow.cli.region.region:run", "Collect and store what the sites send."),
         "status": Verb("hedgerow.cli.region.region:status", "Show the status of sites and nodes."),
         "check": Verb("hedgerow.cli.region.region:check", "Find every mistake in a region's configuration."),
+        "backup": Verb("hedgerow.cli.region.backup:backup", "Back up the store and the models while the service runs."),
+        "restore": Verb("hedgerow.cli.region.backup:restore", "Put a backup back; nothing is numbered twice."),
     },
     "Run a region's service; show the status of its sites.",
     """Run a region's service, which collects results from the sites and stores them; show the status of the sites.

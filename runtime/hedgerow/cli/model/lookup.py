@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hedgerow.errors import ModelNotFound
-from hedgerow.terminal import supports_redraw
 
 if TYPE_CHECKING:
     from hedgerow.models.bundle.folder import Bundle
@@ -169,18 +167,3 @@ def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool
     core, _, pre = version.partition("+")[0].partition("-")
     parts = tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in pre.split("."))
     return tuple(map(int, core.split("."))), not pre, parts
-
-
-@contextmanager
-def byte_progress(total: int, what: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that advances a progress bar by bytes, if stderr is a terminal."""
-    if quiet or not supports_redraw(sys.stderr):
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)

@@ -74,7 +74,7 @@ def _store_options(store: StoreUrl = None, config: StoreConfig = None, json: Jso
 def _service_options(
     why: Why = "", as_: As = None, store: StoreUrl = None, config: StoreConfig = None, json: Json = False
 ) -> ServiceOptions:
-    return ServiceOptions(StoreOptions(store, config, json), why, _who(), as_ or "")
+    return ServiceOptions(StoreOptions(store, config, json), why, operating_user(), as_ or "")
 
 
 on_store = with_options(_store_options)
@@ -123,7 +123,7 @@ def _waiting() -> AbstractContextManager[object]:
     return Console(stderr=True).status("Waiting for the region's service…")
 
 
-def _who() -> str:
+def operating_user() -> str:
     """Return the user of this process; not from the environment, where anyone can write anything."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name

@@ -223,6 +223,7 @@ def _problems(current: dict[str, Any]) -> list[str]:
         if twin["kind"] != "name"  # that one is why the node is degraded
     ]
     lines += shared[:_MOST_LINES] + _more(len(shared), "shared key and state folder")
+    lines += _restore_losses(current)
     if current["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
         lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")
@@ -239,6 +240,29 @@ def _problems(current: dict[str, Any]) -> list[str]:
         if node["clock_offset_s"] is not None and abs(node["clock_offset_s"]) > 2
     ]
     return lines
+
+
+def _restore_losses(current: dict[str, Any]) -> list[str]:
+    """Say what a store has lost that was put back from a backup: what nodes got from the region, and what it had acknowledged."""
+    restored = current["restored"]
+    if restored is None:
+        return []
+    since = f"the store was put back at {restored['at']} to a backup of {restored['backup_at']}"
+    ahead, missing = restored["ahead"], sum(node["awaited"] for node in current["nodes"])
+    lines = []
+    if missing:
+        results = plural(missing, "result")
+        lines.append(f"{since}: {results} missing; those acknowledged after the backup are gone, and not sent again")
+    if ahead:
+        nodes = plural(len(ahead), "node")
+        lines.append(
+            f"{since}: {nodes} ahead of it; what they run or are labelled, it does not know until it is set anew"
+        )
+    lines += [
+        f"{node['node']} has generation {node['generation']} of its desired document; this store knows {node['known']}"
+        for node in ahead[:_MOST_LINES]
+    ]
+    return lines + _more(len(ahead), "node")
 
 
 def _more(count: int, noun: str) -> list[str]:

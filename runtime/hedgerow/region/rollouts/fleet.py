@@ -70,6 +70,7 @@ class Fleet:
         self.desired = self.store.desired()
         self.rollouts = {stored.rollout.name: stored for stored in self.store.relevant()}
         self.recheck_all = True
+        self._generation_floor = self.store.generation_floor()
 
     def active(self) -> list[StoredRollout]:
         """Return the rollouts that may have a next step, oldest first."""
@@ -108,7 +109,9 @@ class Fleet:
         """Return a node's next desired document, without saving it. `changes` are those of `next_document`."""
         old = self.desired.get(node)
         reported = self.observed.nodes[node].reported
-        document = next_document(old.document if old else None, node, reported, now, rollout=rollout, **changes)
+        document = next_document(
+            old.document if old else None, node, reported, now, rollout=rollout, floor=self._generation_floor, **changes
+        )
         if old is None:
             return StoredDesired(document, pins=pins or {})
         return replace(old, document=document, pins=old.pins if pins is None else pins)

@@ -178,6 +178,11 @@ class FleetStore:
             ],
         )
 
+    def generation_floor(self) -> int:
+        """Return the generation above which new ones are given, since the store was restored; 0: it was not."""
+        ((floor,),) = self.database.rows("SELECT coalesce(max(generation_floor), 0) FROM restoration")
+        return int(floor)
+
     def published(self, generations: Mapping[int, int]) -> None:
         """Record the generations that the broker has, by the node's row id."""
         self.database.many(_PUBLISHED, [(one, node, one) for node, one in generations.items()])

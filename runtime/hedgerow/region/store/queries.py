@@ -177,6 +177,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
             "collector": None,
             "lease": None,
             "other_services": [],
+            "restored": None,
             "sites": [],
             "nodes": [],
             "rejected": {},
@@ -203,6 +204,7 @@ def status(database: Database, now: float) -> dict[str, Any]:
         },
         "lease": _lease(database),
         "other_services": others,
+        "restored": _restored(database),
         "stored_bytes": stored_bytes,
         "rejected": rejected,
         "refused": _refused(database, now),
@@ -215,6 +217,40 @@ def _lease(database: Database) -> dict[str, Any] | None:
     """Return who leads since when, and which services stand by."""
     lease = lease_status(database)
     return None if lease is None else lease | {"since": iso(lease["since"])}
+
+
+def _restored(database: Database) -> dict[str, Any] | None:
+    """Return the last restore, and what it lost that is known: nodes ahead of this store, and results that they do not send again.
+
+    A node is ahead if it reports a generation of its desired document that this store has not given.
+    """
+    try:
+        rows = database.rows(
+            "SELECT counter, at, backup_at, generation_floor FROM restoration ORDER BY counter DESC LIMIT 1"
+        )
+        given = dict(database.rows("SELECT node, generation FROM desired"))
+    except RegionStoreError:  # the service has not been restarted since the upgrade: it creates the table
+        return None
+    if not rows:
+        return None
+    ((counter, at, backup_at, floor),) = rows
+    reports = database.rows(
+        "SELECT n.id, n.region, n.site, n.name, s.payload FROM said s JOIN node n ON n.id = s.node "
+        "WHERE s.channel = 'reported' ORDER BY n.region, n.site, n.name"
+    )
+    ahead = []
+    for row, region, site, name, payload in reports:
+        generation = _generation_of(payload)
+        if given.get(row, 0) < generation <= floor:
+            ahead.append({"node": f"{region}/{site}/{name}", "generation": generation, "known": int(given.get(row, 0))})
+    return {"counter": counter, "at": iso(at), "backup_at": iso(backup_at), "ahead": ahead}
+
+
+def _generation_of(payload: bytes) -> int:
+    try:
+        return int(orjson.loads(bytes(payload))["generation"])
+    except (ValueError, TypeError, KeyError):
+        return 0
 
 
 def _refused(database: Database, now: float) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ def next_document(
     swap: SwapPolicy | None = None,
     signed_pipelines: tuple[ModelRef | None] | None = None,
     rollout: str | None = None,
+    floor: int = 0,
 ) -> Desired:
     """Return the next document: the last one with changes, and a generation that the node accepts.
 
@@ -38,8 +39,9 @@ def next_document(
         swap: the swap policy; None: unchanged.
         signed_pipelines: the pipelines to run, or None in a tuple to run none; None: unchanged.
         rollout: the rollout that causes the change; None: an operator.
+        floor: generations up to this one may have been given before the store was restored from a backup.
     """
-    last = document.generation if document is not None else 0
+    last = max(floor, document.generation if document is not None else 0)
     seen = reported.generation if reported is not None else 0
     changes: dict[str, Any] = {"node": str(node), "at": now, "rollout": rollout, **_generation(last, seen)}
     base = document if document is not None else Desired(node=str(node), generation=1, at=now)

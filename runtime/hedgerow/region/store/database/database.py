@@ -6,11 +6,13 @@ Errors are raised as `RegionStoreError`: `StoreTrouble` may be temporary (try ag
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
-from typing import Any, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from hedgerow.errors import HedgerowError
 
@@ -86,8 +88,62 @@ class Database(Protocol):
     def now(self) -> float:
         """Return the database's time: Unix seconds."""
 
+    def dump(self, folder: Path, advance: Callable[[int], None]) -> None:
+        """Write all tables, as they are at one moment, to files in a folder; others may go on writing.
+
+        Args:
+            folder: empty.
+            advance: called with the bytes written since the last call.
+        """
+
     def close(self) -> None:
         """Close the connection, and free the lock."""
+
+
+class RestoreSteps(NamedTuple):
+    """What a restore does besides putting rows back.
+
+    Attributes:
+        look: reads the store that is replaced, if there is one.
+        finish: changes the restored one before it takes effect.
+        advance: called with the bytes restored since the last call.
+        id_step: how far the next ids of rows are above the highest.
+        replace: whether a store that holds something may be replaced.
+    """
+
+    look: Callable[[Database], None]
+    finish: Callable[[Database], None]
+    advance: Callable[[int], None]
+    id_step: int
+    replace: bool
+
+
+_CREATED: Final = re.compile(r"CREATE TABLE (\w+)")
+_HOLDS_SOMETHING: Final = ("node", "rollout", "result", "audit")
+
+
+def table_names(dialect: Literal["sqlite", "postgres"]) -> list[str]:
+    """Return the names of all tables; one that refers to another comes after it."""
+    scripts = _migrations(dialect)
+    return ["migration", *(name for number in sorted(scripts) for name in _CREATED.findall(scripts[number]))]
+
+
+def known_migrations(dialect: Literal["sqlite", "postgres"]) -> set[int]:
+    """Return the migrations that this version knows."""
+    return set(_migrations(dialect))
+
+
+def check_replaceable(database: Database, name: str, *, replace: bool) -> None:
+    """Check that a restore may replace a store.
+
+    Raises: RegionStoreError: it holds something, and it was not said that it may be replaced.
+    """
+    tables = [table for table in _HOLDS_SOMETHING if database.rows(f"SELECT 1 FROM {table} LIMIT 1")]  # noqa: S608
+    if tables and not replace:
+        raise RegionStoreError(
+            f"{name} holds something already: {', '.join(tables)}",
+            remedy="Back it up first; then `--replace` replaces it.",
+        )
 
 
 def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: str) -> None:
@@ -98,7 +154,7 @@ def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: st
         RegionStoreError: the database was written by a newer version.
     """
     there = _migrations(dialect)
-    if _applied(database) == there.keys():
+    if applied_migrations(database) == there.keys():
         return
     if not database.try_lock():
         raise store_in_use(name)
@@ -108,7 +164,8 @@ def migrate(database: Database, dialect: Literal["sqlite", "postgres"], name: st
         database.unlock()
 
 
-def _applied(database: Database) -> set[int]:
+def applied_migrations(database: Database) -> set[int]:
+    """Return the migrations that a store has; none if it is new."""
     try:
         return {number for (number,) in database.rows("SELECT number FROM migration")}
     except StoreTrouble:
@@ -119,7 +176,7 @@ def _applied(database: Database) -> set[int]:
 
 def _apply(database: Database, there: dict[int, str], name: str) -> None:
     database.run("CREATE TABLE IF NOT EXISTS migration (number INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)")
-    done = _applied(database)
+    done = applied_migrations(database)
     if newer := done - there.keys():
         raise RegionStoreError(
             f"{name} was written by a newer version of Hedgerow (migration {max(newer)})",
@@ -159,6 +216,14 @@ def store_in_use(name: str) -> StoreInUse:
     return StoreInUse(
         f"Another service writes to {name}, which has to be upgraded for this version first",
         remedy="Stop the other service; this one then upgrades the store.",
+    )
+
+
+def service_running(name: str) -> StoreInUse:
+    """Return the error for a store that is to be replaced, but that a service uses."""
+    return StoreInUse(
+        f"A service, or another program, uses {name}",
+        remedy="Stop all services of this store, the standby too, and close what else has it open (`fuser` shows it).",
     )
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 from hedgerow.region.store.database.database import (
     RegionStoreError,
+    RestoreSteps,
     Row,
+    StoreInUse,
     StoreRefused,
     StoreTrouble,
+    check_replaceable,
     lease_lost,
     migrate,
     no_such_store,
+    service_running,
+    table_names,
 )
 
 try:
@@ -31,6 +38,11 @@ _CONNECT_S: Final = 10
 _LONGEST_STATEMENT_MS: Final = 60_000
 _LONGEST_PAUSE_MS: Final = 4_000
 """How long a leader may pause within a transaction: whatever it holds locked would delay the next leader."""
+_COLUMNS: Final = "columns.json"
+_IDENTITIES: Final = (
+    "SELECT table_name, column_name FROM information_schema.columns "
+    "WHERE table_schema = current_schema() AND is_identity = 'YES'"
+)
 _FENCE: Final = "SELECT 1 FROM lease WHERE fence = ? FOR KEY SHARE"
 """Whoever takes the lease changes its unique `fence`, so waits for all transactions that have checked it. A renewal does not."""
 
@@ -126,6 +138,42 @@ class Postgres:
         ((now,),) = self.rows("SELECT extract(epoch FROM clock_timestamp())::float8")
         return float(now)
 
+    def dump(self, folder: Path, advance: Callable[[int], None]) -> None:
+        """See `Database.dump`."""
+        with self._translating(), self._connection.transaction(), self._connection.cursor() as cursor:
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self.run("SET LOCAL statement_timeout = 0")
+            columns = {name: self.columns(name) for name in table_names("postgres")}
+            (folder / _COLUMNS).write_text(json.dumps(columns), encoding="utf-8")
+            for name, of_table in columns.items():
+                statement = f"COPY {name} ({', '.join(of_table)}) TO STDOUT"
+                with (folder / f"{name}.copy").open("wb") as out, cursor.copy(statement.encode()) as copy:
+                    for block in copy:
+                        out.write(block)
+                        advance(len(block))
+
+    def columns(self, table: str) -> list[str]:
+        """Return the names of a table's columns."""
+        rows = self.rows(
+            "SELECT column_name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = ? "
+            "ORDER BY ordinal_position",
+            (table,),
+        )
+        return [name for (name,) in rows]
+
+    def load(self, table: str, columns: Sequence[str], path: Path, advance: Callable[[int], None]) -> None:
+        """Fill an empty table from a file that `dump` wrote, within the caller's transaction."""
+        statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with (
+            self._translating(),
+            path.open("rb") as file,
+            self._connection.cursor() as cursor,
+            cursor.copy(statement.encode()) as copy,
+        ):
+            while block := file.read(1 << 18):
+                copy.write(block)
+                advance(len(block))
+
     def close(self) -> None:
         """Close the connection."""
         with suppress(psycopg.Error):
@@ -152,6 +200,34 @@ class Postgres:
                 f"{self._shown}: {str(error).strip()}",
                 remedy="Check the server; the collector reconnects automatically.",
             ) from error
+
+
+def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
+    """See `restore_database`."""
+    try:
+        database = Postgres(url, write=True)
+    except StoreInUse as error:
+        raise service_running(url.partition("@")[2] or url) from error
+    with closing(database):
+        shown = url.partition("@")[2] or url
+        if not database.try_lock() or database.rows("SELECT 1 FROM standby WHERE seen_at > ?", (database.now() - 15,)):
+            raise service_running(shown)
+        check_replaceable(database, shown, replace=steps.replace)
+        steps.look(database)
+        columns: dict[str, list[str]] = json.loads((folder / _COLUMNS).read_text("utf-8"))
+        with database.transaction():
+            database.run("SET LOCAL statement_timeout = 0")
+            database.run(f"TRUNCATE {', '.join(table_names('postgres'))}")
+            for name in table_names("postgres"):
+                database.run(f"ALTER TABLE {name} DISABLE TRIGGER USER")  # they would change who made a request
+                database.load(name, columns[name], folder / f"{name}.copy", steps.advance)
+                database.run(f"ALTER TABLE {name} ENABLE TRIGGER USER")
+            for table, column in database.rows(_IDENTITIES):
+                sequence = f"pg_get_serial_sequence('{table}', '{column}')"
+                given = f"(SELECT coalesce(last_value, 0) FROM pg_sequences WHERE (schemaname || '.' || sequencename)::regclass = {sequence}::regclass)"  # noqa: S608
+                last = f"greatest((SELECT coalesce(max({column}), 0) FROM {table}), {given})"  # noqa: S608
+                database.rows(f"SELECT setval({sequence}, {last} + ?)", (steps.id_step,))
+            steps.finish(database)
 
 
 def _term(fence: int) -> str:

@@ -7,8 +7,8 @@ import os
 import pwd
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,9 @@ _BUSY_S: Final = 5.0
 """Longest wait for a lock of another program."""
 _LOG_PAGES: Final = 4000
 """Pages of the write-ahead log that trigger a checkpoint: 16 MB."""
+SQLITE_COPY: Final = "store.db"
+"""Name of the file that a dump writes."""
+_BACKUP_PAGES: Final = 2000
 _FENCE: Final = "UPDATE lease SET renewals = renewals + 1 WHERE fence = ?"
 """Only one transaction writes at a time, so each renews the lease too: a long one does not look like a dead leader."""
 
@@ -50,6 +53,7 @@ class Sqlite:
         self._path = path
         self._lock: int | None = None
         self._fence: int | None = None
+        self._file: tuple[int, int] | None = None
         if not write and not path.exists():
             raise no_such_store(str(path))
         if not write and not os.access(path, os.R_OK | (os.W_OK if alongside else 0)):
@@ -69,6 +73,7 @@ class Sqlite:
                     target, uri=True, isolation_level=None, timeout=_BUSY_S, check_same_thread=False
                 )
                 if write:
+                    self._file = _identity(path)
                     self._connection.execute("PRAGMA journal_mode = WAL")
                     self._connection.execute("PRAGMA synchronous = FULL")  # fsync with every commit
                     self._connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
@@ -117,7 +122,9 @@ class Sqlite:
         self._fence = fence
 
     def try_lock(self) -> bool:
-        """See `Database.try_lock`."""
+        """See `Database.try_lock`. Raises: StoreTrouble: the file is not the one that was opened any more."""
+        if self._file != _identity(self._path):
+            raise StoreTrouble(f"{self._path} has been replaced or moved", remedy="None: it is opened again.")
         if self._lock is not None:
             return True
         path = self._path.with_name(f"{self._path.name}.lock")
@@ -148,6 +155,40 @@ class Sqlite:
     def now(self) -> float:
         """See `Database.now`."""
         return time.time()
+
+    def dump(self, folder: Path, advance: Callable[[int], None]) -> None:
+        """See `Database.dump`."""
+        done = 0
+
+        def progress(_: int, left: int, total: int) -> None:
+            nonlocal done
+            advance(max(0, total - left - done) * page_bytes)
+            done = total - left
+
+        with self._translating():
+            ((page_bytes,),) = self._connection.execute("PRAGMA page_size").fetchall()
+            target = sqlite3.connect(folder / SQLITE_COPY, isolation_level=None)
+            with closing(target), self._snapshot():
+                self._connection.backup(target, pages=_BACKUP_PAGES, progress=progress)
+                target.execute("PRAGMA journal_mode = DELETE")  # one file
+
+    def leave_log(self) -> None:
+        """Move everything from the write-ahead log into the file. Raises: StoreTrouble: another connection has it open."""
+        with self._translating():
+            ((mode,),) = self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+            if mode != "delete":
+                raise StoreTrouble(f"{self._path} is open elsewhere", remedy="Close what has it open.")
+            self._connection.execute("PRAGMA synchronous = FULL")
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Read the state of one moment: otherwise a backup begins again with each change."""
+        self._connection.execute("BEGIN")
+        try:
+            self._connection.execute("SELECT 1 FROM collector LIMIT 1").fetchall()
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the connection, and free the lock."""
@@ -193,6 +234,15 @@ class Sqlite:
                     f"{self._path} rejects the values: {error}", remedy="Report this with the service's log."
                 ) from error
             raise StoreTrouble(f"{self._path}: {error}", remedy=remedy) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one that has been put in its place; None: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _close_to_others(path: Path, mode: int) -> None:

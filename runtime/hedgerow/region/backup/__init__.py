@@ -1,0 +1,1 @@
+"""Backups of a region: its store and its repository of models, made while the service runs, and put back."""

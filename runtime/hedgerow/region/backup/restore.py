@@ -1,0 +1,192 @@
+"""Puts a backup back, while no service uses the store.
+
+The store is replaced in one step: by renaming the file, or in one transaction. What must never be given twice is raised above what may
+have been given between the backup and now: generations of desired documents, ids of rollouts, requests and entries of the audit log, and
+the fence of the lease. The repository is only added to: nodes refuse metadata that is older than what they have seen.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import orjson
+
+from hedgerow import disk
+from hedgerow.region.backup.manifest import (
+    REPOSITORY,
+    STORE,
+    Advance,
+    BackupError,
+    BackupManifest,
+    copy_file,
+    read_manifest,
+    verify_files,
+)
+from hedgerow.region.config import RegionConfig, on_postgres
+from hedgerow.region.store.database.database import Database, RegionStoreError, RestoreSteps, known_migrations
+from hedgerow.region.store.database.open import restore_database
+from hedgerow.wire.ranges import MAX_GENERATION
+
+_TIMESTAMP: Final = f"{REPOSITORY}/metadata/timestamp.json"
+_MORE: Final = 10_000
+"""How far numbers are raised besides one for each second since the backup."""
+_MAX_PER_S: Final = 20_000
+"""Most rows that a table gets in a second."""
+
+
+class GivenNumbers(NamedTuple):
+    """The highest generation of a desired document, fence of the lease and number of a restore."""
+
+    generation: int
+    fence: int
+    counter: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredBackup:
+    """What was put back.
+
+    Attributes:
+        counter: number of this restore in the store's life.
+        generation_floor: above each generation that may have been given after the backup.
+        files_added: files that the repository lacked.
+    """
+
+    manifest: BackupManifest
+    counter: int
+    generation_floor: int
+    files_added: int
+
+
+def restore_backup(
+    config: RegionConfig,
+    source: Path,
+    *,
+    who: str,
+    replace: bool = False,
+    advance: Advance,
+) -> RestoredBackup:
+    """Restore a backup.
+
+    Args:
+        config: the region.
+        source: the backup's folder.
+        who: for the audit log.
+        replace: whether a store that holds something may be replaced.
+        advance: called with the bytes done since the last call.
+    Raises:
+        BackupError: the backup is damaged or does not fit, or the store holds something.
+        StoreInUse: a service is running, or another program has the store open.
+        RegionStoreError: the store cannot be written.
+    """
+    manifest = read_manifest(source)
+    _check_fit(config, manifest)
+    verify_files(source, manifest, advance)
+    now = time.time()
+    given: list[GivenNumbers] = []
+
+    def finish(database: Database) -> None:
+        given.append(_raise_numbers(database, [*given, _given(database)], manifest, now, who))
+
+    added = 0
+    if config.models.repository is not None:
+        added = _add_files(source, manifest, config.models.repository, advance)
+    steps = RestoreSteps(
+        look=lambda database: given.append(_given(database)),
+        finish=finish,
+        advance=advance,
+        id_step=_MORE + _MAX_PER_S * _seconds(manifest, now),
+        replace=replace,
+    )
+    restore_database(config.store.url, source / STORE, steps, group=config.store.group_access)
+    return RestoredBackup(manifest, given[-1].counter, given[-1].generation, added)
+
+
+def _check_fit(config: RegionConfig, manifest: BackupManifest) -> None:
+    if manifest.region != config.region.name:
+        raise BackupError(
+            f"The backup is of region {manifest.region}, not of {config.region.name}",
+            remedy="Give the configuration of that region.",
+        )
+    dialect = "postgres" if on_postgres(config.store.url) else "sqlite"
+    if manifest.dialect != dialect:
+        raise BackupError(
+            f"The backup is of a store in {manifest.dialect}, not in {dialect}",
+            remedy="Set a store of the same kind in the region's configuration.",
+        )
+    known = known_migrations(dialect)
+    if newer := set(manifest.migrations) - known:
+        raise BackupError(
+            f"The backup was made by a newer version, {manifest.version} (migration {max(newer)})",
+            remedy="Upgrade Hedgerow first.",
+        )
+    if dialect == "postgres" and (missing := known - set(manifest.migrations)):
+        raise BackupError(
+            f"The backup was made by an earlier version, {manifest.version} (without migration {min(missing)})",
+            remedy="Restore it with that version, then upgrade: `hedgerow region run` upgrades the store.",
+        )
+
+
+def _seconds(manifest: BackupManifest, now: float) -> int:
+    return max(0, int(now - manifest.at))
+
+
+def _given(database: Database) -> GivenNumbers:
+    """Return the highest numbers that a store has given."""
+    generation = max(
+        _number(database, "SELECT coalesce(max(generation), 0) FROM desired"),
+        _number(database, "SELECT coalesce(max(generation_floor), 0) FROM restoration"),
+    )
+    counter = _number(database, "SELECT coalesce(max(counter), 0) FROM restoration")
+    return GivenNumbers(generation, _number(database, "SELECT fence FROM lease"), counter)
+
+
+def _raise_numbers(
+    database: Database, given: list[GivenNumbers], manifest: BackupManifest, now: float, who: str
+) -> GivenNumbers:
+    """Raise what must not be given twice, within the caller's transaction.
+
+    Args:
+        database: the restored store.
+        given: by the restored store, and by the one that it replaces if there is one.
+    """
+    # One a second at most, so that what was given between the backup and now is below, also by a store that is gone.
+    step = _MORE + _seconds(manifest, now)
+    floor = min(MAX_GENERATION, max(one.generation for one in given) + step)
+    raised = GivenNumbers(floor, max(one.fence for one in given) + step, max(one.counter for one in given) + 1)
+    database.run("INSERT INTO restoration VALUES (?, ?, ?, ?)", (raised.counter, now, manifest.at, floor))
+    database.run("UPDATE lease SET fence = ?, renewals = 0, locked = 0, instance = ''", (raised.fence,))
+    database.run("DELETE FROM standby")
+    detail = orjson.dumps({"backup_at": manifest.at, "counter": raised.counter, "generation_floor": floor}).decode()
+    database.run(
+        "INSERT INTO audit (at, who, claims, why, action, rollout, detail) VALUES (?, ?, '', ?, 'store-restored', NULL, ?)",
+        (now, who, "a backup was put back", detail),
+    )
+    return raised
+
+
+def _number(database: Database, query: str) -> int:
+    try:
+        ((value,),) = database.rows(query)
+        return int(value)
+    except RegionStoreError:  # a table that an earlier version did not have
+        return 0
+
+
+def _add_files(source: Path, manifest: BackupManifest, repository: Path, advance: Advance) -> int:
+    """Add the files that a repository lacks; the timestamp, which names the others, last. Returns: their number."""
+    names = [name for name in manifest.files if name.startswith(f"{REPOSITORY}/")]
+    added = 0
+    for name in sorted(names, key=lambda name: name == _TIMESTAMP):
+        target = repository / Path(name).relative_to(REPOSITORY)
+        if target.exists():
+            continue
+        new = target.with_name(f".{target.name}.restoring")
+        copy_file(source / name, new, advance)
+        new.rename(target)
+        disk.sync(target.parent)
+        added += 1
+    return added
