@@ -162,7 +162,7 @@ def new_identity(place: NodePlace, *, keep_results: bool) -> IdentityChange:
             kept = change.kept_as = outbox.with_name(f"{OUTBOX}.original-{begun['stamp']}")
             change.steps.append(Step(f"set {outbox} aside as {kept.name}", lambda: _set_outbox_aside(outbox, kept)))
     else:
-        change.steps.append(_removal(outbox.with_name(f"{OUTBOX}.mark")))
+        change.steps += list(_removals(place.state, [f"{OUTBOX}.mark"]))
     change.steps.append(Step("make new client ids", lambda: new_client_token(place.state)))
     change.steps += list(_removals(place.state, _OF_NODE))
     change.steps.append(Step("note that this is done", lambda: _remove(intent)))
