@@ -117,6 +117,11 @@ def seal(place: NodePlace, *, discard_results: bool) -> IdentityChange:
             f"{count} results wait for the region in {place.state / OUTBOX}, and {change.aside} files are set aside",
             remedy="Run the node until the region has them. Or delete them: --discard-results.",
         )
+    if place.config is not None and place.config.broker.password is not None:
+        raise IdentityRefused(
+            f"The node's password is in its configuration: {place.file}, or HEDGEROW_BROKER__PASSWORD",
+            remedy="Remove it there, or keep it in a file: `broker: {password_file: …}`.",
+        )
     former = None if place.config is None else str(place.config.node.address)
     begun = orjson.dumps({"sealed_at": time.time(), "former": former})
     marker = place.state / state_folder.SEALED
@@ -129,6 +134,7 @@ def seal(place: NodePlace, *, discard_results: bool) -> IdentityChange:
     if place.file is not None and (text := _without_name(place.file)) is not None:
         file = place.file.resolve()
         change.steps.append(Step(f"remove the node's name from {place.file}", lambda: _rewrite(file, text)))
+    change.steps += _ownership(place.state)
     return change
 
 
@@ -162,9 +168,10 @@ def new_identity(place: NodePlace, *, keep_results: bool) -> IdentityChange:
             kept = change.kept_as = outbox.with_name(f"{OUTBOX}.original-{begun['stamp']}")
             change.steps.append(Step(f"set {outbox} aside as {kept.name}", lambda: _set_outbox_aside(outbox, kept)))
     else:
-        change.steps.append(_removal(outbox.with_name(f"{OUTBOX}.mark")))
+        change.steps += list(_removals(place.state, [f"{OUTBOX}.mark"]))
     change.steps.append(Step("make new client ids", lambda: new_client_token(place.state)))
     change.steps += list(_removals(place.state, _OF_NODE))
+    change.steps += _ownership(place.state)
     change.steps.append(Step("note that this is done", lambda: _remove(intent)))
     return change
 
@@ -226,6 +233,20 @@ def _removal(path: Path) -> Step:
     return Step(f"delete {path}", lambda: _remove(path))
 
 
+def _ownership(folder: Path) -> list[Step]:
+    """Return the step that gives what root has made to the folder's owner, who runs the node."""
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return []
+
+    def give() -> None:
+        for path in folder.iterdir():
+            if path.lstat().st_uid == 0:
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+    return [Step(f"give {folder} to its owner", give)]
+
+
 def _remove(path: Path) -> None:
     if path.is_symlink():
         target = path.resolve()
@@ -260,6 +281,8 @@ def _rewrite(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.new")
     disk.write(temporary, text.encode())
     shutil.copymode(file, temporary)
+    if os.geteuid() == 0:
+        os.chown(temporary, file.stat().st_uid, file.stat().st_gid)
     temporary.replace(file)
     disk.sync(file.parent)
 

@@ -88,7 +88,18 @@ def held(folder: Path, *, alone: bool = False) -> Iterator[None]:
 
     Raises: ConfigError: a node runs there, or its identity is being changed.
     """
-    with (folder / _IN_USE).open("ab") as file:
+    try:
+        opened = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if alone:
+            raise ConfigError(
+                f"Cannot hold {folder}: {error.strerror}", remedy="Run this as the node's user, or as root."
+            ) from error
+        opened = -1  # root has held it before: that keeps no node from running
+    if opened < 0:
+        yield
+        return
+    with os.fdopen(opened) as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:

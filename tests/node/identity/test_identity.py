@@ -170,6 +170,27 @@ def test_a_name_that_cannot_be_removed_alone_is_left_to_the_operator(tmp_path: P
         seal(NodePlace(tmp_path / "state", file, configfile.load(file)), discard_results=False)
 
 
+def test_a_password_in_the_configuration_is_not_sealed_in(tmp_path: Path) -> None:
+    place = make(tmp_path)
+    file = tmp_path / "node.yaml"
+    file.write_text(CONFIG.replace("password_file: password", "password: secret"))
+    with pytest.raises(IdentityRefused, match="password is in its configuration"):
+        seal(place_of(tmp_path), discard_results=False)
+    assert (tmp_path / "own.key").exists()
+    assert place.secrets[1] == tmp_path / "password"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_belongs_to_the_user_of_the_node(tmp_path: Path) -> None:
+    make(tmp_path, results=3)
+    for path in (tmp_path / "state", *(tmp_path / "state").rglob("*")):
+        os.chown(path, 1234, 1234)
+    for keep in (False, True):
+        with state_folder.held(tmp_path / "state", alone=True):
+            new_identity(place_of(tmp_path), keep_results=keep).carry_out()
+    assert {path.stat().st_uid for path in (tmp_path / "state").rglob("*")} == {1234}
+
+
 def test_a_key_behind_a_link_goes_too(tmp_path: Path) -> None:
     place = make(tmp_path)
     (tmp_path / "own.key").rename(tmp_path / "real.key")

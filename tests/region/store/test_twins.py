@@ -1,19 +1,14 @@
-"""Two processes that use one name, key or state folder: found within two periods of their reports, and nothing else is."""
+"""Two processes that use one name, key or state folder, in the store: remembered, shown, and ended."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path as FilePath
-from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hedgerow.cli.main import app
@@ -24,139 +19,9 @@ from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.queries import status
 from hedgerow.region.store.records import HealthRecord, StatusRecord
 from hedgerow.region.store.store import RegionStore
-from hedgerow.region.store.twins.contest import ALONE_REPORTS, PERIOD_S, Contest
+from hedgerow.region.store.twins.contest import ALONE_REPORTS, PERIOD_S
 from hedgerow.topics import Address
 from hedgerow.wire.messages import Instance
-
-FIRST_S = 1.0
-LATENCY_S = 4.0
-"""Longest latency of an honest path that holds nothing back."""
-
-
-@dataclass
-class Path:
-    """Carries reports in order: some are lost, and while it stalls it holds all back."""
-
-    random: Random
-    loss: float = 0.0
-    stalls: list[tuple[float, float]] = field(default_factory=list)
-    last: float = 0.0
-
-    def arrival(self, sent: float) -> float | None:
-        if self.random.random() < self.loss:
-            return None
-        at = sent + self.random.random() * LATENCY_S
-        for start, end in self.stalls:
-            if start <= at < end:
-                at = end
-        self.last = max(self.last, at)
-        return self.last
-
-
-@dataclass(frozen=True)
-class Process:
-    who: str
-    start: float
-    end: float
-    path: Path
-    copied_at: float = 0.0
-    """Its uptime when it started: that of the process of which it is a copy."""
-
-    def sends(self) -> list[float]:
-        count = max(0, ceil((self.end - self.start - FIRST_S) / PERIOD_S))
-        return [self.start + FIRST_S + n * PERIOD_S for n in range(count)]
-
-
-def changes(processes: list[Process], restarts: tuple[float, ...] = ()) -> list[tuple[float, str]]:
-    """Return when a contest began or ended; the region restarts at the given times."""
-    contest, found, left = Contest(), [], sorted(restarts)
-    sends = sorted((sent, n) for n, process in enumerate(processes) for sent in process.sends())
-    reports = []
-    for sent, n in sends:
-        if (at := processes[n].path.arrival(sent)) is not None:
-            reports.append((at, sent, processes[n].who, sent - processes[n].start + processes[n].copied_at))
-    for at, _, who, uptime_s in sorted(reports):
-        while left and left[0] <= at:
-            left.pop(0)
-            contest = Contest(contest.rivals)
-        if (change := contest.report(who, uptime_s, at)) is not None:
-            found.append((at, change))
-    return found
-
-
-@st.composite
-def honest(draw: st.DrawFn) -> tuple[list[Process], tuple[float, ...]]:
-    """One node: it restarts, crashes in a loop and moves between two sites; nothing of it is ever twice."""
-    random = Random(draw(st.integers(0, 2**32)))
-    stalls: list[list[tuple[float, float]]] = []
-    for _ in range(2):
-        mine, at = [], 0.0
-        for _ in range(draw(st.integers(0, 4))):
-            at += draw(st.floats(60, 400))
-            mine.append((at, at + draw(st.floats(1, 900))))
-            at = mine[-1][1]
-        stalls.append(mine)
-    paths = [Path(random, draw(st.sampled_from((0.0, 0.1, 0.5))), mine) for mine in stalls]
-    processes, at = [], 0.0
-    for number in range(draw(st.integers(1, 12))):
-        at += draw(st.sampled_from((0.0, 0.0, 1.0, 20.0, 400.0)))
-        length = draw(st.sampled_from((0.5, 2.0, 12.0, 60.0, 500.0)))
-        processes.append(Process(f"r{number}", at, at + length, paths[draw(st.booleans())]))
-        at += length
-    return processes, tuple(draw(st.lists(st.floats(0, 3000), max_size=3)))
-
-
-@given(honest())
-def test_restarts_moves_and_messages_that_waited_are_no_twins(history: tuple[list[Process], tuple[float, ...]]) -> None:
-    assert changes(*history) == []
-
-
-@given(st.integers(0, 2**32), st.floats(0, 3600), st.floats(65, 500), st.booleans())
-def test_two_at_once_are_found_within_two_periods_until_one_is_gone(
-    seed: int, begin: float, length: float, one_path: bool
-) -> None:
-    random = Random(seed)
-    paths = [Path(random), Path(random)]
-    processes = [Process("first", 0, begin + length + 400, paths[0])]
-    processes.append(Process("second", begin, begin + length, paths[0] if one_path else paths[1]))
-    found = changes(processes)
-    assert [change for _, change in found] == ["began", "ended"]
-    (began, _), (ended, _) = found
-    assert began - begin <= 2 * PERIOD_S + FIRST_S + LATENCY_S
-    gone_s = ended - (begin + length)
-    assert (ALONE_REPORTS - 3) * PERIOD_S <= gone_s <= (ALONE_REPORTS + 1) * PERIOD_S + 2 * LATENCY_S
-
-
-@given(st.integers(0, 2**32), st.floats(60, 3600))
-def test_a_twin_that_crashes_in_a_loop_is_found(seed: int, begin: float) -> None:
-    paths = [Path(Random(seed)), Path(Random(seed + 1))]
-    twins = [Process(f"t{n}", begin + 12 * n, begin + 12 * n + 2, paths[1]) for n in range(25)]
-    found = changes([Process("first", 0, begin + 300, paths[0]), *twins])
-    assert [change for _, change in found] == ["began"]
-
-
-@given(st.integers(0, 2**32), st.floats(200, 3600), st.floats(80, 190))
-def test_a_copy_of_the_running_process_is_found_though_its_id_is_the_same(seed: int, begin: float, age: float) -> None:
-    """A snapshot of a virtual machine, started beside it."""
-    path = Path(Random(seed))
-    copy = Process("one", begin, begin + 60, path, copied_at=begin - age)
-    found = changes([Process("one", 0, begin + 300, path), copy])
-    assert [change for _, change in found] == ["began", "ended"]
-    assert found[0][0] - begin <= 3 * PERIOD_S + LATENCY_S
-
-
-@pytest.mark.parametrize("jump_s", [-86_400, -30, 30, 86_400])
-def test_a_machine_that_sleeps_or_wakes_is_no_twin(jump_s: float) -> None:
-    """A monotonic clock stands still while its machine sleeps; here that of the node (late) or that of the region (early)."""
-    contest, uptime_s, at = Contest(), 1e5, 1e5
-    for turn in range(60):
-        assert contest.report("one", uptime_s, at) is None
-        uptime_s, at = uptime_s + PERIOD_S, at + PERIOD_S
-        if turn % 7 == 6:
-            uptime_s, at = (uptime_s, at + jump_s) if jump_s > 0 else (uptime_s - jump_s, at)
-
-
-# In the store
 
 A, B = Address("test", "hall", "a"), Address("test", "yard", "b")
 CLONE = {"machine": "m1", "key": "k1", "state": "t1"}
