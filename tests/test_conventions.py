@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ RUNTIME = sorted((ROOT / "runtime" / "hedgerow").rglob("*.py"))
 Rule = Callable[[ast.AST, str], bool]
 
 
+@lru_cache(maxsize=1)  # each rule asks for it
 def callee(node: ast.AST) -> str:
     """Return the qualified name of the called function; "" if the node is not a call."""
     return ast.unparse(node.func) if isinstance(node, ast.Call) else ""

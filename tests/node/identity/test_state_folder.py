@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,34 +54,54 @@ def _broken_link(state: Path) -> None:
     state.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        (_file_in_place_of_the_folder, "lib/state is not a folder"),
-        (_file_in_place_of_a_parent, "lib is not a folder"),
-        (_folder_without_write_permission, "lib/state belongs to user "),
-        (_parent_without_write_permission, "lib belongs to user "),
-        (_unreadable_file_of_an_earlier_run, "lib/state/outbox.db belongs to user "),
-        (_folder_of_an_earlier_run_without_write_permission, "lib/state/trials belongs to user "),
-        (_broken_link, "lib/state is not a folder"),
-    ],
-)
-def test_a_state_folder_that_cannot_be_written_is_an_error_before_the_node_starts(
-    tmp_path: Path, prepare, message: str
-) -> None:
-    state = tmp_path / "lib" / "state"
-    state.parent.mkdir()
-    prepare(state)
-    (tmp_path / "node.yaml").write_text("node: {state_dir: lib/state}\n")
+UNWRITABLE = {
+    _file_in_place_of_the_folder: "lib/state is not a folder",
+    _file_in_place_of_a_parent: "lib is not a folder",
+    _folder_without_write_permission: "lib/state belongs to user ",
+    _parent_without_write_permission: "lib belongs to user ",
+    _unreadable_file_of_an_earlier_run: "lib/state/outbox.db belongs to user ",
+    _folder_of_an_earlier_run_without_write_permission: "lib/state/trials belongs to user ",
+    _broken_link: "lib/state is not a folder",
+}
+# One process for all: each takes most of a second to start.
+RUN_ALL = """
+import sys
+from hedgerow.cli.main import app
+for file in sys.argv[1:]:
+    try:
+        app(["node", "run", file], prog_name="hedgerow")
+    except SystemExit as end:
+        print(f"ended with {end.code}", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[Callable[[Path], None], tuple[Path, str]]:
+    """By how a state folder was prepared: its place, and what a node said that was started on it."""
+    folders = []
+    for prepare in UNWRITABLE:
+        folder = tmp_path_factory.mktemp("node")
+        (folder / "lib").mkdir()
+        prepare(folder / "lib" / "state")
+        (folder / "node.yaml").write_text("node: {state_dir: lib/state}\n")
+        folders.append(folder)
     rights = WITHOUT_ROOTS_RIGHTS if os.geteuid() == 0 else []
-    command = [*rights, sys.executable, "-m", "hedgerow", "node", "run", str(tmp_path / "node.yaml")]
+    command = [*rights, sys.executable, "-c", RUN_ALL, *(str(folder / "node.yaml") for folder in folders)]
+    ended = processes.run(command, capture_output=True, text=True, timeout=120)
+    *said, _ = ended.stderr.split("ended with 2\n")
+    return dict(zip(UNWRITABLE, zip(folders, said, strict=True), strict=True))
 
-    ended = processes.run(command, capture_output=True, text=True, timeout=60)
 
-    assert ended.returncode == 2
-    assert ended.stderr.startswith(f"error: Cannot write to the state folder {state}: {tmp_path}/{message}")
-    assert "The setting is `node: {state_dir: …}`" in ended.stderr
-    assert "Traceback" not in ended.stderr
+@pytest.mark.parametrize("prepare", UNWRITABLE)
+def test_a_state_folder_that_cannot_be_written_is_an_error_before_the_node_starts(
+    refusals: dict[Callable[[Path], None], tuple[Path, str]], prepare: Callable[[Path], None]
+) -> None:
+    folder, said = refusals[prepare]
+    message = UNWRITABLE[prepare]
+
+    assert said.startswith(f"error: Cannot write to the state folder {folder}/lib/state: {folder}/{message}")
+    assert "The setting is `node: {state_dir: …}`" in said
+    assert "Traceback" not in said
 
 
 def test_a_read_only_file_system_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

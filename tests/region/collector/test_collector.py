@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 from tests.region.conftest import PATIENCE_S, REGION, CollectorProcess, eventually, result, sender
+from typer.testing import CliRunner
 
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.cli.main import app
 from hedgerow.region.collector import collector as collector_module
 from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.decode import filters
@@ -288,25 +290,23 @@ async def test_a_crash_of_a_node_is_told_from_a_planned_stop(
         node = node_of(collector.store, f"{REGION}/s1/real")
         return node.get("status", ""), node.get("crashes", 0)
 
-    async def exit_code() -> int:
-        command = [sys.executable, "-m", "hedgerow", "region", "status", "--store", collector.store]
-        ended = await asyncio.to_thread(processes.run, command, capture_output=True)
-        return int(ended.returncode)
+    def exit_code() -> int:
+        return CliRunner().invoke(app, ["region", "status", "--store", collector.store]).exit_code
 
     def metric(name: str) -> str:
         return "\n".join(line for line in collector.probe("metrics")[1].splitlines() if line.startswith(name))
 
     node = node_process()
     await eventually(lambda: status() == ("ok", 0), status)
-    assert await exit_code() == 0
+    assert exit_code() == 0
     node.terminate()
     await eventually(lambda: status() == ("stopped", 0), status)
-    assert await exit_code() == 0
+    assert exit_code() == 0
     node = node_process()
     await eventually(lambda: status() == ("ok", 0), status)
     node.kill()
     await eventually(lambda: status() == ("offline", 0), status)
-    assert await exit_code() == 1
+    assert exit_code() == 1
     needs_help = 'hedgerow_region_node_status{needs_help="yes",node="real",site="s1",status="offline"} 1.0'
     await eventually(
         lambda: metric("hedgerow_region_node_status") == needs_help, lambda: metric("hedgerow_region_node_status")
@@ -463,6 +463,7 @@ async def test_what_waits_in_the_session_of_an_earlier_version_is_stored_once(
         while not starting.done() or '"session-moved"' not in collector.log:
             await send(count, count + 1)
             count += 1
+            await asyncio.sleep(0.01)
         await starting
         await send(count, count + 10)
         await eventually(lambda: len(numbers(collector.store)) >= count + 10)
