@@ -91,7 +91,9 @@ def test_a_reopened_store_knows_what_it_has(store_url: str, reading: Callable[[s
 
     assert (outcome.stored, outcome.duplicates) == (1, 2)
     assert (ack.through, ack.also) == ({0: 3}, {0: [(5, 5)]})
-    assert acks == [((NODE, "e1"), ack)]
+    assert [(key, newest.ranges()) for key, newest in acks] == [((NODE, "e1"), ack.ranges())]
+    assert acks[0][1].held is not None
+    assert [sequence for sequence, _ in acks[0][1].held[0]] == [1, 2, 3, 5]
     assert sorted(sequences(reading(store_url))) == [1, 2, 3, 5]
 
 

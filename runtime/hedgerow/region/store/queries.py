@@ -16,7 +16,7 @@ import orjson
 
 from hedgerow.errors import FrameError
 from hedgerow.region.store.database.database import Database, RegionStoreError
-from hedgerow.region.store.ledgers import ledger_of
+from hedgerow.region.store.ledgers import ended_of, ledger_of, missing_of
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
@@ -225,14 +225,22 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
         )
     }
     missing: dict[int, int] = {}
-    for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        missing[node] = min(missing.get(node, 0) + _holes(epoch, state), MAX_COUNT)
+    for node, epoch, state, ended in database.rows(
+        "SELECT node, epoch, state, ended FROM ledger WHERE closed_at IS NULL"
+    ):
+        missing[node] = min(missing.get(node, 0) + _holes(epoch, state, ended), MAX_COUNT)
+    clashes: dict[int, int] = dict(
+        database.rows(
+            "SELECT l.node, count(*) FROM ledger l JOIN result r ON r.ledger = l.id WHERE l.clash_of IS NOT NULL GROUP BY l.node"
+        )
+    )
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
         "ORDER BY region, site, name"
     )
-    return [_readable(row, gaps, missing, as_of, silent_after_s) for row in rows]
+    nodes = [_readable(row, gaps, missing, as_of, silent_after_s) for row in rows]
+    return [node | {"clashes": clashes.get(row[0], 0)} for node, row in zip(nodes, rows, strict=True)]
 
 
 def _readable(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_after_s: float) -> dict[str, Any]:
@@ -281,17 +289,12 @@ def _node(row: Sequence[Any], gaps: Any, missing: Any, as_of: float, silent_afte
     }
 
 
-def _holes(epoch: str, state: str) -> int:
-    """Count the numbers not received although later ones were; 0 if the ledger cannot be read, which the service reports."""
+def _holes(epoch: str, state: str, ended: str) -> int:
+    """Count the numbers not received although later ones were, or were given; 0 if the ledger cannot be read, which the service reports."""
     try:
-        ledger = ledger_of(epoch, state)
+        return missing_of(ledger_of(epoch, state), ended_of(ended) or {})
     except Exception:  # noqa: BLE001 - one row must not hide all others
         return 0
-    return sum(
-        high - low + 1
-        for priority, ranges in ledger.state().items()
-        for low, high in ledger.ranges(priority).missing(ranges[-1][1])
-    )
 
 
 def _sites(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
