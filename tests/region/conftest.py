@@ -55,13 +55,15 @@ def result(pipeline: str, n: int, captured_at: float | None = None, **more: Any)
 class Gateway:
     """The part of a node that a region sees: a real outbox, status and health, and replies to commands."""
 
-    def __init__(self, url: str, address: Address, folder: Path, *, answers: bool = True, **outbox: Any) -> None:
+    def __init__(
+        self, url: str, address: Address, folder: Path, *, answers: bool = True, client_id: str = "", **outbox: Any
+    ) -> None:
         self.address = address
         self.acks: list[Ack] = []
         self.events: list[tuple[str, Any]] = []
         will = Status(state="offline", session="s1", node=str(address), version="0")
         self.will = will
-        options = ClientOptions(url=url, client_id=str(address), max_backoff_s=0.3, session_expiry_s=3600)
+        options = ClientOptions(url=url, client_id=client_id or str(address), max_backoff_s=0.3, session_expiry_s=3600)
         self.client = Client(options, self._take, self._state)
         self.outbox = Outbox(
             folder / f"{address.site}-{address.node}.outbox",

@@ -58,13 +58,13 @@ class KeyAck(NamedTuple):
 
     Attributes:
         ranges: keys that were received or declared lost: of gaps, and, if `held` is None, of records.
-        held: what the region holds under a key: the checks of records (None: one that it rejected unread). None: the region
-            does not tell, as earlier versions.
+        held: keys and checks of the records that the region holds (None: it rejected that one unread). A key may occur with
+            several checks. None: the region does not tell, as earlier versions.
         beyond: whether it names numbers that the epoch does not have.
     """
 
     ranges: list[tuple[int, int]]
-    held: dict[int, list[int | None]] | None
+    held: list[tuple[int, int | None]] | None
     beyond: bool
 
 
@@ -123,12 +123,10 @@ class EpochSpan:
                 ranges.append((key_of(priority, base + first), key_of(priority, base + last)))
         if ack.held is None:
             return KeyAck(ranges, None, beyond)
-        held: dict[int, list[int | None]] = {}
+        held: list[tuple[int, int | None]] = []
         for priority, entries in ack.held.items():
-            base, count = self.bases[priority], ends[priority] - self.bases[priority]
-            for sequence, check in entries:
-                if 1 <= sequence <= count:
-                    held.setdefault(key_of(priority, base + sequence), []).append(check)
+            first, last = key_of(priority, self.bases[priority]), key_of(priority, ends[priority])
+            held += [(first + sequence, check) for sequence, check in entries if 0 < sequence <= last - first]
         return KeyAck(ranges, held, beyond)
 
 

@@ -8,6 +8,7 @@ lowest priority first, then oldest first.
 from __future__ import annotations
 
 import json
+import struct
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,8 +33,8 @@ _SEQUENCE: Final = (1 << _SHIFT) - 1
 PACKET_OVERHEAD_BYTES: Final = 480
 """Upper bound of what a packet adds to a record: fixed header, numbers, suffix of the late topic, request for an ack."""
 
-MAX_HELD: Final = 2048
-"""Most records whose checks one acknowledgement carries; the outbox sends others again."""
+MAX_HELD: Final = 1024
+"""Most records whose checks one acknowledgement carries, so that it has less than 64 KiB; the outbox sends others again."""
 _CHECK_BYTES: Final = 8
 
 
@@ -318,7 +319,7 @@ class Ack:
         held = {priority: list(entries) for priority, entries in earlier.held.items()}
         for priority, entries in (self.held or {}).items():
             held.setdefault(priority, []).extend(entries)
-        return replace(self, held={priority: entries[-MAX_HELD:] for priority, entries in held.items()})
+        return replace(self, held=bounded(held))
 
     def encode(self) -> bytes:
         """Encode as JSON."""
@@ -349,6 +350,16 @@ class Ack:
             raise ValueError(f"Not an acknowledgement: {bytes(payload[:80])!r}") from error
 
 
+def bounded(held: Held) -> Held:
+    """Return the newest `MAX_HELD` results, of the highest priorities first."""
+    left, kept = MAX_HELD, {}
+    for priority in sorted(held, reverse=True):
+        if left:
+            kept[priority] = held[priority][-left:]
+            left -= len(kept[priority])
+    return kept
+
+
 def _runs_of(entries: Sequence[tuple[int, int | None]]) -> list[tuple[int, str | int]]:
     """Return runs of consecutive numbers: the first, and their checks in Base64, or their count if they have none."""
     runs: list[tuple[int, list[int | None]]] = []
@@ -361,8 +372,9 @@ def _runs_of(entries: Sequence[tuple[int, int | None]]) -> list[tuple[int, str |
 
 
 def _joined(checks: Sequence[int | None]) -> str | int:
-    raw = b"".join(check.to_bytes(_CHECK_BYTES, "big", signed=True) for check in checks if check is not None)
-    return b64encode(raw).decode() if raw else len(checks)
+    if checks[0] is None:
+        return len(checks)
+    return b64encode(struct.pack(f">{len(checks)}q", *checks)).decode()
 
 
 def _entries_of(runs: Sequence[tuple[int, str | int]]) -> list[tuple[int, int | None]]:
@@ -373,15 +385,13 @@ def _entries_of(runs: Sequence[tuple[int, str | int]]) -> list[tuple[int, int | 
             if not 0 <= checks <= MAX_HELD:
                 raise ValueError(f"{checks} is not a number of results")
             entries += [(first + at, None) for at in range(checks)]
+            if len(entries) > MAX_HELD:
+                raise ValueError(f"More than {MAX_HELD} results")
             continue
         raw = b64decode(checks, validate=True)
         if len(raw) % _CHECK_BYTES:
             raise ValueError("A check is cut")
-        starts = range(0, len(raw), _CHECK_BYTES)
-        entries += [
-            (first + at // _CHECK_BYTES, int.from_bytes(raw[at : at + _CHECK_BYTES], "big", signed=True))
-            for at in starts
-        ]
+        entries += enumerate(struct.unpack(f">{len(raw) // _CHECK_BYTES}q", raw), first)
     return entries
 
 

@@ -333,12 +333,14 @@ class SendWindow:
             span: its epoch; None: all entries belong to it.
         """
         keys, clash = self._proven(ack)
-        latest = max((self._turn_of(key) for key in keys), default=0)
-        self._overtaken.remove(ack.ranges if ack.held is None else [(key, key) for key in keys])
+        self._overtaken.remove(ack.ranges if ack.held is None else ((key, key) for key in keys))
+        latest = 0
         for key in keys:
+            passed = self._passed.pop(key, None)
+            if passed is not None:
+                latest = max(latest, passed.turn)
             if key in self._in_flight:
-                self._remove(key)
-            self._passed.pop(key, None)
+                latest = max(latest, self._remove(key).turn)
         if latest:
             self._last_ack_at, self._probe_timeout_s, self._probe_due = now, _PROBE_TIMEOUT_S, False
             self._resend_lost(latest, now, span)
@@ -354,13 +356,14 @@ class SendWindow:
             else:
                 keys += [key for key in sent if self._in_flight[key].check is None]
         clash = False
-        for key, checks in (ack.held or {}).items():
+        for key, check in ack.held or ():
             sent_as = self._in_flight.get(key) or self._passed.get(key)
             if sent_as is None or sent_as.check is None:
                 continue
-            if sent_as.check in checks or None in checks:
+            if check == sent_as.check or check is None:
                 keys.append(key)
-            clash |= any(check not in (None, sent_as.check) for check in checks)
+            else:
+                clash = True
         return Acknowledged(keys, clash)
 
     @staticmethod
@@ -368,9 +371,6 @@ class SendWindow:
         if last - first < len(sent):
             return [key for key in range(first, last + 1) if key in sent]
         return [key for key in sent if first <= key <= last]
-
-    def _turn_of(self, key: int) -> int:
-        return max(sent.turn for sent in (self._in_flight.get(key), self._passed.get(key)) if sent is not None)
 
     def _resend_lost(self, latest: int, now: float, span: EpochSpan | None) -> None:
         """Resend what was sent before an entry that has arrived; each epoch is acknowledged on its own."""

@@ -193,11 +193,20 @@ def _summary(current: dict[str, Any]) -> str:
     return f"Region {current['region']}: {state}. {size(current['stored_bytes'])} of results are stored."
 
 
+def _clash(node: dict[str, Any]) -> str:
+    return (
+        f"{node['node']} runs, or ran, twice with one outbox: {node['clashes']:,} results had the number of another one. All "
+        "are stored. Stop the copy, or give it a name of its own."
+    )
+
+
 def _problems(current: dict[str, Any]) -> list[str]:
     """Describe the problems that need an operator's attention."""
     help_needed = [node for node in current["nodes"] if node["needs_help"]]
     lines = [f"{node['node']} is {node['status']}: {node['why'][:_LONGEST_WHY]}" for node in help_needed[:_MOST_LINES]]
     lines += _more(len(help_needed), "node")
+    clashing = [node for node in current["nodes"] if node["clashes"]]
+    lines += [_clash(node) for node in clashing[:_MOST_LINES]] + _more(len(clashing), "node")
     if current["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
         lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")

@@ -253,6 +253,10 @@ class Collector:
                 self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
             for (site, reason), count in outcome.refused.items():
                 log.warning("rejected", site=site, reason=reason, count=count)
+            if outcome.clashes:
+                log.warning(
+                    "outbox-clash", results=outcome.clashes, remedy="A node runs twice: see `hedgerow region status`."
+                )
             if outcome.new_nodes and self._pinger is not None:
                 self._pinger.add(outcome.new_nodes, at_once=True)
         counts.write_s += report.took_s

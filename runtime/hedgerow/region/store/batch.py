@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from hedgerow.bus.outbox.records import MAX_HELD, Ack, Held, Number
+from hedgerow.bus.outbox.records import Ack, Held, Number, bounded
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger
 from hedgerow.region.store.nodes import KnownNode, save_nodes
@@ -133,7 +133,7 @@ class Batch:
         held: dict[int, list[tuple[int, int | None]]] = defaultdict(list)
         for priority, sequence, check in self.held.get(key, ()):
             held[priority].append((sequence, check))
-        return {priority: entries[-MAX_HELD:] for priority, entries in held.items()}
+        return bounded(held)
 
     def add_unnumbered(self, node: KnownNode, record: ResultRecord) -> None:
         """Add a result without a number; whether it is new turns out when it is written."""
