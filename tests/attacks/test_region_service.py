@@ -467,9 +467,7 @@ async def test_an_acknowledgement_of_what_was_never_sent_loses_nothing(
 
     if told:
         await until(lambda: epoch(estate) != before)
-        await until(
-            lambda: any(one["detail"].get("previous") == before for one in estate.site.events("outbox-epoch-lost"))
-        )
+        await until(lambda: any(one["detail"].get("previous") == before for one in estate.site.events("outbox-clash")))
     await held(estate)
     assert estate_entries(estate) > entries
     await estate.unharmed()

@@ -26,6 +26,7 @@ from ruamel.yaml import YAML
 
 from hedgerow.blobs.announcements import Announcement, AnnouncementKind, DocumentPart, DocumentRequest
 from hedgerow.bus import packets
+from hedgerow.bus.outbox.records import Ack
 from hedgerow.bus.properties import Property, encode_properties, encode_varint
 from hedgerow.config import PipelineConfig
 from hedgerow.enrolment.answer import Answer
@@ -479,6 +480,7 @@ def announcements() -> Iterator[bytes]:
     yield b"\x00" + Announcement(AnnouncementKind.WANT, "0123456789abcdef", ("ab" * 32,), ("n2",)).encode()
     yield b"\x01" + DocumentRequest("metadata/1.root.json", 10).encode()
     yield b"\x02" + DocumentPart("metadata/1.root.json", 10, 20, b"x" * 10).encode()
+    yield b"\x03" + Ack("abc", {0: 9}, {0: [(11, 12)]}, {0: [(8, 1), (9, -2), (11, None), (12, None)], 4: []}).encode()
 
 
 _CHANNELS: Final = ("result/doors", "event/gap", "event/link-lost", "health", "status", "reported", "dead/doors")
@@ -498,6 +500,16 @@ def records() -> Iterator[bytes]:
         orjson.dumps({"node": "n1", "state": "online", "session": "s"}),
         next(reported_documents()),
     ]
+    again = [
+        ("number", "def/1/1"),
+        ("id", "r1"),
+        ("was", "abc/1/7"),
+        ("was", "ab/1/9"),
+        ("ended", "abc 1:7 4:2"),
+        ("ack", "now"),
+    ]
+    raw = encode_properties([(Property.USER, pair) for pair in again]) + as_json
+    yield bytes([1, len(raw)]) + raw + result
     for number, body in enumerate(bodies):
         raw = numbered + (as_json if number == 0 else b"")
         yield bytes([number + 1, len(raw)]) + raw + body

@@ -33,6 +33,8 @@ from hedgerow.blobs.store.store import BlobStore
 from hedgerow.bus import packets
 from hedgerow.bus.acknowledgements import Acknowledgements
 from hedgerow.bus.message import Message
+from hedgerow.bus.outbox.epochs import EpochSpan
+from hedgerow.bus.outbox.records import PRIORITIES, Ack
 from hedgerow.bus.properties import (
     IN_PUBLISH,
     MalformedPacket,
@@ -392,9 +394,27 @@ def commands(data: bytes) -> None:
         Command.model_validate_json(data)
 
 
+_SPAN: Final = EpochSpan("abc", (7,) * PRIORITIES, (1000,) * PRIORITIES)
+
+
+def acknowledgement(data: bytes) -> None:
+    """Decode an acknowledgement and translate it into keys of an epoch, all of which belong to it."""
+    try:
+        ack = Ack.decode(data)
+    except ValueError:
+        return
+    assert Ack.decode(ack.encode()) == ack
+    acked = _SPAN.translated(ack, (1001,) * PRIORITIES)
+    ends = [key for pair in acked.ranges for key in pair]
+    assert all(_SPAN.has(key) for key in ends + [key for key, _ in acked.held or ()])
+
+
 def announcements(data: bytes) -> None:
-    """Decode what nodes of a site tell each other about chunks."""
+    """Decode what nodes of a site tell each other about chunks, and after a byte 3 what the region acknowledges."""
     if not data:
+        return
+    if data[0] == 3:
+        acknowledgement(data[1:])
         return
     match data[0] % 3:
         case 0:

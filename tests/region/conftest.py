@@ -64,6 +64,7 @@ class Gateway:
         *,
         answers: bool = True,
         file: str | None = None,
+        client_id: str = "",
         tls: Mapping[str, Any] = MappingProxyType({}),
         **outbox: Any,
     ) -> None:
@@ -72,7 +73,9 @@ class Gateway:
         self.events: list[tuple[str, Any]] = []
         will = Status(state="offline", session="s1", node=str(address), version="0")
         self.will = will
-        options = ClientOptions(url=url, client_id=str(address), max_backoff_s=0.3, session_expiry_s=3600, **tls)
+        options = ClientOptions(
+            url=url, client_id=client_id or str(address), max_backoff_s=0.3, session_expiry_s=3600, **tls
+        )
         self.client = Client(options, self._take, self._state)
         self.outbox = Outbox(
             folder / f"{file or f'{address.site}-{address.node}'}.outbox",

@@ -29,11 +29,12 @@ def _subject(stream: str) -> bytes:
 
 
 class Encoded(NamedTuple):
-    """A message ready to publish: payload, MQTT properties, and the content type of the payload."""
+    """A message ready to publish: payload, MQTT properties, the content type of the payload, and the id of a result."""
 
     payload: bytes
     properties: bytes
     content_type: str
+    id: str = ""
 
 
 class ResultEncoder:
@@ -123,7 +124,7 @@ class ResultEncoder:
         properties = b"".join((static, time, _ID, encode_text(result_id), _subject(frame.stream)))
         if frame.traceparent is not None:
             properties += _TRACEPARENT + encode_text(trace_child(frame.traceparent))
-        return Encoded(payload, properties, content_type)
+        return Encoded(payload, properties, content_type, result_id)
 
     def dead(self, frame: Frame, error: HedgerowError, stage: str, payload_bytes: int | None = None) -> Encoded:
         """Encode a dead letter.

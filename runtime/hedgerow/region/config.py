@@ -76,7 +76,9 @@ class QuotasSection(Section):
     bytes_per_day: int = Field(50 * 2**30, ge=1024, description="Bytes of their payloads, likewise.")
     events_per_day: int = Field(100_000, ge=1, description="Events and gaps among them.")
     epochs: int = Field(
-        20_000, ge=1, description="Epochs of outboxes; one begins when a node has lost its outbox file."
+        20_000,
+        ge=1,
+        description="Epochs of outboxes of which something is missing, or that go on; each run of a node begins one.",
     )
     names_per_report: int = Field(
         256, ge=1, le=10_000, description="Pipelines, models, labels and reasons, each, in one report of a node."

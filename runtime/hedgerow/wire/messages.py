@@ -129,7 +129,7 @@ class ModelHealth(WireMessage):
 class OutboxHealth(WireMessage):
     """Health of the node's outbox."""
 
-    epoch: str = Field("", description="Epoch of its numbers; empty until the outbox is open.")
+    epoch: str = Field("", description="Epoch of this run's numbers; empty until it has stored a result.")
     entries: Count = Field(0, description="Results and gaps not acknowledged by the region.")
     used_bytes: Count = 0
     max_bytes: Count = 0
@@ -137,6 +137,10 @@ class OutboxHealth(WireMessage):
     stuck: Count = Field(0, description="Not acknowledged although later ones are: a bridge does not carry them.")
     lost: dict[str, Count] = Field(default_factory=dict, description="Results lost since the node started, by reason.")
     failure: str | None = Field(None, description="Why the outbox cannot store anything.")
+    moved: list[str] = Field(
+        default_factory=list,
+        description="What is not as when its file was last used: machine, key. A notice, no error.",
+    )
 
 
 class Health(WireMessage):

@@ -14,7 +14,7 @@ from tests.examples import examples
 
 from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.bus.outbox.mark import Boot
-from hedgerow.bus.outbox.records import PRIORITIES, Gap, Number, OutboxEntry, Record, key_of, priority_of, sequence_of
+from hedgerow.bus.outbox.records import PRIORITIES, Gap, Number, OutboxEntry, PreviousEpoch, Record, key_of, read_gap
 from hedgerow.bus.outbox.store import OutboxFull, OutboxStore
 from hedgerow.bus.outbox.window import SendWindow
 
@@ -31,9 +31,10 @@ class NodeAndRegion(RuleBasedStateMachine):
         self.boot = Boot("first", 100.0)
         self.now = 0.0
         self.count = 0
-        self.stored: dict[int, bytes] = {}  # stored records, by key
-        self.received: dict[int, bytes] = {}
-        self.gaps: list[tuple[int, int]] = []  # received by the region
+        self.stored: dict[Number, bytes] = {}  # what was ever stored
+        self.received: dict[Number, bytes] = {}
+        self.declared: list[tuple[Number, Number]] = []  # first and last of the gaps that the region received
+        self.ledgers: dict[str, Ledger] = {}
         self.in_transit: list[OutboxEntry] = []
         self.acked = 0
 
@@ -44,7 +45,6 @@ class NodeAndRegion(RuleBasedStateMachine):
         self.max_entries = window
         self.path = self.folder / "0" / "outbox.db"
         self.open()
-        self.ledger = Ledger(self.store.epoch)
 
     def open(self) -> None:
         self.store = OutboxStore(self.path, max_bytes=MAX_BYTES, when_full=self.when_full, boot=lambda: self.boot)  # type: ignore[arg-type]
@@ -81,14 +81,18 @@ class NodeAndRegion(RuleBasedStateMachine):
             assert self.when_full == "refuse"
             assert self.store.next_keys == next_keys
             return
-        assert len(set(keys)) == len(keys)
-        assert self.stored.keys().isdisjoint(keys)
-        for key, record in zip(keys, records, strict=True):
+        numbers = [self.number(key) for key in keys]
+        assert len(set(numbers)) == len(keys)
+        assert self.stored.keys().isdisjoint(numbers), "a number was given twice"
+        for key, number, record in zip(keys, numbers, records, strict=True):
             assert key >= next_keys[record.priority]
-            self.stored[key] = record.payload
+            self.stored[number] = record.payload
         self.apply_changes(
             [OutboxEntry(key, key, r.topic, b"", r.payload) for key, r in zip(keys, records, strict=True)], up
         )
+
+    def number(self, key: int) -> Number:
+        return self.store.epochs.of(key).number(key)
 
     @rule()
     def send(self) -> None:
@@ -110,20 +114,39 @@ class NodeAndRegion(RuleBasedStateMachine):
         del self.in_transit[:count]
 
     def receive(self, entry: OutboxEntry) -> None:
+        span = self.store.epochs.of(entry.key)
+        ledger = self.ledgers.setdefault(span.epoch, Ledger(span.epoch))
+        number = span.number(entry.key)
         if not entry.topic:
-            self.gaps.append((entry.key, entry.last))
-            self.ledger.add_gap(Gap.read(entry.key, entry.last, entry.payload))
+            body = Gap.read(entry.key, entry.last, entry.payload).message(span.epoch, span.bases[number.priority])
+            epoch, gap = read_gap(body)
+            ledger.add_gap(gap)
+            assert epoch == number.epoch
+            self.declared.append((number, self.number(entry.last)))
+            for previous in gap.previous:
+                self.epoch_ended(previous)
             return
-        assert entry.payload == self.stored[entry.key], "two records with one number"
-        self.ledger.add(Number(self.store.epoch, priority_of(entry.key), sequence_of(entry.key)))
-        self.received[entry.key] = entry.payload
+        assert entry.payload == self.stored[number], "two records with one number"
+        ledger.add(number)
+        self.received[number] = entry.payload
+
+    def epoch_ended(self, previous: PreviousEpoch) -> None:
+        assert previous.epoch is not None
+        assert previous.numbers is not None
+        for priority, after in enumerate(previous.numbers):
+            if after > 1:
+                ledger = self.ledgers.setdefault(previous.epoch, Ledger(previous.epoch))
+                ledger.ranges(priority).add(1, after - 1)
+                self.declared.append((Number(previous.epoch, priority, 1), Number(previous.epoch, priority, after - 1)))
 
     @rule()
     def the_region_acknowledges(self) -> None:
-        ack = self.ledger.ack()
-        self.window.acked(ack, self.now)
-        with self.store.transaction():
-            assert self.store.trim(ack)
+        for epoch, ledger in self.ledgers.items():
+            if (span := self.store.epochs.named(epoch)) is not None:
+                acked = span.translated(ledger.ack(), self.store.numbers)
+                self.window.acked(acked, self.now, span)
+                with self.store.transaction():
+                    assert self.store.acknowledge(ledger.ack())
         self.apply_changes([], False)
 
     @rule(seconds=st.floats(1, 100))
@@ -146,7 +169,6 @@ class NodeAndRegion(RuleBasedStateMachine):
     @rule(data=st.data(), torn=st.booleans(), reboots=st.booleans())
     def the_node_crashes(self, data: st.DataObject, torn: bool, reboots: bool) -> None:
         """The disk keeps everything except an arbitrary part of the end of the log."""
-        next_keys = self.store.next_keys
         self.path = self.folder / str(next(self.starts) + 1) / "outbox.db"
         shutil.copytree(self.store.path.parent, self.path.parent)
         self.store.abandon()
@@ -156,33 +178,17 @@ class NodeAndRegion(RuleBasedStateMachine):
                 file.truncate(data.draw(st.integers(0, log.stat().st_size)))
         if reboots:
             self.boot = Boot(f"boot {self.count}", 1.0)
-        epoch = self.store.epoch
-        self.open()
-        if epoch == self.store.epoch:
-            assert self.store.next_keys == next_keys
-        else:  # the database had not even been created: the old epoch is lost
-            assert torn
-            self.the_epoch_ended(epoch)
-
-    def the_epoch_ended(self, epoch: str) -> None:
-        [row] = self.store.read(key_of(PRIORITIES - 1, 1), key_of(PRIORITIES, 0), 1, 1)
-        [previous] = Gap.read(row.key, row.last, row.payload).previous
-        assert previous.epoch == epoch
-        assert previous.numbers is not None
-        for key in self.stored:
-            assert sequence_of(key) < previous.numbers[priority_of(key)], "lost and not declared"
-        self.stored.clear()
-        self.received.clear()
-        self.gaps.clear()
         self.in_transit.clear()
-        self.ledger = Ledger(self.store.epoch)
+        self.open()
 
     @rule()
     def the_node_restarts(self) -> None:
         next_keys = self.store.next_keys
         self.store.close()
+        self.in_transit.clear()
         self.open()
         assert self.store.next_keys == next_keys
+        assert self.store.epoch == "", "it has assigned nothing yet"
 
     @invariant()
     def the_quota_holds(self) -> None:
@@ -191,30 +197,35 @@ class NodeAndRegion(RuleBasedStateMachine):
 
     @invariant()
     def every_number_is_somewhere(self) -> None:
-        """Every number is a record, part of a gap, or at the region."""
+        """Every number that was ever given is a record, part of a gap, or at the region."""
         if not hasattr(self, "store"):
             return
         count = 0
+        here: set[Number] = set()
+        declared: list[tuple[Number, Number]] = []
         for priority, top in enumerate(self.store.next_keys):
-            expected = key_of(priority, 1)
-            gap_before = False
-            for entry in self.store.read(expected, top, 10_000, 1 << 30):
+            gap_in = ""
+            for entry in self.store.read(key_of(priority, 1), top, 10_000, 1 << 30):
                 count += 1
-                self.assert_region_has(expected, entry.key)
-                assert not (gap_before and not entry.topic), "adjacent gaps were not merged"
-                gap_before = not entry.topic
+                number, last = self.number(entry.key), self.number(entry.last)
+                assert last.epoch == number.epoch, "a gap covers two epochs"
                 if entry.topic:
-                    assert entry.payload == self.stored[entry.key]
-                expected = entry.last + 1
-            self.assert_region_has(expected, top)
+                    assert entry.payload == self.stored[number]
+                    here.add(number)
+                    gap_in = ""
+                    continue
+                assert gap_in != number.epoch, "adjacent gaps were not merged"
+                gap_in = number.epoch
+                declared.append((number, last))
+                for previous in Gap.read(entry.key, entry.last, entry.payload).previous:
+                    assert previous.epoch is not None
+                    assert previous.numbers is not None
+                    for one, after in enumerate(previous.numbers):
+                        declared.append((Number(previous.epoch, one, 1), Number(previous.epoch, one, after - 1)))
         assert count == self.store.entries
-
-    def assert_region_has(self, start: int, end: int) -> None:
-        for key in range(start, end):
-            assert key in self.received or self.declared(key), f"number {sequence_of(key)} is missing"
-
-    def declared(self, key: int) -> bool:
-        return any(first <= key <= last for first, last in self.gaps)
+        for number in self.stored.keys() - self.received.keys() - here:
+            assert any(covers(one, number) for one in (*declared, *self.declared)), f"number {number} is missing"
+        assert len(self.store.epochs.spans) <= count + 2
 
     def teardown(self) -> None:
         """Once the path works, the region receives every number and the outbox is empty."""
@@ -231,18 +242,26 @@ class NodeAndRegion(RuleBasedStateMachine):
             self.now += 1000
             self.window.probe(self.now)
         assert self.store.entries == 0
-        for key, payload in self.stored.items():
-            assert self.received.get(key) == payload or self.declared(key)
-        for priority, number in enumerate(self.store.numbers):
-            assert self.ledger.ack().through.get(priority, 0) == number - 1
+        for number, payload in self.stored.items():
+            assert self.received.get(number) == payload or any(covers(one, number) for one in self.declared)
+            assert self.ledgers[number.epoch].ack().through[number.priority] >= number.sequence
+        self.store.close()
+        self.open()
+        assert len(self.store.epochs.spans) <= 1, "an epoch of which nothing waits is forgotten"
         self.store.close()
         shutil.rmtree(self.folder)
+
+
+def covers(gap: tuple[Number, Number], number: Number) -> bool:
+    """Whether a number is between the first and the last of a gap."""
+    return gap[0][:2] == number[:2] and gap[0].sequence <= number.sequence <= gap[1].sequence
 
 
 NodeAndRegion.TestCase.settings = settings(
     derandomize=True,
     max_examples=examples(200),
     stateful_step_count=40,
+    phases=__import__("hypothesis").settings.default.phases[:3],
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

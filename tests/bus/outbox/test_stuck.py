@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 
 from hedgerow.bus.outbox import Number, Outbox, Record, read_gap
+from hedgerow.bus.outbox.epochs import KeyAck
 from hedgerow.bus.outbox.ledger import Ranges
 from hedgerow.bus.outbox.overtaken import OvertakenRecords
 from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, key_of
 from hedgerow.bus.outbox.window import SendWindow
 from hedgerow.bus.properties import PublishProperties
+
+
+def key_ack(*numbers: Any) -> KeyAck:
+    """Return an acknowledgement of an epoch that is the file's first, by numbers only."""
+    return KeyAck(Ack("e", *numbers).ranges(), None, beyond=False)
 
 
 class Path:
@@ -41,7 +47,7 @@ class Path:
         self.window.probe(self.now)
         while self._send():
             ranges = self.received.all()
-            self.window.acked(Ack("e", {}, {0: ranges}), self.now)
+            self.window.acked(key_ack({}, {0: ranges}), self.now)
             self.stored = {key: entry for key, entry in self.stored.items() if key not in self.received_keys()}
 
     def received_keys(self) -> set[int]:

@@ -20,11 +20,13 @@ from hedgerow.disk import open_private
 PAGE_BYTES: Final = 4096
 _LOG_PAGES: Final = 1000
 """Size of the write-ahead log, in pages, that triggers a checkpoint."""
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _ROWS_PER_INSERT: Final = (256, 32, 4, 1)
 """A few fixed sizes, so that SQLite can cache the prepared statements."""
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 
+_EPOCHS: Final = """CREATE TABLE epoch (
+  turn INTEGER PRIMARY KEY, epoch TEXT NOT NULL UNIQUE, bases TEXT NOT NULL, ends TEXT, former TEXT NOT NULL);"""
 _SCHEMA: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE entry (
@@ -34,10 +36,24 @@ CREATE TABLE recent (turn INTEGER PRIMARY KEY, origin INTEGER NOT NULL);
 CREATE INDEX expiry ON entry (expires_at) WHERE expires_at IS NOT NULL;
 CREATE TABLE state (
   one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, numbers TEXT NOT NULL,
-  age_s REAL NOT NULL, boot TEXT NOT NULL, boot_s REAL NOT NULL, clean INTEGER NOT NULL);
+  age_s REAL NOT NULL, boot TEXT NOT NULL, boot_s REAL NOT NULL, clean INTEGER NOT NULL,
+  machine TEXT NOT NULL DEFAULT '', identity TEXT NOT NULL DEFAULT '');
+{_EPOCHS}
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
+
+
+_FROM_FORMAT_1: Final = f"""
+BEGIN IMMEDIATE;
+ALTER TABLE state ADD COLUMN machine TEXT NOT NULL DEFAULT '';
+ALTER TABLE state ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+{_EPOCHS}
+INSERT INTO epoch SELECT 1, epoch, '[0,0,0,0,0,0,0,0,0,0]', NULL, '[]' FROM state;
+PRAGMA user_version = {_FORMAT};
+COMMIT;
+"""  # noqa: S608 - our own names
+"""A file of the version before had one epoch, whose numbers were the sequences."""
 
 
 class DiskTrouble(OutboxError):
@@ -117,6 +133,8 @@ class OutboxDatabase:
         self.is_new = version == 0
         if self.is_new:
             self._connection.executescript(_SCHEMA)
+        elif version == 1:
+            self._connection.executescript(_FROM_FORMAT_1)
         elif version != _FORMAT:
             raise OutboxError(
                 f"{self.path} has format {version}; this version of Hedgerow reads format {_FORMAT}",

@@ -2,8 +2,8 @@
 
 **Mark.** A database that loses the end of its log looks intact: the last transactions are just missing, and it would assign
 their numbers a second time. So the next numbers are also written to a separate file after every commit. Without an fsync: it
-need only survive damage to the database alone. If both are lost, the region's acknowledgements reveal it
-(`OutboxStore._restart_epoch`).
+need only survive damage to the database alone. No number is used twice even if both are lost, since each run has an epoch of
+its own; then the region just is not told which ones will never come.
 
 **Age.** Records expire by an age that grows only while the machine is known to be up, so setting the clock, by an hour or by
 fifty years, expires nothing. Within one boot, the kernel's boot time shows how long the node was down. After a reboot, only
@@ -33,7 +33,7 @@ RESERVE_BYTES: Final = 8 << 20
 
 
 class Mark:
-    """File with the next record number of each priority.
+    """File with the next number of each priority, as sent, in the epoch that a run began last.
 
     Attributes:
         epoch, numbers: its content when it was opened; epoch "" if it was empty or damaged.

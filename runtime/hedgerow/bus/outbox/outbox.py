@@ -9,7 +9,8 @@ Rules:
 - Call everything on the event loop's thread; calls return at once. `done` is called there too, after the fsync.
 - A stored record stays until the region acknowledges it, or a gap is declared for it.
 - Every publish carries its number in the user property `number`: `EPOCH/PRIORITY/SEQUENCE`. A gap is published to `gap_topic`,
-  at its place in the sequence. The user property `ack: now` requests an immediate acknowledgement from the region.
+  at its place in the sequence. The user property `ack: now` requests an immediate acknowledgement from the region; `ended`, on
+  the first number of an epoch, names the last ones of the epoch before; `was` names the number that a record had before.
 - A new record is published once to its topic. A resent or delayed one goes to its late topic, so that subscribers acting on
   live results never see old ones.
 """
@@ -28,6 +29,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
 from hedgerow.bus.outbox.database import DiskTrouble
+from hedgerow.bus.outbox.epochs import Epochs
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import (
     ACK_NOW,
@@ -35,7 +37,6 @@ from hedgerow.bus.outbox.records import (
     PRIORITIES,
     Ack,
     Gap,
-    Number,
     OutboxEntry,
     OutboxError,
     Record,
@@ -43,9 +44,9 @@ from hedgerow.bus.outbox.records import (
     priority_of,
     sequence_of,
 )
-from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, REMEMBERED_ORIGINS, OutboxStore
+from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, NOWHERE, REMEMBERED_ORIGINS, OutboxStore, Provenance
 from hedgerow.bus.outbox.window import SendWindow
-from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, OutboxWriter, Sweep
+from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, Leave, OutboxWriter, Sweep, Trim
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
@@ -78,7 +79,7 @@ class OutboxStatus:
     """State of an outbox, for health reports.
 
     Attributes:
-        epoch: of its numbers; "" until the store has been opened.
+        epoch: of this run's numbers; "" until it has stored a record.
         entries: records and gaps not acknowledged by the region.
         used_bytes: their size on disk.
         in_flight: entries sent and not acknowledged.
@@ -86,6 +87,7 @@ class OutboxStatus:
         stuck: records that the region does not acknowledge although it acknowledges later ones.
         lost: records lost since the start, by reason; each is declared to the region.
         failure: why nothing can be stored; None if it can.
+        moved: what has changed since the last run: machine, key.
     """
 
     epoch: str
@@ -96,6 +98,7 @@ class OutboxStatus:
     stuck: int
     lost: dict[str, int]
     failure: str | None
+    moved: list[str]
 
 
 class Outbox:
@@ -115,6 +118,7 @@ class Outbox:
         backlog_share: part of the window for the backlog of an outage; the rest is reserved for new records.
         commit_every_s: longest time that records wait for others before they are written together; 0: none.
         boot: returns the time since boot.
+        provenance: fingerprints of the machine and the node's key.
     Attributes:
         max_record_bytes: size limit of a record.
         max_packet_bytes: largest packet that reaches the region. A stored record that exceeds it is given up; None: unknown.
@@ -136,6 +140,7 @@ class Outbox:
         commit_every_s: float = 0.0,
         boot: Callable[[], Boot] = Boot.now,
         readdress: Callable[[str], str] = str,
+        provenance: Provenance = NOWHERE,
     ) -> None:
         self._readdress = readdress
         self._gap_topic = gap_topic
@@ -143,7 +148,9 @@ class Outbox:
         self._publish = publish
         self._on_event = on_event
         self._window = SendWindow(window, window_bytes, backlog_share)
-        self._open_store = partial(OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot)
+        self._open_store = partial(
+            OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot, provenance=provenance
+        )
         self._commit_every_s = commit_every_s
         self._link_up = False
         self._closing = False
@@ -182,7 +189,7 @@ class Outbox:
 
     @property
     def epoch(self) -> str:
-        """Epoch of the numbers; "" until the store has been opened."""
+        """Epoch of this run's numbers; "" until it has stored a record."""
         return self._latest.epoch
 
     @property
@@ -198,6 +205,7 @@ class Outbox:
             self._window.stuck,
             dict(self._lost),
             None if self._failure is None else str(self._failure),
+            last.moved,
         )
 
     def has_stored(self, origin: int) -> bool:
@@ -221,12 +229,19 @@ class Outbox:
 
     def acknowledge(self, ack: Ack) -> None:
         """Apply an acknowledgement from the region."""
-        if ack.epoch != self.epoch:
-            return  # of an earlier epoch
-        self._window.acked(ack, time.monotonic())
-        for first, last in ack.ranges() if self._giving_up else ():
-            self._giving_up = {key: why for key, why in self._giving_up.items() if not first <= key <= last}
-        self._writer.submit(ack)
+        span = self._epochs.named(ack.epoch)
+        if span is None:
+            return  # of another outbox, or nothing of it waits
+        in_keys = span.translated(ack, self._latest.numbers)
+        if in_keys.beyond and span.ends is None:  # another outbox has used this run's numbers
+            self._writer.submit(Leave(span.epoch, "unassigned"))
+            return
+        acked = self._window.acked(in_keys, time.monotonic(), span)
+        for key in acked.keys:
+            self._giving_up.pop(key, None)
+        self._writer.submit(Trim(span.epoch, in_keys, acked.keys))
+        if acked.clash:
+            self._writer.submit(Leave(span.epoch, "another-result"))
         self._send_pending()
 
     def link_changed(self, *, up: bool) -> None:
@@ -297,9 +312,9 @@ class Outbox:
             self._on_event(*event)
         self._lost.update(changes.lost)
         self._unreported_losses.update(changes.lost)
-        if not outcome.epoch:  # the store is not open
+        if not outcome.is_open:
             return
-        if outcome.epoch != self.epoch:
+        if changes.renumbered or not self._latest.is_open:
             window.reset([key_of(priority, 1) for priority in range(PRIORITIES)], outcome.next_keys)
             self._refusals.clear()
             self._giving_up.clear()
@@ -322,26 +337,28 @@ class Outbox:
             self._writer.submit(request)
 
     def _send(self, entries: Sequence[OutboxEntry], late: Callable[[str], str] | None = None) -> None:
-        epoch = self.epoch
         for entry in entries:
             if self._too_large(entry):
                 self._give_up(entry.key, "too-large")
                 continue
+            if entry.topic and (reason := self._giving_up.get(entry.key)):  # it was read before the gap was written
+                self._give_up(entry.key, reason)
+                continue
+            span = self._epochs.of(entry.key)
+            epoch = span.epoch
             if entry.topic:
-                if reason := self._giving_up.get(entry.key):  # it was read before the gap was written
-                    self._give_up(entry.key, reason)
-                    continue
                 if (epoch, entry.key) in self._at_client:
                     continue
                 self._at_client.add((epoch, entry.key))
-            number = Number(epoch, priority_of(entry.key), sequence_of(entry.key))
             topic, payload, properties = self._readdress(entry.topic), entry.payload, entry.properties
             if not topic:
                 topic, properties = self._gap_topic, _GAP_TYPE
-                payload = Gap.read(entry.key, entry.last, payload).message(epoch)
+                base = span.bases[priority_of(entry.key)]
+                payload = Gap.read(entry.key, entry.last, payload).message(epoch, base)
             elif late is not None:
                 topic = late(topic)
-            properties += encode_properties([(Property.USER, ("number", str(number)))])
+            numbers = self._epochs.numbers(entry.key, is_record=bool(entry.topic))
+            properties += encode_properties([(Property.USER, pair) for pair in numbers])
             if self._window.wants_ack(entry.key):
                 properties += _ACK_NOW
             done = partial(self._published, epoch, entry.key)
@@ -350,6 +367,14 @@ class Outbox:
             except BusError as error:
                 done(error)
 
+    @property
+    def _epochs(self) -> Epochs:
+        return self._latest.epochs
+
+    def _is_of(self, key: int, epoch: str) -> bool:
+        span = self._epochs.named(epoch)
+        return span is not None and span.has(key)
+
     def _too_large(self, entry: OutboxEntry) -> bool:
         limit = self.max_packet_bytes
         return limit is not None and bool(entry.topic) and entry.size + PACKET_OVERHEAD_BYTES > limit
@@ -357,7 +382,7 @@ class Outbox:
     def _give_up(self, key: int, reason: str) -> None:
         """Declare a gap in place of a record, and send that at the next tick."""
         self._giving_up[key] = reason
-        self._writer.submit(GiveUp(key, self.epoch, reason))
+        self._writer.submit(GiveUp(key, self._epochs.of(key).epoch, reason))
         self._to_resend.add(key)
 
     def _published(self, epoch: str, key: int, error: Exception | None) -> None:
@@ -366,11 +391,11 @@ class Outbox:
         if error is None:
             self._refusals.pop(key, None)
             return
-        if isinstance(error, MessageSetAside) and not self._closing and epoch == self.epoch:
+        if isinstance(error, MessageSetAside) and not self._closing and self._is_of(key, epoch):
             self._refusals.pop(key, None)
             self._give_up(key, "set-aside")
             return
-        if self._closing or not self._link_up or epoch != self.epoch:
+        if self._closing or not self._link_up or not self._is_of(key, epoch):
             return
         refusals = self._refusals[key] = self._refusals.get(key, 0) + 1
         if refusals >= _MAX_REFUSALS:

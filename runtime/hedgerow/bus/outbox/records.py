@@ -8,12 +8,16 @@ lowest priority first, then oldest first.
 from __future__ import annotations
 
 import json
+import struct
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 import orjson
+import xxhash
 
+from hedgerow.bus.properties import MalformedPacket, PublishProperties
 from hedgerow.errors import BusError
 
 PRIORITIES: Final = 10
@@ -26,8 +30,32 @@ _SHIFT: Final = 48
 _SEQUENCE: Final = (1 << _SHIFT) - 1
 
 
-PACKET_OVERHEAD_BYTES: Final = 160
-"""Upper bound of what a packet adds to a record: fixed header, number, suffix of the late topic, request for an ack."""
+PACKET_OVERHEAD_BYTES: Final = 480
+"""Upper bound of what a packet adds to a record: fixed header, numbers, suffix of the late topic, request for an ack."""
+
+MAX_HELD: Final = 1024
+"""Most records whose checks one acknowledgement carries, so that it has less than 64 KiB; the outbox sends others again."""
+_CHECK_BYTES: Final = 8
+
+
+def record_check(sender_id: str, payload: Any) -> int:
+    """Return the check of a result, by which an outbox knows that the region holds it and not another of the same number.
+
+    Args:
+        sender_id: its user property `id`; "" if it has none.
+        payload: a buffer.
+    """
+    digest = xxhash.xxh3_64(payload)
+    digest.update(b"\0" + sender_id.encode())
+    return int(digest.intdigest()) - (1 << 63)  # as databases store it
+
+
+def sender_id(properties: bytes) -> str:
+    """Return the user property `id` of encoded properties; "" if there is none."""
+    try:
+        return dict(PublishProperties(properties).user_properties).get("id", "")
+    except MalformedPacket:
+        return ""
 
 
 class OutboxError(BusError):
@@ -91,6 +119,7 @@ class Record:
         priority: 0 to 9; higher ones are sent first and evicted last.
         created_at: Unix seconds.
         ttl_s: seconds after which it expires; None: never.
+        id: its user property `id`; None: look it up in the properties.
     """
 
     pipeline: str
@@ -100,6 +129,7 @@ class Record:
     priority: int = 0
     created_at: float = 0.0
     ttl_s: float | None = None
+    id: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.priority < PRIORITIES:
@@ -112,6 +142,11 @@ class Record:
         """Size of payload, properties and topic, in bytes."""
         return len(self.payload) + len(self.properties) + len(self.topic)
 
+    @property
+    def check(self) -> int:
+        """Its `record_check`."""
+        return record_check(sender_id(self.properties) if self.id is None else self.id, self.payload)
+
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
@@ -123,6 +158,7 @@ class OutboxEntry:
         topic: where it is published; "" for a gap.
         properties: encoded MQTT properties.
         payload: of a gap, `Gap.body()`.
+        check: of a record, its `record_check`.
     """
 
     key: int
@@ -130,6 +166,7 @@ class OutboxEntry:
     topic: str
     properties: bytes
     payload: bytes
+    check: int = 0
 
     @property
     def size(self) -> int:
@@ -139,16 +176,23 @@ class OutboxEntry:
 
 @dataclass(frozen=True, slots=True)
 class PreviousEpoch:
-    """An earlier epoch that ended because its store was lost.
+    """An earlier epoch that ended because its store was lost, or because another outbox uses it too.
 
     Attributes:
         epoch: its id; None if unknown.
         numbers: last known next number of each priority. Lower numbers that the region has not received are lost; there may
             have been higher ones.
+        moved: whether they are not lost but sent under a new epoch.
     """
 
     epoch: str | None
     numbers: tuple[int, ...] | None
+    moved: bool = False
+
+    def message(self) -> dict[str, Any]:
+        """Return it as the gap message has it."""
+        content: dict[str, Any] = {"epoch": self.epoch, "next": self.numbers}
+        return content | {"moved": True} if self.moved else content
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +225,7 @@ class Gap:
 
     def body(self) -> bytes:
         """Encode the reasons and previous epochs, for storing."""
-        previous = [[each.epoch, each.numbers] for each in self.previous]
+        previous = [[each.epoch, each.numbers, each.moved] for each in self.previous]
         return json.dumps({"reasons": self.reasons, "previous": previous}, separators=(",", ":")).encode()
 
     @classmethod
@@ -190,23 +234,29 @@ class Gap:
         try:
             content = json.loads(body)
             previous = tuple(
-                PreviousEpoch(epoch, tuple(numbers) if numbers else None) for epoch, numbers in content["previous"]
+                PreviousEpoch(epoch, tuple(numbers) if numbers else None, *moved)
+                for epoch, numbers, *moved in content["previous"]
             )
             return cls(first, last, content["reasons"], previous)
         except (ValueError, KeyError, TypeError):
             return cls(first, last, {"corrupt": 1})
 
-    def message(self, epoch: str) -> bytes:
-        """Encode the gap as the JSON message to publish."""
+    def message(self, epoch: str, base: int = 0) -> bytes:
+        """Encode the gap as the JSON message to publish.
+
+        Args:
+            epoch: of its numbers.
+            base: the sequence before the epoch's first of this priority.
+        """
         content = {
             "schema": "hedgerow.gap/1",
             "epoch": epoch,
             "priority": priority_of(self.first),
-            "first": sequence_of(self.first),
-            "last": sequence_of(self.last),
+            "first": sequence_of(self.first) - base,
+            "last": sequence_of(self.last) - base,
             "count": self.count,
             "reasons": self.reasons,
-            "previous": [{"epoch": each.epoch, "next": each.numbers} for each in self.previous],
+            "previous": [each.message() for each in self.previous],
         }
         return json.dumps(content, separators=(",", ":")).encode()
 
@@ -220,27 +270,38 @@ def read_gap(message: bytes) -> tuple[str, Gap]:
         content = json.loads(message)
         first, last = (key_of(content["priority"], content[end]) for end in ("first", "last"))
         previous = tuple(
-            PreviousEpoch(each["epoch"], None if each["next"] is None else tuple(each["next"]))
+            PreviousEpoch(
+                each["epoch"], None if each["next"] is None else tuple(each["next"]), each.get("moved") is True
+            )
             for each in content["previous"]
         )
         return content["epoch"], Gap(first, last, content["reasons"], previous)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"Not a gap message: {message[:80]!r}") from error
+
+
+Held = Mapping[int, Sequence[tuple[int, int | None]]]
+"""What the region holds, by priority: sequences and checks, of which None stands for a result that it rejected unread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The numbers the region has stored: cumulative per priority, plus ranges beyond.
+    """The numbers the region has stored: cumulative per priority, plus ranges beyond, and what it holds under the last ones.
+
+    Two outboxes may use one epoch: copies of a process that ran. So a number alone does not prove that the region has the
+    result; its check does. If it has several results of one number, it names the checks of all.
 
     Attributes:
-        epoch: of the numbers; ignored unless it is the outbox's current one.
+        epoch: of the numbers.
         through: highest number without a missing one below it, by priority.
         also: ranges (first, last) above the first missing number, by priority.
+        held: what arrived since the last acknowledgement; None: the region does not tell, as earlier versions.
     """
 
     epoch: str
     through: Mapping[int, int]
     also: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    held: Held | None = None
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return all acknowledged numbers as ranges of keys."""
@@ -251,9 +312,21 @@ class Ack:
             for first, last in ranges
         ]
 
+    def after(self, earlier: Ack) -> Ack:
+        """Return this acknowledgement with what an earlier one, which was not sent, says that the region holds."""
+        if not earlier.held:
+            return self
+        held = {priority: list(entries) for priority, entries in earlier.held.items()}
+        for priority, entries in (self.held or {}).items():
+            held.setdefault(priority, []).extend(entries)
+        return replace(self, held=bounded(held))
+
     def encode(self) -> bytes:
         """Encode as JSON."""
-        content = {"schema": "hedgerow.ack/1", "epoch": self.epoch, "through": self.through, "also": self.also}
+        content: dict[str, Any] = {"schema": "hedgerow.ack/1", "epoch": self.epoch}
+        content |= {"through": self.through, "also": self.also}
+        if self.held is not None:
+            content["held"] = {priority: _runs_of(entries) for priority, entries in self.held.items()}
         return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
 
     @classmethod
@@ -269,9 +342,57 @@ class Ack:
                 _priority(name): [(_sequence(first), _sequence(last)) for first, last in ranges]
                 for name, ranges in content.get("also", {}).items()
             }
-            return cls(str(content["epoch"]), through, also)
+            held = content.get("held")
+            if held is not None:
+                held = {_priority(name): _entries_of(runs) for name, runs in held.items()}
+            return cls(str(content["epoch"]), through, also, held)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"Not an acknowledgement: {bytes(payload[:80])!r}") from error
+
+
+def bounded(held: Held) -> Held:
+    """Return the newest `MAX_HELD` results, of the highest priorities first."""
+    left, kept = MAX_HELD, {}
+    for priority in sorted(held, reverse=True):
+        if left:
+            kept[priority] = held[priority][-left:]
+            left -= len(kept[priority])
+    return kept
+
+
+def _runs_of(entries: Sequence[tuple[int, int | None]]) -> list[tuple[int, str | int]]:
+    """Return runs of consecutive numbers: the first, and their checks in Base64, or their count if they have none."""
+    runs: list[tuple[int, list[int | None]]] = []
+    for sequence, check in entries:
+        if runs and runs[-1][0] + len(runs[-1][1]) == sequence and (runs[-1][1][0] is None) == (check is None):
+            runs[-1][1].append(check)
+        else:
+            runs.append((sequence, [check]))
+    return [(first, _joined(checks)) for first, checks in runs]
+
+
+def _joined(checks: Sequence[int | None]) -> str | int:
+    if checks[0] is None:
+        return len(checks)
+    return b64encode(struct.pack(f">{len(checks)}q", *checks)).decode()
+
+
+def _entries_of(runs: Sequence[tuple[int, str | int]]) -> list[tuple[int, int | None]]:
+    entries: list[tuple[int, int | None]] = []
+    for first, checks in runs:
+        _sequence(first)
+        if isinstance(checks, int):
+            if not 0 <= checks <= MAX_HELD:
+                raise ValueError(f"{checks} is not a number of results")
+            entries += [(first + at, None) for at in range(checks)]
+            if len(entries) > MAX_HELD:
+                raise ValueError(f"More than {MAX_HELD} results")
+            continue
+        raw = b64decode(checks, validate=True)
+        if len(raw) % _CHECK_BYTES:
+            raise ValueError("A check is cut")
+        entries += enumerate(struct.unpack(f">{len(raw) // _CHECK_BYTES}q", raw), first)
+    return entries
 
 
 def _priority(name: str) -> int:

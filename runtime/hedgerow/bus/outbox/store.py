@@ -2,8 +2,9 @@
 
 Rules:
 - Every change is part of a `transaction`, and is on disk (fsync) when that ends.
-- A number is assigned once. A record is deleted when it is acknowledged; if it is lost in any other way, a gap takes its
-  place. Adjacent gaps are merged, so there are never more gaps than records (plus one per priority).
+- A number is assigned once: the first record of a run begins an epoch that no other run, of this file or of a copy, has. A
+  record is deleted when it is acknowledged; if it is lost in any other way, a gap takes its place. Adjacent gaps of one epoch
+  are merged, so there are never more gaps than records (plus one per priority and epoch).
 - The store uses neither wall clock nor network: time is an age (see `mark`).
 
 Single-threaded: used only by the writer.
@@ -14,15 +15,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from hedgerow.bus.outbox.database import PAGE_BYTES, Damaged, OutboxDatabase, set_aside
+from hedgerow.bus.outbox.epochs import MAX_FORMER, Epochs, EpochSpan, FormerEpoch, KeyAck, new_epoch
 from hedgerow.bus.outbox.mark import RESERVE_BYTES, Boot, Mark, Reserve
 from hedgerow.bus.outbox.records import (
     PRIORITIES,
@@ -34,6 +35,8 @@ from hedgerow.bus.outbox.records import (
     Record,
     key_of,
     priority_of,
+    record_check,
+    sender_id,
     sequence_of,
 )
 
@@ -66,12 +69,30 @@ class OutboxChanges:
         changed_gaps: first keys of gaps that are new or have grown.
         lost: records lost, by reason.
         events: for operators.
+        renumbered: whether stored entries belong to another epoch now.
     """
 
     given_up: list[int] = field(default_factory=list)
     changed_gaps: list[int] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
     events: list[Event] = field(default_factory=list)
+    renumbered: bool = False
+
+    def copy(self) -> OutboxChanges:
+        """Return an independent copy."""
+        given_up, gaps, events = list(self.given_up), list(self.changed_gaps), [*self.events]
+        return OutboxChanges(given_up, gaps, self.lost.copy(), events, self.renumbered)
+
+
+class Provenance(NamedTuple):
+    """Where an outbox runs: fingerprints of the machine and of the node's key; "" if unknown."""
+
+    machine: str = ""
+    identity: str = ""
+
+
+NOWHERE: Final = Provenance()
+"""Of an outbox whose machine and key are not known."""
 
 
 class OutboxStore:
@@ -82,10 +103,13 @@ class OutboxStore:
         max_bytes: quota for the database's pages, without its write-ahead log (4 MB).
         when_full: evict the oldest records of the lowest priority, or refuse new ones.
         boot: returns the time since boot.
+        provenance: where this run is; a change since the last one is reported.
     Raises: OutboxError: it cannot be opened. A damaged file is set aside instead.
     Attributes:
-        epoch: of the numbers.
-        numbers: the next number of each priority.
+        epoch: of this run's numbers; "" until it has assigned one.
+        epochs: of all stored entries.
+        numbers: the next sequence of each priority.
+        moved: what of the provenance has changed since the last run: machine, key.
         entries: number of stored records and gaps.
     """
 
@@ -96,8 +120,13 @@ class OutboxStore:
         max_bytes: int,
         when_full: Literal["evict", "refuse"] = "evict",
         boot: Callable[[], Boot] = Boot.now,
+        provenance: Provenance = NOWHERE,
     ) -> None:
         self.path = path
+        self.epoch, self.epochs = "", Epochs()
+        self.numbers = list(_FIRST)
+        self.moved: list[str] = []
+        self._provenance = provenance
         self._max_bytes = max_bytes
         self._ceiling = max_bytes  # lowered while the disk is full
         self._when_full = when_full
@@ -124,6 +153,7 @@ class OutboxStore:
             ) from error
         self._reserve = Reserve(path.with_name(path.name + ".reserve"), min(RESERVE_BYTES, max_bytes // 8))
         self._load(damaged)
+        database.truncate_log()  # so that losing its end loses at most numbers of this run, which the mark knows
         self._reserve.fill()
 
     def _open(self) -> OutboxDatabase:
@@ -132,7 +162,10 @@ class OutboxStore:
             with database.reading():
                 if not database.rows("SELECT 1 FROM state WHERE clean"):
                     database.check()
-                self._state = database.rows("SELECT epoch, numbers, age_s, boot, boot_s FROM state")
+                self._state = database.rows("SELECT epoch, numbers, age_s, boot, boot_s, machine, identity FROM state")
+                self._stored_spans = [
+                    _span(*row) for row in database.rows("SELECT epoch, bases, ends, former FROM epoch ORDER BY turn")
+                ]
                 self.entries = int(database.value("SELECT count(*) FROM entry"))
                 self._turns = int(database.value("SELECT coalesce(max(turn), 0) + 1 FROM recent"))
         except OutboxError:
@@ -143,44 +176,117 @@ class OutboxStore:
     def _load(self, damaged: bool) -> None:
         now = self._boot()
         if self._state:
-            self.epoch, numbers, age_s, *boot = self._state[0]
+            last, numbers, age_s, *boot, machine, identity = self._state[0]
             self.numbers = [int(number) for number in json.loads(numbers)]
             self._opened, self._age_s = now, age_s + now.since(Boot(*boot))
-            ahead = self._mark.epoch == self.epoch and any(map(int.__gt__, self._mark.numbers, self.numbers))
+            self.epochs = Epochs(self._stored_spans)
             with self.transaction():
-                if ahead:
-                    self._declare_torn(self._mark.numbers)
+                self._declare_torn(last)
+                self._end_epochs()
+                self._notice_move(Provenance(machine, identity))
             return
-        self.epoch, self.numbers = os.urandom(8).hex(), list(_FIRST)
         self._opened, self._age_s = now, 0.0
+        self._changes.renumbered = True  # whatever was stored before is not there any more
         with self.transaction():
-            self._database.change("INSERT INTO state VALUES (1, ?, '', 0, '', 0, 0)", (self.epoch,))
+            self._database.change(
+                "INSERT INTO state VALUES (1, '', '', 0, '', 0, 0, ?, ?)",
+                (self._provenance.machine, self._provenance.identity),
+            )
             if self._mark.epoch:
                 self._declare_epoch_end(PreviousEpoch(self._mark.epoch, self._mark.numbers))
             elif damaged:
                 self._declare_epoch_end(PreviousEpoch(None, None))
 
-    def _declare_torn(self, numbers: Sequence[int]) -> None:
-        """Declare numbers that were assigned but are missing from a database that lost its end."""
-        for priority, (stored, assigned) in enumerate(zip(self.numbers, numbers, strict=True)):
+    def _notice_move(self, before: Provenance) -> None:
+        """Report that the file was moved: to another machine, or to a node with another key. It may as well be a copy."""
+        now = self._provenance
+        pairs = (("machine", before.machine, now.machine), ("key", before.identity, now.identity))
+        self.moved = [name for name, old, new in pairs if old and new and old != new]
+        if self.moved:
+            remedy = (
+                "Nothing to do if you moved or restored the node: this run numbers its results anew, and none is lost. If "
+                "it is a copy of a node that still runs, give it a name of its own."
+            )
+            self._changes.events.append(("outbox-moved", {"changed": self.moved, "remedy": remedy}))
+        if now != before:
+            self._database.change(
+                "UPDATE state SET machine = ?, identity = ?",
+                (now.machine or before.machine, now.identity or before.identity),
+            )
+
+    def _declare_torn(self, last: str) -> None:
+        """Declare numbers that were assigned but are missing from a database that lost its end.
+
+        Args:
+            last: the epoch of its last run that assigned numbers.
+        """
+        mark = self._mark
+        span = self.epochs.named(mark.epoch)
+        if span is None or span.ends is not None:
+            if mark.epoch and mark.epoch != last and span is None and mark.numbers != _FIRST:
+                self._declare_epoch_end(PreviousEpoch(mark.epoch, mark.numbers))
+            return
+        torn = 0
+        for priority, (stored, assigned) in enumerate(zip(self.numbers, mark.numbers, strict=True)):
+            assigned += span.bases[priority]
             if assigned > stored:
                 self._declare_gap(
                     Gap(key_of(priority, stored), key_of(priority, assigned - 1), {"torn": assigned - stored})
                 )
-                self._changes.lost["torn"] += assigned - stored
+                torn += assigned - stored
                 self.numbers[priority] = assigned
-        self._changes.events.append(
-            ("outbox-numbers-lost", {"epoch": self.epoch, "records": self._changes.lost["torn"]})
+        if torn:
+            self._changes.lost["torn"] += torn
+            self._changes.events.append(("outbox-numbers-lost", {"epoch": mark.epoch, "records": torn}))
+
+    def _end_epochs(self) -> None:
+        """End the last run's epoch, and forget those of which nothing waits."""
+        for span in self.epochs.spans:
+            if span.ends is None and span.epoch != self.epoch:
+                self._save_span(span, span.ended(self.numbers))
+        for span in self.epochs.spans:
+            self._forget_if_done(span)
+
+    def _begin_epoch(self) -> None:
+        """Begin the epoch of this run."""
+        span = EpochSpan(new_epoch(), tuple(number - 1 for number in self.numbers))
+        self.epoch = span.epoch
+        self._database.change(
+            "INSERT INTO epoch (epoch, bases, former) VALUES (?, ?, '[]')", (span.epoch, json.dumps(span.bases))
+        )
+        self.epochs = Epochs([*self.epochs.spans, span])
+
+    def _save_span(self, old: EpochSpan, new: EpochSpan) -> None:
+        ends = None if new.ends is None else json.dumps(new.ends)
+        self._database.change(
+            "UPDATE epoch SET epoch = ?, bases = ?, ends = ?, former = ? WHERE epoch = ?",
+            (new.epoch, json.dumps(new.bases), ends, json.dumps(new.former), old.epoch),
+        )
+        self.epochs = self.epochs.replaced(old, new)
+
+    def _forget_if_done(self, span: EpochSpan) -> None:
+        """Forget an ended epoch of which nothing waits; of the last one, the next one still tells that it has ended."""
+        if span.ends is None or any(self._waits(first, last) for first, last in _key_ranges(span)):
+            return
+        ended = [one for one in self.epochs.spans if one.ends is not None]
+        if span is ended[-1]:
+            if not span.is_done:
+                self.epochs = self.epochs.replaced(span, replace(span, is_done=True))
+            return
+        self._database.change("DELETE FROM epoch WHERE epoch = ?", (span.epoch,))
+        self.epochs = self.epochs.replaced(span, None)
+
+    def _waits(self, first: int, last: int) -> bool:
+        return first <= last and bool(
+            self._database.rows("SELECT 1 FROM entry WHERE key BETWEEN ? AND ? LIMIT 1", (first, last))
         )
 
-    def _declare_epoch_end(self, previous: PreviousEpoch) -> None:
+    def _declare_epoch_end(self, previous: PreviousEpoch, kind: str = "outbox-epoch-lost", **more: Any) -> None:
         """Declare the end of an earlier epoch, under the next number of the highest priority."""
-        priority = PRIORITIES - 1
-        key = key_of(priority, self.numbers[priority])
-        self.numbers[priority] += 1
+        key = self._assign_key(PRIORITIES - 1)
         self._declare_gap(Gap(key, key, {}, (previous,)))
-        detail = {"epoch": self.epoch, "previous": previous.epoch, "numbers": previous.numbers}
-        self._changes.events.append(("outbox-epoch-lost", detail))
+        detail = {"epoch": self.epoch, "previous": previous.epoch, "numbers": previous.numbers, **more}
+        self._changes.events.append((kind, detail))
 
     @property
     def age_s(self) -> float:
@@ -204,26 +310,23 @@ class OutboxStore:
 
         Raises: OutboxError: it failed; nothing has changed.
         """
-        before = self.epoch, list(self.numbers), self.entries
-        saved = OutboxChanges(
-            list(self._changes.given_up),
-            list(self._changes.changed_gaps),
-            self._changes.lost.copy(),
-            [*self._changes.events],
-        )
+        before = self.epoch, self.epochs, list(self.numbers), self.entries
+        saved = self._changes.copy()
         try:
             with self._database.transaction():
                 yield
                 now = self._boot()
                 self._database.change(
-                    "UPDATE state SET epoch = ?, numbers = ?, age_s = ?, boot = ?, boot_s = ?, clean = 0",
+                    "UPDATE state SET epoch = ifnull(nullif(?, ''), epoch), numbers = ?, age_s = ?, boot = ?, boot_s = ?, clean = 0",
                     (self.epoch, json.dumps(self.numbers), self._age_s + now.since(self._opened), *now),
                 )
         except BaseException:
-            (self.epoch, self.numbers, self.entries), self._changes = before, saved
+            (self.epoch, self.epochs, self.numbers, self.entries), self._changes = before, saved
             raise
-        with contextlib.suppress(OSError):  # works on a full disk too: the file has its final size
-            self._mark.write(self.epoch, self.numbers)
+        if self.epoch:
+            bases = self.epochs.spans[-1].bases
+            with contextlib.suppress(OSError):  # works on a full disk too: the file has its final size
+                self._mark.write(self.epoch, [number - base for number, base in zip(self.numbers, bases, strict=True)])
         if self._reserve.fill():
             self._ceiling = self._max_bytes
 
@@ -248,19 +351,23 @@ class OutboxStore:
                     remedy="Raise the outbox's `max_bytes` (a result may take a quarter of it), or publish smaller results.",
                     code="outbox-too-large",
                 )
-        before, changes, age_s = (list(self.numbers), self.entries), self._changes, self.age_s
+        checks = [record.check for record in records]
+        before = self.epoch, self.epochs, list(self.numbers), self.entries
+        changes, age_s = self._changes, self.age_s
         self._changes = OutboxChanges()
         try:
             with self._database.part():
                 keys = [self._assign_key(record.priority) for record in records]
-                rows = [_row(key, record, age_s) for key, record in zip(keys, records, strict=True)]
+                rows = [
+                    _row(key, record, age_s, check) for key, record, check in zip(keys, records, checks, strict=True)
+                ]
                 self._database.insert("entry", rows)
                 self.entries += len(keys)
                 if origins:
                     self._remember(origins)
                 self._enforce_quota()
         except BaseException:
-            (self.numbers, self.entries), self._changes = before, changes
+            (self.epoch, self.epochs, self.numbers, self.entries), self._changes = before, changes
             raise
         for name in ("given_up", "changed_gaps", "events"):
             getattr(changes, name).extend(getattr(self._changes, name))
@@ -282,6 +389,8 @@ class OutboxStore:
         return [origin for (origin,) in reversed(rows)]
 
     def _assign_key(self, priority: int) -> int:
+        if not self.epoch:
+            self._begin_epoch()
         number = self.numbers[priority]
         self.numbers[priority] = number + 1
         return key_of(priority, number)
@@ -328,10 +437,11 @@ class OutboxStore:
                 if entries and size > max_bytes:
                     break
                 payload = self._database.value("SELECT payload FROM entry WHERE key = ?", (key,))
-                if topic and crc != _crc(topic, properties, payload):
+                check = record_check(sender_id(properties), payload) if topic else 0
+                if topic and crc not in (_crc(topic, properties, check), _former_crc(topic, properties, payload)):
                     corrupt.append(key)
                 else:
-                    entries.append(OutboxEntry(key, last, topic, properties, payload))
+                    entries.append(OutboxEntry(key, last, topic, properties, payload, check))
         if not corrupt:
             return entries
         with self.transaction():
@@ -339,30 +449,46 @@ class OutboxStore:
             self._changes.events.append(("outbox-corrupt", {"records": len(corrupt)}))
         return self.read(start, end, limit, max_bytes)
 
-    def trim(self, ack: Ack) -> bool:
+    def acknowledge(self, ack: Ack) -> bool:
+        """Apply an acknowledgement that tells numbers only; see `trim`. Returns: False if a new epoch had to begin."""
+        span = self.epochs.named(ack.epoch)
+        if span is None:
+            return True
+        acked = span.translated(ack, self.numbers)
+        if acked.beyond and span.ends is None:
+            self.leave_epoch(span.epoch, "unassigned")
+            return False
+        self.trim(span.epoch, acked)
+        return True
+
+    def trim(self, epoch: str, acked: KeyAck, records: Sequence[int] = ()) -> None:
         """Delete acknowledged entries.
 
-        Returns: False if it acknowledges numbers that this store never assigned. Then an earlier copy of the store assigned
-            them and was lost unnoticed, and a new epoch starts.
+        Args:
+            epoch: of the acknowledgement.
+            acked: its ranges. If it does not tell what the region holds, they delete records too.
+            records: keys of the records that the region holds.
         """
-        if ack.epoch != self.epoch:
-            return True
-        next_keys = self.next_keys
-        ranges = ack.ranges()
-        if any(last >= next_keys[priority_of(last)] for _, last in ranges):
-            self._restart_epoch()
-            return False
-        for first, last in ranges:
+        span = self.epochs.named(epoch)
+        if span is None:
+            return
+        acknowledged = "DELETE FROM entry WHERE key BETWEEN ? AND ? AND last <= ?"
+        if acked.held is not None:  # records are proven one by one
+            acknowledged += " AND topic = ''"
+        for first, last in acked.ranges:
+            self.entries -= self._database.change(acknowledged, (first, last, last))
+            self._shorten_gaps(first, last)
+        for first, last in _runs(sorted(records)):
             self.entries -= self._database.change(
-                "DELETE FROM entry WHERE key BETWEEN ? AND ? AND last <= ?", (first, last, last)
+                "DELETE FROM entry WHERE key BETWEEN ? AND ? AND topic <> ''", (first, last)
             )
-            if sequence_of(first) == 0:
-                self._shorten_gaps(first, last)
-        return True
+        self._forget_if_done(span)
 
     def _shorten_gaps(self, first: int, last: int) -> None:
         """Shorten gaps of which the region has the first part."""
-        rows = self._database.rows("SELECT key, last, payload FROM entry WHERE key BETWEEN ? AND ?", (first, last))
+        rows = self._database.rows(
+            "SELECT key, last, payload FROM entry WHERE key BETWEEN ? AND ? AND last > ?", (first, last, last)
+        )
         for key, end, body in rows:
             gap = Gap.read(key, end, body)
             declared, reasons = gap.count - (end - last), {}
@@ -375,17 +501,48 @@ class OutboxStore:
                 Gap(last + 1, end, {reason: count for reason, count in reasons.items() if count}, gap.previous)
             )
 
-    def _restart_epoch(self) -> None:
-        """Start a new epoch that keeps the stored numbers."""
-        previous = PreviousEpoch(self.epoch, tuple(self.numbers))
-        self.epoch = os.urandom(8).hex()
-        for priority, number in enumerate(self.numbers):
-            first, last = key_of(priority, 1), key_of(priority, number) - 1
-            rows = self._database.rows("SELECT min(key) FROM entry WHERE key BETWEEN ? AND ?", (first, last))
-            before = last if rows[0][0] is None else rows[0][0] - 1
-            if before >= first:  # the numbers below are not part of the new epoch
-                self._declare_gap(Gap(first, before, {}))
-        self._declare_epoch_end(previous)
+    def leave_epoch(self, epoch: str, why: str) -> None:
+        """Number what waits of an epoch anew: another outbox uses it too.
+
+        Args:
+            epoch: its id; nothing happens if nothing waits in it and it has ended.
+            why: `unassigned`: the region has received numbers that this outbox did not assign; `another-result`: it has
+                other results under its numbers.
+        """
+        span = self.epochs.named(epoch)
+        if span is None:
+            return
+        full = span.ended(self.numbers)
+        assert full.ends is not None  # noqa: S101 - it has ended now
+        previous = PreviousEpoch(
+            epoch, tuple(end - base + 1 for base, end in zip(full.bases, full.ends, strict=True)), moved=True
+        )
+        bases, ends, holes = list(full.ends), list(full.ends), []
+        for priority, (lowest, highest) in enumerate(_key_ranges(full)):
+            rows = self._database.rows(
+                "SELECT key, last FROM entry WHERE key BETWEEN ? AND ? ORDER BY key", (lowest, highest)
+            )
+            for (_, before), (key, _) in itertools.pairwise(rows):
+                if key > before + 1:
+                    holes.append((before + 1, key - 1))
+            if rows:
+                bases[priority], ends[priority] = sequence_of(rows[0][0]) - 1, sequence_of(rows[-1][1])
+                if span.ends is None and ends[priority] < full.ends[priority]:
+                    holes.append((rows[-1][1] + 1, highest))
+        former = (FormerEpoch(epoch, full.bases, full.ends), *span.former)[:MAX_FORMER]
+        new = EpochSpan(new_epoch(), tuple(bases), None if span.ends is None else tuple(ends), former)
+        self._save_span(span, new)
+        if self.epoch == epoch:
+            self.epoch = new.epoch
+        for first, last in holes:  # they were acknowledged before, and are not part of the new epoch
+            self._declare_gap(Gap(first, last, {}))
+        self._forget_if_done(new)
+        self._changes.renumbered = True
+        remedy = (
+            "Nothing is lost. Find the other outbox: a copy of this machine that runs too? Give it a name of its own. See "
+            "`hedgerow region status`."
+        )
+        self._declare_epoch_end(previous, "outbox-clash", why=why, remedy=remedy)
 
     # Losing records
 
@@ -403,15 +560,24 @@ class OutboxStore:
         with self._database.reading():
             return bool(self._database.rows("SELECT 1 FROM entry WHERE expires_at <= ? LIMIT 1", (self.age_s,)))
 
+    def is_of(self, key: int, epoch: str) -> bool:
+        """Whether a key belongs to an epoch."""
+        span = self.epochs.named(epoch)
+        return span is not None and span.has(key)
+
     def give_up(self, keys: Iterable[int], reason: str) -> None:
         """Give up records and declare a gap for them."""
         present = [key for key in sorted(keys) if self._is_record(key)]
         if not present:
             return
-        for first, last in _runs(present):
+        for first, last in self._runs_by_epoch(present):
             self._declare_gap(Gap(first, last, {reason: last - first + 1}))
         self._changes.given_up.extend(present)
         self._changes.lost[reason] += len(present)
+
+    def _runs_by_epoch(self, keys: Sequence[int]) -> Iterator[tuple[int, int]]:
+        for _, part in itertools.groupby(keys, self.epochs.of):
+            yield from _runs(part)
 
     def _is_record(self, key: int) -> bool:
         return bool(self._database.rows("SELECT 1 FROM entry WHERE key = ? AND topic <> ''", (key,)))
@@ -420,13 +586,13 @@ class OutboxStore:
         """Replace entries by a gap, merged with adjacent gaps."""
         database = self._database
         self.entries -= database.change("DELETE FROM entry WHERE key BETWEEN ? AND ?", (gap.first, gap.last))
-        priority = priority_of(gap.first)
+        priority, span = priority_of(gap.first), self.epochs.of(gap.first)
+        lowest = key_of(priority, span.bases[priority] + 1)
+        beyond = key_of(priority + 1, 0) if span.ends is None else key_of(priority, span.ends[priority] + 1)
         columns = "SELECT key, last, topic, CASE topic WHEN '' THEN payload END FROM entry"
         beside = database.rows(
-            f"{columns} WHERE key >= ? AND key < ? ORDER BY key DESC LIMIT 1", (key_of(priority, 0), gap.first)
-        ) + database.rows(
-            f"{columns} WHERE key > ? AND key < ? ORDER BY key LIMIT 1", (gap.last, key_of(priority + 1, 0))
-        )
+            f"{columns} WHERE key >= ? AND key < ? ORDER BY key DESC LIMIT 1", (lowest, gap.first)
+        ) + database.rows(f"{columns} WHERE key > ? AND key < ? ORDER BY key LIMIT 1", (gap.last, beyond))
         for key, last, topic, body in beside:
             if not topic:
                 gap = gap.merged(Gap.read(key, last, body))
@@ -512,15 +678,34 @@ def copy_records(source: Path, target: Path) -> int:
         database.close()
 
 
-def _row(key: int, record: Record, age_s: float) -> tuple[Any, ...]:
+def _row(key: int, record: Record, age_s: float, check: int) -> tuple[Any, ...]:
     expires_at = None if record.ttl_s is None else age_s + record.ttl_s
-    crc = _crc(record.topic, record.properties, record.payload)
+    crc = _crc(record.topic, record.properties, check)
     about = (record.topic, record.pipeline, record.created_at, expires_at)
     return (key, key, *about, crc, record.properties, record.payload)
 
 
-def _crc(topic: str, properties: bytes, payload: bytes) -> int:
+def _crc(topic: str, properties: bytes, check: int) -> int:
+    """Return the checksum of a record; its payload is part of `record_check`."""
+    return zlib.crc32(check.to_bytes(8, "little", signed=True), zlib.crc32(properties, zlib.crc32(topic.encode())))
+
+
+def _former_crc(topic: str, properties: bytes, payload: bytes) -> int:
+    """Return the checksum that files of format 1 have."""
     return zlib.crc32(payload, zlib.crc32(properties, zlib.crc32(topic.encode())))
+
+
+def _span(epoch: str, bases: str, ends: str | None, former: str) -> EpochSpan:
+    """Decode a row of the table `epoch`."""
+    earlier = tuple(FormerEpoch(name, tuple(low), tuple(high)) for name, low, high in json.loads(former))
+    return EpochSpan(epoch, tuple(json.loads(bases)), None if ends is None else tuple(json.loads(ends)), earlier)
+
+
+def _key_ranges(span: EpochSpan) -> list[tuple[int, int]]:
+    """Return the first and last key of each priority of an ended epoch; the last is lower if it has none."""
+    assert span.ends is not None  # noqa: S101 - the caller's part
+    pairs = enumerate(zip(span.bases, span.ends, strict=True))
+    return [(key_of(priority, base + 1), key_of(priority, end)) for priority, (base, end) in pairs]
 
 
 def _runs(keys: Iterable[int]) -> Iterator[tuple[int, int]]:

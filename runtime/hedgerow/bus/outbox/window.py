@@ -15,18 +15,20 @@ Rules:
   backlog for the region.
 - The region acknowledges on its own schedule unless a record requests it. One does for each half of the new records' and of
   the backlog's part of the window, in entries or bytes, and so do probes; so a window of any size keeps moving.
+- A record leaves the window when the region's check proves that it holds this record, and not another of the same number. From
+  a region that sends no checks, the number has to do.
 - The backlog is on disk; only a cursor per priority is in memory. It skips entries that are in flight or about to be.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
+from hedgerow.bus.outbox.epochs import EpochSpan, KeyAck
 from hedgerow.bus.outbox.overtaken import OvertakenRecords
-from hedgerow.bus.outbox.records import PRIORITIES, Ack, OutboxEntry, priority_of
+from hedgerow.bus.outbox.records import PRIORITIES, OutboxEntry, priority_of
 
 _PROBE_TIMEOUT_S: Final = 30.0
 _RECONNECT_PROBE_TIMEOUT_S: Final = 1.0
@@ -74,6 +76,24 @@ class _InFlight(NamedTuple):
     size: int
     live: bool
     wants_ack: bool
+    check: int | None  # None: a gap
+
+
+class _SentPast(NamedTuple):
+    turn: int
+    check: int
+
+
+class Acknowledged(NamedTuple):
+    """What an acknowledgement proves.
+
+    Attributes:
+        keys: records and gaps that were sent and need not be sent again.
+        clash: whether the region has another result under a number of this outbox.
+    """
+
+    keys: list[int]
+    clash: bool
 
 
 class SendWindow:
@@ -115,7 +135,7 @@ class SendWindow:
         self._last_ack_at = self._probed_at = float("-inf")
         self._waiting_since: float | None = None
         self._overtaken = OvertakenRecords()
-        self._passed: dict[int, int] = {}  # sent past a full window: key → turn
+        self._passed: dict[int, _SentPast] = {}  # sent past a full window
         self._probe: int | None = None
         self._probe_due = False  # to be sent even if the backlog has its full share of the window
         self._probe_timeout_s = _PROBE_TIMEOUT_S
@@ -245,7 +265,7 @@ class SendWindow:
         ):
             entry = self._to_backlog()
             self._turn += 1
-            self._passed[entry.key] = self._turn
+            self._passed[entry.key] = _SentPast(self._turn, entry.check)
             if len(self._passed) > _MAX_WAITING_WINDOWS * self._max_entries:
                 del self._passed[next(iter(self._passed))]
             entries.append(entry)
@@ -292,7 +312,9 @@ class SendWindow:
         max_entries, max_bytes = self._ack_thresholds[live]
         wants_ack = entries >= max_entries or size >= max_bytes or entry.key == self._probe
         self._since_ack_request[live] = (0, 0) if wants_ack else (entries, size)
-        self._in_flight[entry.key] = _InFlight(self._turn, entry.size, live, wants_ack)
+        self._in_flight[entry.key] = _InFlight(
+            self._turn, entry.size, live, wants_ack, entry.check if entry.topic else None
+        )
         self._bytes[live] += entry.size
         self._live_in_flight += live
 
@@ -302,30 +324,62 @@ class SendWindow:
         self._live_in_flight -= was.live
         return was
 
-    def acked(self, ack: Ack, now: float) -> None:
-        """Remove acknowledged entries, and resend those lost before them."""
+    def acked(self, ack: KeyAck, now: float, span: EpochSpan | None = None) -> Acknowledged:
+        """Remove acknowledged entries, and resend those of the same epoch that were lost before them.
+
+        Args:
+            ack: the acknowledgement.
+            now: monotonic seconds.
+            span: its epoch; None: all entries belong to it.
+        """
+        keys, clash = self._proven(ack)
+        self._overtaken.remove(ack.ranges if ack.held is None else ((key, key) for key in keys))
         latest = 0
-        ranges = ack.ranges()
-        self._overtaken.remove(ranges)
-        for first, last in ranges:
-            if last - first < len(self._in_flight):
-                keys = [key for key in range(first, last + 1) if key in self._in_flight]
+        for key in keys:
+            passed = self._passed.pop(key, None)
+            if passed is not None:
+                latest = max(latest, passed.turn)
+            if key in self._in_flight:
+                latest = max(latest, self._remove(key).turn)
+        if latest:
+            self._last_ack_at, self._probe_timeout_s, self._probe_due = now, _PROBE_TIMEOUT_S, False
+            self._resend_lost(latest, now, span)
+        return Acknowledged(keys, clash)
+
+    def _proven(self, ack: KeyAck) -> Acknowledged:
+        """Return the entries that the region has, of those that were sent."""
+        keys = []
+        for first, last in ack.ranges:
+            sent = self._between(first, last, self._in_flight)
+            if ack.held is None:
+                keys += sent + [key for key in self._between(first, last, self._passed) if key not in self._in_flight]
             else:
-                keys = [key for key in self._in_flight if first <= key <= last]
-            latest = max([latest, *(self._remove(key).turn for key in keys)])
-        if self._passed:
-            passed = sorted(self._passed)
-            for first, last in ranges:
-                keys = passed[bisect_left(passed, first) : bisect_right(passed, last)]
-                latest = max([latest, *(self._passed.pop(key, 0) for key in keys)])
-        if not latest:
-            return
-        self._last_ack_at, self._probe_timeout_s, self._probe_due = now, _PROBE_TIMEOUT_S, False
+                keys += [key for key in sent if self._in_flight[key].check is None]
+        clash = False
+        for key, check in ack.held or ():
+            sent_as = self._in_flight.get(key) or self._passed.get(key)
+            if sent_as is None or sent_as.check is None:
+                continue
+            if check == sent_as.check or check is None:
+                keys.append(key)
+            else:
+                clash = True
+        return Acknowledged(keys, clash)
+
+    @staticmethod
+    def _between(first: int, last: int, sent: Mapping[int, Any]) -> list[int]:
+        if last - first < len(sent):
+            return [key for key in range(first, last + 1) if key in sent]
+        return [key for key in sent if first <= key <= last]
+
+    def _resend_lost(self, latest: int, now: float, span: EpochSpan | None) -> None:
+        """Resend what was sent before an entry that has arrived; each epoch is acknowledged on its own."""
         lost = []
         for key, was in self._in_flight.items():
             if was.turn > latest:
                 break
-            lost.append(key)
+            if span is None or span.has(key):
+                lost.append(key)
         for key in lost:
             if self._overtaken.add(key, now):
                 self._remove(key)

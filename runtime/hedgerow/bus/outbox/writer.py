@@ -18,7 +18,8 @@ from typing import Final
 import structlog
 
 from hedgerow.bus.outbox.database import DiskTrouble
-from hedgerow.bus.outbox.records import Ack, OutboxEntry, OutboxError, Record
+from hedgerow.bus.outbox.epochs import Epochs, KeyAck
+from hedgerow.bus.outbox.records import OutboxEntry, OutboxError, Record
 from hedgerow.bus.outbox.store import OutboxChanges, OutboxStore
 from hedgerow.bus.outbox.window import ReadRequest
 
@@ -51,6 +52,23 @@ class GiveUp:
     reason: str
 
 
+@dataclass(slots=True, eq=False)
+class Trim:
+    """Delete what the region has acknowledged of an epoch; see `OutboxStore.trim`."""
+
+    epoch: str
+    acked: KeyAck
+    records: Sequence[int]
+
+
+@dataclass(slots=True, eq=False)
+class Leave:
+    """Number what waits of an epoch anew; see `OutboxStore.leave_epoch`."""
+
+    epoch: str
+    why: str
+
+
 class Sweep:
     """Expire records and delete acknowledged ones."""
 
@@ -59,7 +77,7 @@ class Close:
     """Close the store and end the thread."""
 
 
-Job = Append | Ack | GiveUp | ReadRequest | Sweep | Close
+Job = Append | Trim | Leave | GiveUp | ReadRequest | Sweep | Close
 
 
 @dataclass(slots=True)
@@ -67,7 +85,8 @@ class CommitOutcome:
     """Outcome of a group of jobs.
 
     Attributes:
-        epoch, next_keys, used_bytes, entries: of the store; epoch "" if it could not be opened yet.
+        is_open: whether the store has been opened.
+        epoch, epochs, next_keys, numbers, used_bytes, entries, moved: of the store.
         callbacks: the appends' callbacks, with their argument.
         appended: new entries.
         origins: of the new entries; after opening, the remembered ones.
@@ -77,10 +96,14 @@ class CommitOutcome:
         failure: the error of a failed write or read.
     """
 
+    is_open: bool = False
     epoch: str = ""
+    epochs: Epochs = field(default_factory=Epochs)
     next_keys: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     used_bytes: int = 0
     entries: int = 0
+    moved: list[str] = field(default_factory=list)
     callbacks: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
     appended: list[OutboxEntry] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
@@ -111,7 +134,7 @@ class OutboxWriter(threading.Thread):
         self._report = report
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._store: OutboxStore | None = None
-        self._acks: list[Ack] = []
+        self._trims: list[Trim] = []
 
     def submit(self, job: Job) -> None:
         """Queue a job."""
@@ -171,18 +194,18 @@ class OutboxWriter(threading.Thread):
     def _run_jobs(self, jobs: Sequence[Job], outcome: CommitOutcome) -> None:
         appends = [job for job in jobs if isinstance(job, Append)]
         reads = [job for job in jobs if isinstance(job, ReadRequest)]
-        self._acks += [job for job in jobs if isinstance(job, Ack)]
+        self._trims += [job for job in jobs if isinstance(job, Trim)]
         store = self._ensure_open(outcome)
         if store is None:
             outcome.callbacks = [(job.done, outcome.failure) for job in appends]
             outcome.reads = [(request, None) for request in reads]
             return
-        given_up = [job for job in jobs if isinstance(job, GiveUp)]
-        idle = all(isinstance(job, Ack) for job in jobs)
+        changes = [job for job in jobs if isinstance(job, GiveUp | Leave)]
+        idle = all(isinstance(job, Trim) for job in jobs)
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                if appends or given_up or (not idle and (self._acks or store.has_expired)):
-                    self._write(store, appends, given_up, outcome)
+                if appends or changes or (not idle and (self._trims or store.has_expired)):
+                    self._write(store, appends, changes, outcome)
                 outcome.reads = [(request, store.read(*request)) for request in reads]
             except Exception as problem:  # noqa: BLE001 - see `_explained`
                 error = _explained(problem)
@@ -195,7 +218,7 @@ class OutboxWriter(threading.Thread):
             return
 
     def _write(
-        self, store: OutboxStore, appends: Sequence[Append], given_up: Sequence[GiveUp], outcome: CommitOutcome
+        self, store: OutboxStore, appends: Sequence[Append], changed: Sequence[GiveUp | Leave], outcome: CommitOutcome
     ) -> None:
         callbacks: list[tuple[Done, OutboxError | None]] = []
         appended: list[OutboxEntry] = []
@@ -204,8 +227,10 @@ class OutboxWriter(threading.Thread):
             self._trim(store)
             if store.expire():
                 self.submit(Sweep())
-            for each in given_up:
-                if each.epoch == store.epoch:
+            for each in changed:
+                if isinstance(each, Leave):
+                    store.leave_epoch(each.epoch, each.why)
+                elif store.is_of(each.key, each.epoch):
                     store.give_up([each.key], each.reason)
             for jobs in _all_then_each(appends):
                 records = [record for job in jobs for record in job.records]
@@ -219,16 +244,18 @@ class OutboxWriter(threading.Thread):
                 callbacks += [(job.done, None) for job in jobs]
                 origins += batch_origins
                 for key, record in zip(keys, records, strict=True):
-                    appended.append(OutboxEntry(key, key, record.topic, record.properties, record.payload))
+                    appended.append(
+                        OutboxEntry(key, key, record.topic, record.properties, record.payload, record.check)
+                    )
                 if len(jobs) > 1:
                     break
-        self._acks.clear()
+        self._trims.clear()
         outcome.callbacks, outcome.appended, outcome.wrote = callbacks, appended, True
         outcome.origins += origins
 
     def _trim(self, store: OutboxStore) -> None:
-        for ack in self._acks:
-            store.trim(ack)
+        for each in self._trims:
+            store.trim(each.epoch, each.acked, each.records)
 
     def _failed(self, store: OutboxStore, error: OutboxError) -> bool:
         """Handle a failed group, of which nothing is stored: free space, and close the store if it still cannot be written.
@@ -239,7 +266,7 @@ class OutboxWriter(threading.Thread):
         try:
             with store.transaction():
                 self._trim(store)
-            self._acks.clear()
+            self._trims.clear()
         except Exception:  # noqa: BLE001 - of whatever kind, the store is opened again
             self._abandon()
             return False
@@ -248,7 +275,9 @@ class OutboxWriter(threading.Thread):
     def _finish(self, outcome: CommitOutcome) -> None:
         store = self._store
         if store is not None:
-            outcome.epoch, outcome.next_keys, outcome.entries = store.epoch, store.next_keys, store.entries
+            outcome.is_open, outcome.moved = True, store.moved
+            outcome.epoch, outcome.epochs = store.epoch, store.epochs
+            outcome.next_keys, outcome.numbers, outcome.entries = store.next_keys, list(store.numbers), store.entries
             try:
                 outcome.changes = store.take_changes()
                 outcome.used_bytes = store.used_bytes

@@ -205,6 +205,13 @@ def _lease(lease: dict[str, Any] | None) -> str:
     return f"{visible(lease['leader'])} leads since {lease['since']}; {waiting}."
 
 
+def _clash(node: dict[str, Any]) -> str:
+    return (
+        f"{node['node']} runs, or ran, twice with one outbox: {node['clashes']:,} results had the number of another one. All "
+        "are stored. Stop the copy, or give it a name of its own."
+    )
+
+
 def _problems(current: dict[str, Any]) -> list[str]:
     """Describe the problems that need an operator's attention."""
     help_needed = [node for node in current["nodes"] if node["needs_help"]]
@@ -224,6 +231,8 @@ def _problems(current: dict[str, Any]) -> list[str]:
     ]
     lines += shared[:_MOST_LINES] + _more(len(shared), "shared key and state folder")
     lines += _restore_losses(current)
+    clashing = [node for node in current["nodes"] if node["clashes"]]
+    lines += [_clash(node) for node in clashing[:_MOST_LINES]] + _more(len(clashing), "node")
     if current["rejected"]:
         each = ", ".join(f"{reason} {count:,}" for reason, count in current["rejected"].items())
         lines.append(f"{plural(sum(current['rejected'].values()), 'message')} rejected: {each}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
+from hedgerow.bus.outbox.store import Provenance
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.node.link.options import link_options
@@ -52,6 +54,7 @@ class NodeOutbox:
             keep_session=False,
             set_aside_folder=folder / set_aside.FOLDER,
         )
+        self._provenance = Provenance(_machine(), _fingerprint(config.broker.tls.key_file))
         self._on_event = on_event
         self._opening = asyncio.Lock()
         self._outbox: Outbox | None = None
@@ -94,6 +97,7 @@ class NodeOutbox:
             window_bytes=limits.window_bytes,
             backlog_share=limits.backlog_share,
             commit_every_s=limits.commit_every_s,
+            provenance=self._provenance,
         )
         outbox.max_packet_bytes = limits.max_packet_bytes
         await outbox.__aenter__()
@@ -138,6 +142,7 @@ class NodeOutbox:
             stuck=status.stuck,
             lost=status.lost,
             failure=status.failure,
+            moved=status.moved,
         )
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
@@ -180,3 +185,23 @@ class NodeOutbox:
             limits = self._limits.max_packet_bytes, self._client.max_packet_bytes
             self._outbox.max_packet_bytes = min(limit for limit in limits if limit is not None)
         self._outbox.link_changed(up=connected)
+
+
+def _machine() -> str:
+    """Return a fingerprint of this machine; "" if it has none. Copied machines may share it."""
+    try:
+        return _hash(Path("/etc/machine-id").read_bytes().strip())
+    except OSError:
+        return ""
+
+
+def _fingerprint(key: Path | None) -> str:
+    """Return a fingerprint of the node's certificate key; "" if it has none."""
+    try:
+        return "" if key is None else _hash(key.read_bytes())
+    except OSError:
+        return ""
+
+
+def _hash(value: bytes) -> str:
+    return blake2b(value, digest_size=8, person=b"hedgerow-outbox").hexdigest() if value else ""

@@ -173,6 +173,7 @@ def _record(built: BuiltPipeline, result: Encoded) -> Record:
         publish.priority,
         time.time(),
         publish.ttl_s,
+        result.id or None,
     )
 
 

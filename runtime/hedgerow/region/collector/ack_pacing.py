@@ -38,7 +38,9 @@ class _PendingAck:
 
 
 class AckPacing(Generic[Key]):
-    """Pending acknowledgements, by outbox and epoch. Acknowledgements are cumulative, so a newer one replaces an older one."""
+    """Pending acknowledgements, by outbox and epoch. Acknowledgements are cumulative, so a newer one replaces an older one,
+    and takes over what that says of the results held.
+    """
 
     def __init__(self) -> None:
         self._pending: dict[Key, _PendingAck] = {}  # oldest first
@@ -69,7 +71,7 @@ class AckPacing(Generic[Key]):
         if pending is None:
             pending = self._pending[key] = _PendingAck(ack, records, now)
         else:
-            pending.ack = ack
+            pending.ack = ack.after(pending.ack)
             pending.records += records
         if urgent or pending.records >= MAX_RECORDS:
             self._urgent[key] = None

@@ -256,6 +256,10 @@ class Collector:
                 self._pacing.add(key, due.ack, due.records, now, urgent=due.urgent)
             for (site, reason), count in outcome.refused.items():
                 log.warning("rejected", site=site, reason=reason, count=count)
+            if outcome.clashes:
+                log.warning(
+                    "outbox-clash", results=outcome.clashes, remedy="A node runs twice: see `hedgerow region status`."
+                )
             for address, change in outcome.twins:
                 tell = log.warning if change.began else log.info
                 remedy = {"remedy": change.remedy} if change.began else {}

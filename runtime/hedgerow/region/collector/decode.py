@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sized
+from contextlib import suppress
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
@@ -20,7 +21,8 @@ import orjson
 from pydantic import ValidationError
 
 from hedgerow.bus.message import Message
-from hedgerow.bus.outbox.records import ACK_NOW, PRIORITIES, Number, priority_of, read_gap, sequence_of
+from hedgerow.bus.outbox.epochs import MAX_FORMER, EpochEnd
+from hedgerow.bus.outbox.records import ACK_NOW, PRIORITIES, Number, priority_of, read_gap, record_check, sequence_of
 from hedgerow.errors import LONGEST_TEXT, FrameError
 from hedgerow.region.store.records import (
     EventRecord,
@@ -80,22 +82,25 @@ def decode_message(message: Message, region: str, received_at: float, max_names:
     address = parsed.address if parsed is not None and ours else None
     head = (address, size, received_at, not message.retain)
     number: Number | None = None
+    check: int | None = None
     try:
         if parsed is None or address is None or message.malformed is not None:
             raise UnreadableMessage("bad-topic", message.malformed or "not the topic of a node in this region")
         user_properties = _user_properties(message)
-        number = _number(user_properties)
+        number = _number(user_properties.get("number"))
         if message.oversized is not None:
             raise UnreadableMessage("too-large", f"{size} bytes")
+        if number is not None:
+            check = record_check(user_properties.get("id", ""), message.payload)
         if parsed.channel is not Channel.RESULT and size > MAX_DOCUMENT_BYTES:
             raise UnreadableMessage("too-large", f"{size} bytes; at most {MAX_DOCUMENT_BYTES} in {parsed.channel}")
-        return _decode(parsed, message, head, user_properties, number, max_names)
+        return _decode(parsed, message, head, user_properties, number, check, max_names)
     except UnreadableMessage as refusal:
         payload = bytes(message.payload[:MAX_REJECTED_BYTES])
         durable = number if parsed is not None and parsed.channel is Channel.RESULT else None
         detail = clean(str(refusal), 500)
         site = site_of(message.topic, region)
-        return RejectedRecord(*head, clean(message.topic), refusal.reason, detail, durable, payload, site)
+        return RejectedRecord(*head, clean(message.topic), refusal.reason, detail, durable, payload, site, check)
 
 
 def clears(message: Message) -> bool:
@@ -116,6 +121,7 @@ def _decode(
     head: tuple[Address | None, int, float, bool],
     user_properties: Mapping[str, str],
     number: Number | None,
+    check: int | None,
     max_names: int,
 ) -> StoreRecord:
     channel, tail = parsed.channel, parsed.tail
@@ -128,7 +134,7 @@ def _decode(
     if (channel, tail) == GAP:
         return _gap(message, head, user_properties, number)
     if channel is Channel.RESULT:
-        return _result(parsed.pipeline, message, head, user_properties, number, named)
+        return _result(parsed.pipeline, message, head, user_properties, number, named, check)
     if channel is Channel.EVENT:
         return _event(tail, message, head, user_properties)
     if channel is Channel.HEALTH:
@@ -157,8 +163,7 @@ def _user_properties(message: Message) -> dict[str, str]:
     return user_properties
 
 
-def _number(user_properties: Mapping[str, str]) -> Number | None:
-    text = user_properties.get("number")
+def _number(text: str | None) -> Number | None:
     if text is None:
         return None
     epoch, _, rest = text.partition("/")
@@ -184,6 +189,7 @@ def _result(
     user_properties: Mapping[str, str],
     number: Number | None,
     named: str | None,
+    check: int | None,
 ) -> ResultRecord:
     if not is_name(pipeline):
         raise UnreadableMessage("bad-topic", "invalid pipeline name")
@@ -209,9 +215,37 @@ def _result(
         captured_at = head[2]
     sender_id = None if sender_id is None else _short_id(sender_id)
     return ResultRecord(
-        *head, pipeline, number, sender_id, captured_at, clean(content_type), properties, message.payload, wants_ack=_asks(user_properties),
-        named=named,
+        *head, pipeline, number, sender_id, captured_at, clean(content_type), properties, message.payload, check,
+        _former(message, user_properties), _end(user_properties.get("ended")), wants_ack=_asks(user_properties), named=named,
     )  # fmt: skip
+
+
+def _former(message: Message, user_properties: Mapping[str, str]) -> tuple[Number, ...]:
+    """Return the numbers that a result had before; what is none is left out, since they only help."""
+    if "was" not in user_properties:
+        return ()
+    texts = [text for name, text in message.properties.user_properties if name == "was"][:MAX_FORMER]
+    numbers = []
+    for text in texts:
+        with suppress(UnreadableMessage):
+            numbers.append(_number(text))
+    return tuple(number for number in numbers if number is not None)
+
+
+def _end(text: str | None) -> EpochEnd | None:
+    """Return the end of an epoch that a result tells; None if it tells none, or nothing that can be one."""
+    epoch, *pairs = (text or "").split(" ")
+    if not is_name(epoch) or len(pairs) > PRIORITIES:
+        return None
+    lasts: dict[int, int] = {}
+    for pair in pairs:
+        try:
+            number = _number(f"{epoch}/{pair.replace(':', '/', 1)}")
+        except UnreadableMessage:
+            return None
+        if number is not None:
+            lasts[number.priority] = number.sequence
+    return EpochEnd(epoch, lasts)
 
 
 def _short_id(text: str) -> str:

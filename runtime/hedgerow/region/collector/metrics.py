@@ -27,6 +27,7 @@ class CollectorCounts:
 
     results: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    clashes: int = 0
     gaps: int = 0
     lost: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -50,6 +51,7 @@ class CollectorCounts:
         self.results["yes"] += outcome.durable
         self.results["no"] += outcome.stored - outcome.durable
         self.duplicates += outcome.duplicates
+        self.clashes += outcome.clashes
         self.gaps += outcome.gaps
         self.lost += outcome.lost
         self.rejected += outcome.rejected
@@ -82,6 +84,11 @@ class RegionMetrics(MetricsCollector):
         yield _counter("results", "Results stored, by whether they are durable.", "durable", counts.results)
         yield CounterMetricFamily(
             "hedgerow_region_repeats", "Results and gaps received again; not stored twice.", value=counts.duplicates
+        )
+        yield CounterMetricFamily(
+            "hedgerow_region_clashes",
+            "Results stored beside another one of the same number: two outboxes use one epoch.",
+            value=counts.clashes,
         )
         yield CounterMetricFamily("hedgerow_region_gaps", "Gaps declared by outboxes.", value=counts.gaps)
         yield CounterMetricFamily("hedgerow_region_lost", "Results lost in these gaps.", value=counts.lost)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from hedgerow.bus.outbox.records import Ack, Number
+from hedgerow.bus.outbox.records import Ack, Held, Number, bounded
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger, save_ledgers
+from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger
 from hedgerow.region.store.nodes import KnownNode, save_nodes
 from hedgerow.region.store.records import (
     EventRecord,
@@ -21,6 +21,7 @@ from hedgerow.region.store.records import (
 )
 from hedgerow.region.store.twins.watch import TwinChange
 from hedgerow.topics import Address, Channel
+from hedgerow.wire.messages import Event
 
 MAX_REJECTED: Final = 200
 """Rejected messages of each site to keep; all are counted."""
@@ -29,7 +30,7 @@ ROW_BYTES: Final = 200
 
 _SAVE_RESULT: Final = (
     "INSERT INTO result (node, pipeline, ledger, priority, sequence, said_id, captured_at, received_at, content_type, "
-    "properties, size, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    "properties, size, payload, check_value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _SAVE_EVENT: Final = (
     "INSERT INTO event (node, kind, said_id, at, received_at, payload) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -78,6 +79,7 @@ class BatchOutcome:
         bytes_up: payload bytes, by site.
         new_nodes: nodes seen for the first time.
         twins: what two processes began or ceased to use.
+        clashes: results stored beside another one of the same number.
     """
 
     acks: dict[LedgerKey, AckDue] = field(default_factory=dict)
@@ -92,6 +94,7 @@ class BatchOutcome:
     bytes_up: Counter[str] = field(default_factory=Counter)
     new_nodes: list[Address] = field(default_factory=list)
     twins: list[tuple[Address, TwinChange]] = field(default_factory=list)
+    clashes: int = 0
 
 
 @dataclass(slots=True)
@@ -109,16 +112,31 @@ class Batch:
     nodes: dict[int, KnownNode] = field(default_factory=dict)
     outboxes: dict[LedgerKey, OutboxLedger] = field(default_factory=dict)
     record_counts: Counter[LedgerKey] = field(default_factory=Counter)
+    numbers: dict[tuple[int, int, int], int | None] = field(default_factory=dict)  # of `durable`: their checks
+    held: dict[LedgerKey, list[tuple[int, int, int | None]]] = field(default_factory=dict)
+    asked_again: set[LedgerKey] = field(default_factory=set)
     urgent: set[LedgerKey] = field(default_factory=set)
     details: dict[tuple[str, str], str] = field(default_factory=dict)
     added_bytes: int = 0
 
-    def add_durable(self, node: KnownNode, outbox: OutboxLedger, number: Number, record: ResultRecord) -> None:
-        """Add a result whose number is new."""
-        self.durable.append((node.id, record.pipeline, outbox.id, number.priority, number.sequence, *_columns(record)))
+    def add_durable(self, node: KnownNode, ledger: int, number: Number, record: ResultRecord) -> None:
+        """Add a result whose number is new in a ledger."""
+        self.durable.append((node.id, record.pipeline, ledger, number.priority, number.sequence, *_columns(record)))
+        self.numbers[ledger, number.priority, number.sequence] = record.check
         node.results += 1
         node.durable += 1
         self.added_bytes += record.size + ROW_BYTES
+
+    def hold(self, key: LedgerKey, number: Number, check: int | None) -> None:
+        """Note, for the acknowledgement, that a result is in the store, or about to be."""
+        self.held.setdefault(key, []).append((number.priority, number.sequence, check))
+
+    def held_by(self, key: LedgerKey) -> Held:
+        """Return what is noted of an outbox."""
+        held: dict[int, list[tuple[int, int | None]]] = defaultdict(list)
+        for priority, sequence, check in self.held.get(key, ()):
+            held[priority].append((sequence, check))
+        return bounded(held)
 
     def add_unnumbered(self, node: KnownNode, record: ResultRecord) -> None:
         """Add a result without a number; whether it is new turns out when it is written."""
@@ -129,6 +147,13 @@ class Batch:
         self.events.append(
             (node.id, record.kind, record.sender_id, record.at, record.received_at, bytes(record.payload))
         )
+
+    def add_own_event(self, node: KnownNode, kind: str, detail: Mapping[str, Any]) -> None:
+        """Add an event of the region about a node."""
+        event = Event(
+            kind=kind, node=f"{node.region}/{node.site}/{node.name}", session="region", at=self.now, detail=dict(detail)
+        )
+        self.events.append((node.id, kind, None, self.now, self.now, event.encode()))
 
     def add_health(self, node: KnownNode, record: HealthRecord) -> None:
         """Add a health report."""
@@ -177,8 +202,6 @@ class Batch:
         ):  # fmt: skip
             if rows:
                 database.many(statement, rows)
-        if self.outboxes:
-            save_ledgers(database, self.outboxes.values())
         if self.nodes:
             save_nodes(database, self.nodes.values())
         if self.details:
@@ -202,4 +225,5 @@ class Batch:
 def _columns(record: ResultRecord) -> tuple[Any, ...]:
     return (
         record.sender_id, record.captured_at, record.received_at, record.content_type, record.properties, record.size, record.payload,
+        record.check,
     )  # fmt: skip

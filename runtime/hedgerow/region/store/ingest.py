@@ -10,11 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from hedgerow.bus.outbox.records import PreviousEpoch, priority_of, sequence_of
+from hedgerow.bus.outbox.epochs import EpochEnd
+from hedgerow.bus.outbox.records import Number, PreviousEpoch, priority_of, record_check, sequence_of
 from hedgerow.region.config import QuotasSection
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import MAX_EPOCHS, MAX_RANGES, Ledgers, OutboxLedger, json_text, save_ledgers
+from hedgerow.region.store.ledgers import (
+    MAX_CLASHES,
+    MAX_EPOCHS,
+    MAX_RANGES,
+    LedgerKey,
+    Ledgers,
+    OutboxLedger,
+    json_text,
+)
 from hedgerow.region.store.life.former_addresses import FormerAddresses
 from hedgerow.region.store.life.identity import Forgotten, clear_topics, forgotten_nodes
 from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
@@ -42,6 +51,8 @@ from hedgerow.wire.ranges import MAX_COUNT
 FORGOTTEN: Final = "forgotten"
 """Why the messages of a node are refused that an operator has forgotten."""
 _CLEAR_EVERY_S: Final = 60.0
+_HELD: Final = 0
+"""No ledger has this id: the store has the result already."""
 _SAVE_GAP: Final = (
     "INSERT INTO gap (ledger, priority, first, last, lost, reasons, previous, received_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -80,6 +91,15 @@ class Ingest:
         self.twins = TwinWatch(database, self._by_row)
         self.quotas = SiteQuotas(database, quotas, list(self.nodes.values()))
         self._ledgers = Ledgers(database, quotas.epochs)
+
+    def save_ledgers(self, batch: Batch) -> None:
+        """Write the ledgers of a batch, within its transaction."""
+        if batch.outboxes:
+            self._ledgers.save(batch.outboxes.values(), batch.now)
+
+    def forget_ledgers(self) -> None:
+        """Read the ledgers again when they are needed: retention has deleted some."""
+        self._ledgers.forget()
 
     def begin(self) -> None:
         """Begin a batch: forget ledgers if there are very many of them in memory."""
@@ -202,14 +222,100 @@ class Ingest:
             if outbox.is_scattered(number.priority, number.sequence):
                 self._reject(reject(record, "scattered-numbers", f"{MAX_RANGES} holes before {number}"), None, batch)
                 return
+            if record.check is None:
+                record = replace(record, check=record_check(record.sender_id or "", record.payload))
+            ledger = self._place(record, number, outbox, batch)
+            if ledger is None:
+                reason = f"{MAX_CLASHES} other results have the number {number}"
+                self._reject(reject(record, "too-many-clashes", reason), None, batch)
+                return
             self._touch(record, outbox, batch)
-            if not outbox.ledger.add(number):
+            batch.hold(_key(record, outbox), number, record.check)
+            if record.ended is not None and number.sequence == 1:
+                self._end(record.ended, record, node, batch)
+            if ledger == _HELD:
+                if record.wants_ack:
+                    batch.asked_again.add(_key(record, outbox))
                 batch.add_duplicate(node)
                 return
-            batch.add_durable(node, outbox, number, record)
+            batch.add_durable(node, ledger, number, record)
         self.quotas.add(record, node)
         node.captured_at, node.stored_at = record.captured_at, batch.now
         batch.outcome.lags.append(batch.now - record.captured_at)
+
+    def _place(self, record: ResultRecord, number: Number, outbox: OutboxLedger, batch: Batch) -> int | None:
+        """Return the ledger under which to store a result; `_HELD` if the store has it, None if there is no place left.
+
+        A number that was received, or declared lost, proves nothing: another outbox may use it too, as a copy of a process
+        that ran does. So the results are compared. One that cannot be compared, since retention has deleted it, is kept.
+        """
+        is_new = outbox.ledger.add(number)
+        if any(self._has(record, former, outbox.node, batch) for former in record.was):
+            return _HELD
+        if is_new:
+            return outbox.id
+        ledgers = [outbox.id, *outbox.clashes]
+        checks = [self._check_at(ledger, number, record, batch) for ledger in ledgers]
+        if record.check in checks:
+            return _HELD
+        place = next((ledger for ledger, check in zip(ledgers, checks, strict=True) if check is None), None)
+        if place == outbox.id:
+            return place
+        if place is None:
+            place = self._ledgers.add_clash(outbox, batch.now)
+            if place is not None:
+                self._tell_clash(record, number, outbox, batch)
+        batch.outcome.clashes += place is not None
+        for check in checks:
+            if check is not None:
+                batch.hold(_key(record, outbox), number, check)  # tells the outbox that it is not alone
+        return place
+
+    def _has(self, record: ResultRecord, number: Number, node: KnownNode, batch: Batch) -> bool:
+        """Whether the store has a result under an earlier number."""
+        outbox = self._ledgers.find(node, number.epoch)
+        return outbox is not None and any(
+            self._check_at(ledger, number, record, batch) == record.check for ledger in (outbox.id, *outbox.clashes)
+        )
+
+    def _check_at(self, ledger: int, number: Number, record: ResultRecord, batch: Batch) -> int | None:
+        """Return the check of the result that the store has under a number; None if it has none."""
+        place = (ledger, number.priority, number.sequence)
+        if place in batch.numbers:
+            return batch.numbers[place]
+        query = "SELECT check_value, CASE WHEN check_value IS NULL THEN payload END FROM result WHERE ledger = ? AND priority = ? AND sequence = ?"
+        for check, payload in self._database.rows(query, place):
+            if check is not None:
+                return int(check)
+            same = bytes(payload) == bytes(record.payload)  # stored by an earlier version
+            return record.check if same else ~(record.check or 0)
+        return None
+
+    def _tell_clash(self, record: ResultRecord, number: Number, outbox: OutboxLedger, batch: Batch) -> None:
+        node = outbox.node
+        query = "SELECT said_id, received_at FROM result WHERE ledger = ? AND priority = ? AND sequence = ?"
+        rows = self._database.rows(query, (outbox.id, number.priority, number.sequence))
+        first = {"id": rows[0][0], "received_at": rows[0][1]} if rows else {}
+        batch.add_own_event(
+            node,
+            "outbox-clash",
+            {
+                "number": str(number),
+                "results": [first, {"id": record.sender_id, "received_at": record.received_at}],
+                "session": node.session,
+                "remedy": "Two outboxes use one epoch: a copy of this node runs too. Both results are stored, and the outboxes "
+                "begin new epochs. Stop the copy, or give it a name of its own.",
+            },
+        )
+
+    def _end(self, end: EpochEnd, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
+        """Note the end of the epoch before, so that what is missing at its end is known."""
+        done = self._ledgers.find(node, end.epoch)  # without numbers, all of it is acknowledged
+        outbox = self._outbox(record, node, end.epoch, batch) if end.lasts else done
+        if outbox is None or outbox.ledger.epoch == getattr(record.number, "epoch", None):
+            return
+        outbox.end(end.lasts.items())
+        self._ledgers.save([outbox], batch.now)
 
     def _missing(self, record: GapRecord, node: KnownNode, batch: Batch) -> None:
         outbox = self._outbox(record, node, record.epoch, batch)
@@ -242,6 +348,9 @@ class Ingest:
         outbox = self._outbox(record, node, previous.epoch, batch)
         if outbox is None:
             return
+        outbox.end(
+            (priority, next_number - 1) for priority, next_number in enumerate(previous.numbers) if next_number > 1
+        )
         for priority, next_number in enumerate(previous.numbers):
             missing = outbox.ledger.ranges(priority).missing(next_number - 1)
             if not missing:
@@ -249,8 +358,10 @@ class Ingest:
             lost = sum(last - first + 1 for first, last in missing)
             first, last = missing[0][0], missing[-1][1]
             outbox.ledger.ranges(priority).add(first, last)
+            if previous.moved:
+                continue  # they come under a new epoch
             self._gap(outbox, priority, first, last, {"store-lost": lost}, [], record, batch)
-        save_ledgers(self._database, [outbox])
+        self._ledgers.save([outbox], batch.now)
 
     def _gap(
         self,
@@ -276,6 +387,7 @@ class Ingest:
             if outbox is None:
                 return
             self._touch(record, outbox, batch)
+            batch.hold(_key(record, outbox), record.number, record.check)
             if not outbox.ledger.add(record.number):
                 batch.add_duplicate(node)
                 return
@@ -299,9 +411,14 @@ class Ingest:
         return outbox
 
     def _touch(self, record: StoreRecord, outbox: OutboxLedger, batch: Batch) -> None:
-        assert record.address is not None  # noqa: S101 - it has a node
-        key = (record.address, outbox.ledger.epoch)
+        key = _key(record, outbox)
         batch.outboxes[key] = outbox
         batch.record_counts[key] += 1
         if record.wants_ack:
             batch.urgent.add(key)
+
+
+def _key(record: StoreRecord, outbox: OutboxLedger) -> LedgerKey:
+    """Return where to acknowledge a record: a renamed node may still run under its former address."""
+    assert record.address is not None  # noqa: S101 - it has a node
+    return record.address, outbox.ledger.epoch

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import orjson
 import structlog
 
 from hedgerow.bus.outbox.ledger import Ledger
-from hedgerow.bus.outbox.records import Ack
+from hedgerow.bus.outbox.records import Ack, Held
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.life.identity import CURRENT_ADDRESSES
 from hedgerow.region.store.nodes import KnownNode
@@ -20,11 +20,15 @@ from hedgerow.topics import Address
 log = structlog.get_logger(__name__)
 
 MAX_EPOCHS: Final = 1000
-"""Most epochs of one outbox. A new one begins when a node has lost its outbox file."""
+"""Most epochs of one outbox that are not closed."""
 MAX_RANGES: Final = 4096
 """Most ranges of numbers of one priority. An outbox fills its first hole first, so many holes indicate a fault."""
+MAX_CLASHES: Final = 8
+"""Most results that are kept beside another one of the same number."""
 
 _MOST_LOADED: Final = 10_000
+_NEWEST: Final = 512
+"""Results, of each priority, whose checks an outbox gets that asks again: as many as it may have in flight, and more."""
 
 LedgerKey: TypeAlias = tuple[Address, str]
 """Address of the node, and epoch of its outbox."""
@@ -32,15 +36,36 @@ LedgerKey: TypeAlias = tuple[Address, str]
 
 @dataclass(slots=True)
 class OutboxLedger:
-    """A ledger and the id of its row."""
+    """The ledger of an epoch, and its row.
+
+    Attributes:
+        id: of its row.
+        node: its node.
+        ledger: the numbers received.
+        ended: its last number of each priority, as far as its outbox has told.
+        has_ended: whether its outbox has begun another epoch.
+        is_closed: whether it has ended and nothing of it is missing; as stored.
+        clashes: ids of the ledgers with further results of its numbers.
+    """
 
     id: int
+    node: KnownNode
     ledger: Ledger
+    ended: dict[int, int] = field(default_factory=dict)
+    has_ended: bool = False
+    is_closed: bool = False
+    clashes: list[int] = field(default_factory=list)
 
     def is_scattered(self, priority: int, first: int) -> bool:
         """Whether adding a number would create one hole too many."""
         received = self.ledger.ranges(priority)
         return len(received) >= MAX_RANGES and first > received.through + 1
+
+    def end(self, lasts: Iterable[tuple[int, int]]) -> None:
+        """Note that the epoch has ended, and its last numbers."""
+        self.has_ended = True
+        for priority, last in lasts:
+            self.ended[priority] = max(last, self.ended.get(priority, 0))
 
 
 class Ledgers:
@@ -48,7 +73,7 @@ class Ledgers:
 
     Args:
         database: the database with them.
-        of_a_site: most epochs of the outboxes of one site.
+        of_a_site: most epochs of the outboxes of one site that are not closed.
     Raises: RegionStoreError: it cannot be read.
     """
 
@@ -56,35 +81,81 @@ class Ledgers:
         self._database = database
         self._of_a_site = of_a_site
         self._loaded: dict[LedgerKey, OutboxLedger] = {}
-        self._epochs: Counter[int] = Counter(dict(database.rows("SELECT node, count(*) FROM ledger GROUP BY node")))
-        counted = "SELECT n.site, count(*) FROM ledger l JOIN node n ON n.id = l.node WHERE n.forgotten_at IS NULL GROUP BY n.site"
+        counted = "SELECT node, count(*) FROM ledger WHERE closed_at IS NULL GROUP BY node"
+        self._epochs: Counter[int] = Counter(dict(database.rows(counted)))
+        counted = "SELECT n.site, count(*) FROM ledger l JOIN node n ON n.id = l.node WHERE l.closed_at IS NULL AND n.forgotten_at IS NULL GROUP BY n.site"
         self._sites: Counter[str] = Counter(dict(database.rows(counted)))
 
     def trim(self) -> None:
         """Forget all ledgers if there are very many in memory; call it between batches."""
         if len(self._loaded) > _MOST_LOADED:
-            self._loaded.clear()
+            self.forget()
 
-    def of(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
-        """Return the ledger of an epoch, creating it if necessary; None if the node or its site has too many epochs."""
+    def forget(self) -> None:
+        """Read all ledgers again when they are needed: rows were deleted."""
+        self._loaded.clear()
+
+    def find(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
+        """Return the ledger of an epoch; None if there is none."""
         key = (node.address, epoch)
         outbox = self._loaded.get(key)
         if outbox is not None:
             return outbox
-        rows = self._database.rows("SELECT id, state FROM ledger WHERE node = ? AND epoch = ?", (node.id, epoch))
-        if rows:
-            ((row, state),) = rows
-            ledger = self._read(row, epoch, state)
-        elif self._epochs[node.id] >= MAX_EPOCHS or self._sites[node.site] >= self._of_a_site:
+        rows = self._database.rows(
+            "SELECT id, state, ended, closed_at FROM ledger WHERE node = ? AND epoch = ? AND clash_of IS NULL",
+            (node.id, epoch),
+        )
+        if not rows:
             return None
-        else:
-            ledger = Ledger(epoch)
-            new = "INSERT INTO ledger (node, epoch, state) VALUES (?, ?, '{}') RETURNING id"
-            ((row,),) = self._database.rows(new, (node.id, epoch))
-            self._epochs[node.id] += 1
-            self._sites[node.site] += 1
-        outbox = self._loaded[key] = OutboxLedger(row, ledger)
+        ((row, state, ended, closed_at),) = rows
+        clashes = [
+            one for (one,) in self._database.rows("SELECT id FROM ledger WHERE clash_of = ? ORDER BY id", (row,))
+        ]
+        lasts = ended_of(ended)
+        outbox = OutboxLedger(
+            row, node, self._read(row, epoch, state), lasts or {}, lasts is not None, closed_at is not None, clashes
+        )
+        self._loaded[key] = outbox
         return outbox
+
+    def of(self, node: KnownNode, epoch: str) -> OutboxLedger | None:
+        """Return the ledger of an epoch, creating it if necessary; None if the node or its site has too many epochs."""
+        outbox = self.find(node, epoch)
+        if outbox is not None:
+            return outbox
+        if self._epochs[node.id] >= MAX_EPOCHS or self._sites[node.site] >= self._of_a_site:
+            return None
+        new = "INSERT INTO ledger (node, epoch, state) VALUES (?, ?, '{}') RETURNING id"
+        ((row,),) = self._database.rows(new, (node.id, epoch))
+        self._count(node, 1)
+        outbox = self._loaded[node.address, epoch] = OutboxLedger(row, node, Ledger(epoch))
+        return outbox
+
+    def _count(self, node: KnownNode, change: int) -> None:
+        self._epochs[node.id] += change
+        self._sites[node.site] += change
+
+    def add_clash(self, outbox: OutboxLedger, now: float) -> int | None:
+        """Create a ledger for further results of an epoch's numbers. Returns: its id; None if there are too many."""
+        if len(outbox.clashes) >= MAX_CLASHES:
+            return None
+        epoch = f"{outbox.ledger.epoch}~{len(outbox.clashes) + 1}"  # no outbox can send such a name
+        new = "INSERT INTO ledger (node, epoch, state, clash_of, closed_at) VALUES (?, ?, '{}', ?, ?) RETURNING id"
+        ((row,),) = self._database.rows(new, (outbox.node.id, epoch, outbox.id, now))
+        outbox.clashes.append(row)
+        return int(row)
+
+    def save(self, outboxes: Iterable[OutboxLedger], now: float) -> None:
+        """Update the rows of ledgers, and close those that have ended and of which nothing is missing."""
+        rows = []
+        for outbox in outboxes:
+            closed = outbox.has_ended and not any(missing_ranges(outbox.ledger, outbox.ended))
+            if closed != outbox.is_closed:
+                self._count(outbox.node, -1 if closed else 1)
+                outbox.is_closed = closed
+            ended = json_text(outbox.ended) if outbox.has_ended else ""
+            rows.append((json_text(outbox.ledger.state()), ended, now if closed else None, outbox.id))
+        self._database.many("UPDATE ledger SET state = ?, ended = ?, closed_at = ? WHERE id = ?", rows)
 
     def _read(self, row: int, epoch: str, state: str) -> Ledger:
         """Decode a ledger; if that fails, recover it from the stored results and gaps, so that nothing is stored twice."""
@@ -99,22 +170,41 @@ class Ledgers:
         return ledger
 
 
-def save_ledgers(database: Database, outboxes: Iterable[OutboxLedger]) -> None:
-    """Update the rows of ledgers."""
-    states = [(json_text(outbox.ledger.state()), outbox.id) for outbox in outboxes]
-    database.many("UPDATE ledger SET state = ? WHERE id = ?", states)
+def missing_ranges(ledger: Ledger, ended: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
+    """Yield the numbers that have not come although later ones have, or are known to have been given: priority, first, last."""
+    received = ledger.state()
+    for priority in received.keys() | ended.keys():
+        ranges = ledger.ranges(priority)
+        last = max(ended.get(priority, 0), received[priority][-1][1] if priority in received else 0)
+        for first, until in ranges.missing(last):
+            yield priority, first, until
+
+
+def newest_checks(database: Database, outbox_id: int, clashes: Iterable[int] = (), limit: int = _NEWEST) -> Held:
+    """Return the checks of the newest results of an epoch."""
+    held: defaultdict[int, list[tuple[int, int | None]]] = defaultdict(list)
+    for ledger in (outbox_id, *clashes):
+        priorities = database.rows("SELECT DISTINCT priority FROM result WHERE ledger = ?", (ledger,))
+        for (priority,) in priorities:
+            query = (
+                "SELECT sequence, check_value FROM result WHERE ledger = ? AND priority = ? AND check_value IS NOT NULL "
+                "ORDER BY sequence DESC LIMIT ?"
+            )
+            held[priority] += reversed(database.rows(query, (ledger, priority, limit)))
+    return dict(held)
 
 
 def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
     """Return an acknowledgement for the newest epoch of every outbox."""
     rows = database.rows(
-        f"SELECT n.region, n.site, n.name, l.epoch, l.state FROM ledger l JOIN {CURRENT_ADDRESSES} n ON n.id = l.node "  # noqa: S608
-        "WHERE l.id IN (SELECT max(id) FROM ledger GROUP BY node)"
+        f"SELECT n.region, n.site, n.name, l.id, l.epoch, l.state FROM ledger l JOIN {CURRENT_ADDRESSES} n ON n.id = l.node "  # noqa: S608
+        "WHERE l.id IN (SELECT max(id) FROM ledger WHERE clash_of IS NULL GROUP BY node)"
     )
     acks = []
-    for region, site, name, epoch, state in rows:
+    for region, site, name, row, epoch, state in rows:
         try:
-            acks.append(((Address(region, site, name), epoch), ledger_of(epoch, state).ack()))
+            ack = replace(ledger_of(epoch, state).ack(), held=newest_checks(database, row, limit=64))
+            acks.append(((Address(region, site, name), epoch), ack))
         except Exception:
             log.exception("ledger-unreadable", node=f"{region}/{site}/{name}", epoch=epoch)
     return acks
@@ -123,6 +213,11 @@ def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
 def ledger_of(epoch: str, state: str) -> Ledger:
     """Decode a stored ledger."""
     return Ledger(epoch, {int(priority): ranges for priority, ranges in orjson.loads(state).items()})
+
+
+def ended_of(ended: str) -> dict[int, int] | None:
+    """Decode the last numbers of an epoch; None if it has not ended."""
+    return {int(priority): int(last) for priority, last in orjson.loads(ended).items()} if ended else None
 
 
 def json_text(value: Any) -> str:

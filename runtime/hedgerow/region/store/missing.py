@@ -1,28 +1,25 @@
-"""Numbers missing from the outboxes of a node: not received although later ones were. Counted, and declared lost."""
+"""Numbers missing from the outboxes of a node: not received although later ones were, or were given. Counted, and declared lost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from hedgerow.bus.outbox.ledger import Ledger
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import json_text, ledger_of
+from hedgerow.region.store.ledgers import ended_of, json_text, ledger_of, missing_ranges
 
 
-def count_missing(epoch: str, state: str) -> int:
+def count_missing(epoch: str, state: str, ended: str) -> int:
     """Count the missing numbers of a ledger; 0 if it cannot be read, which the service reports."""
     try:
-        ledger = ledger_of(epoch, state)
+        ledger, lasts = ledger_of(epoch, state), ended_of(ended) or {}
     except Exception:  # noqa: BLE001 - one row must not hide all others
         return 0
-    return sum(last - first + 1 for _, first, last in _missing(ledger))
+    return sum(last - first + 1 for _, first, last in missing_ranges(ledger, lasts))
 
 
 def node_counts(database: Database, node: int) -> tuple[int, int]:
     """Return how many results of a node are stored, and how many are missing, by the id of its row."""
     ((results,),) = database.rows("SELECT count(*) FROM result WHERE node = ?", (node,))
-    ledgers = database.rows("SELECT epoch, state FROM ledger WHERE node = ?", (node,))
-    return int(results), sum(count_missing(epoch, state) for epoch, state in ledgers)
+    ledgers = database.rows("SELECT epoch, state, ended FROM ledger WHERE node = ? AND closed_at IS NULL", (node,))
+    return int(results), sum(count_missing(epoch, state, ended) for epoch, state, ended in ledgers)
 
 
 def declare_lost(database: Database, node: int, reason: str, now: float) -> int:
@@ -35,9 +32,10 @@ def declare_lost(database: Database, node: int, reason: str, now: float) -> int:
     Returns: how many results.
     """
     lost = 0
-    for row, epoch, state in database.rows("SELECT id, epoch, state FROM ledger WHERE node = ? ORDER BY id", (node,)):
-        ledger = ledger_of(epoch, state)
-        for priority, first, last in list(_missing(ledger)):
+    query = "SELECT id, epoch, state, ended FROM ledger WHERE node = ? AND closed_at IS NULL ORDER BY id"
+    for row, epoch, state, ended in database.rows(query, (node,)):
+        ledger, lasts = ledger_of(epoch, state), ended_of(ended)
+        for priority, first, last in list(missing_ranges(ledger, lasts or {})):
             count = last - first + 1
             ledger.ranges(priority).add(first, last)
             database.run(
@@ -46,12 +44,8 @@ def declare_lost(database: Database, node: int, reason: str, now: float) -> int:
                 (row, priority, first, last, count, json_text({reason: count}), now),
             )
             lost += count
-        database.run("UPDATE ledger SET state = ? WHERE id = ?", (json_text(ledger.state()), row))
+        closed_at = None if lasts is None else now
+        database.run(
+            "UPDATE ledger SET state = ?, closed_at = ? WHERE id = ?", (json_text(ledger.state()), closed_at, row)
+        )
     return lost
-
-
-def _missing(ledger: Ledger) -> Iterator[tuple[int, int, int]]:
-    """Yield the missing numbers as ranges: priority, first, last."""
-    for priority, ranges in ledger.state().items():
-        for first, last in ledger.ranges(priority).missing(ranges[-1][1]):
-            yield priority, first, last

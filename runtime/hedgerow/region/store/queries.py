@@ -275,8 +275,15 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
         )
     }
     missing: dict[int, int] = {}
-    for node, epoch, state in database.rows("SELECT node, epoch, state FROM ledger"):
-        missing[node] = min(missing.get(node, 0) + count_missing(epoch, state), MAX_COUNT)
+    for node, epoch, state, ended in database.rows(
+        "SELECT node, epoch, state, ended FROM ledger WHERE closed_at IS NULL"
+    ):
+        missing[node] = min(missing.get(node, 0) + count_missing(epoch, state, ended), MAX_COUNT)
+    clashes: dict[int, int] = dict(
+        database.rows(
+            "SELECT l.node, count(*) FROM ledger l JOIN result r ON r.ledger = l.id WHERE l.clash_of IS NOT NULL GROUP BY l.node"
+        )
+    )
     rows = database.rows(
         "SELECT id, region, site, name, heard_at, online, stopped, health_state, health_reasons, messages_up, bytes_up, results, "
         "durable, repeats, captured_at, stored_at, answered_at, round_trip_s, clock_offset_s, unanswered, bytes_in, crashes FROM node "
@@ -288,6 +295,7 @@ def _nodes(database: Database, as_of: float, silent_after_s: float) -> list[dict
             _readable(row, gaps, missing, as_of, silent_after_s, twins.get(row[0], TwinReport())),
             former.get(row[0], []),
         )
+        | {"clashes": clashes.get(row[0], 0)}
         for row in rows
     ]
 

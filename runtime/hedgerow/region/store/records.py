@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hedgerow.bus.outbox.epochs import EpochEnd
 from hedgerow.bus.outbox.records import Gap, Number
 from hedgerow.topics import Address
 from hedgerow.wire.messages import Instance, clean
@@ -40,6 +41,9 @@ class ResultRecord(StoreRecord):
         number: its number in the node's outbox; None if it is not durable.
         sender_id: the CloudEvents id that the sender gave it.
         properties: user properties as JSON, if the payload does not contain them.
+        check: its `record_check`; None: not durable.
+        was: numbers that it had before its outbox began a new epoch.
+        ended: the end of the epoch before, as its outbox says.
         named: the node that it names, if that is not the one of its topic.
     """
 
@@ -50,6 +54,9 @@ class ResultRecord(StoreRecord):
     content_type: str
     properties: str | None
     payload: Buffer
+    check: int | None = None
+    was: tuple[Number, ...] = ()
+    ended: EpochEnd | None = None
     named: str | None = field(default=None, kw_only=True)
 
 
@@ -119,6 +126,7 @@ class RejectedRecord(StoreRecord):
         number: of a durable result that sending again would not fix, so it is acknowledged; otherwise None.
         payload: the first bytes of it.
         site: whose it is; "" if its topic names none.
+        check: of a durable result; None: it is not known, since it was refused unread.
     """
 
     topic: str
@@ -127,6 +135,7 @@ class RejectedRecord(StoreRecord):
     number: Number | None
     payload: bytes
     site: str = ""
+    check: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +185,9 @@ def reject(record: StoreRecord, reason: str, detail: str, *, durable: bool = Fal
         durable: whether sending it again would not fix it.
     """
     topic = "" if record.address is None else f"{type(record).__name__.lower()} of {record.address}"
-    number: Number | None = record.number if durable and isinstance(record, ResultRecord) else None
+    number, check = (record.number, record.check) if durable and isinstance(record, ResultRecord) else (None, None)
     payload = getattr(record, "payload", b"")
     return RejectedRecord(
         record.address, record.size, record.received_at, record.fresh, topic, reason, clean(detail, 500), number, bytes(payload[:4096]),
-        "" if record.address is None else record.address.site,
+        "" if record.address is None else record.address.site, check,
     )  # fmt: skip

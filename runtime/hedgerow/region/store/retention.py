@@ -9,6 +9,8 @@ from hedgerow.region.store.batch import ROW_BYTES
 from hedgerow.region.store.database.database import Database
 
 PRUNE_BATCH: Final = 500
+_LEDGER_DAYS: Final = 30
+"""How long closed ledgers are kept if results are kept by size only."""
 
 
 def prune(database: Database, limits: RetentionSection, stored_bytes: int, now: float) -> tuple[int, bool]:
@@ -49,3 +51,17 @@ def _prune_table(database: Database, table: str, before: float) -> bool:
     if last:
         database.run(f"DELETE FROM {table} WHERE ingest <= ?", (last,))  # noqa: S608
     return last > 0 and last == rows[-1][0]
+
+
+def prune_ledgers(database: Database, limits: RetentionSection, now: float) -> int:
+    """Delete up to `PRUNE_BATCH` closed ledgers of which nothing is left, within the caller's transaction.
+
+    Returns: how many were deleted.
+    """
+    days = limits.days if limits.days is not None else _LEDGER_DAYS
+    query = (
+        "SELECT id FROM ledger l WHERE closed_at < ? AND NOT EXISTS (SELECT 1 FROM result WHERE ledger = l.id) "
+        "AND NOT EXISTS (SELECT 1 FROM gap WHERE ledger = l.id) AND NOT EXISTS (SELECT 1 FROM ledger c WHERE c.clash_of = l.id) LIMIT ?"
+    )
+    rows = database.rows(query, (now - days * 86_400, PRUNE_BATCH))
+    return database.many("DELETE FROM ledger WHERE id = ?", rows) if rows else 0

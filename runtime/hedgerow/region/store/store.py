@@ -23,12 +23,12 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
-from hedgerow.region.store.ledgers import LedgerKey, newest_acks
+from hedgerow.region.store.ledgers import LedgerKey, newest_acks, newest_checks
 from hedgerow.region.store.life.identity import lock_changes
 from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
-from hedgerow.region.store.retention import prune
+from hedgerow.region.store.retention import prune, prune_ledgers
 from hedgerow.region.store.twins.rows import store_id
 from hedgerow.topics import Address
 
@@ -112,11 +112,14 @@ class RegionStore:
                 for record in records:
                     self._ingest.add(record, batch)
                 batch.write(self._database)
+                self._ingest.save_ledgers(batch)
                 self._ingest.quotas.save(self._database)
                 self._ingest.twins.save(self._database)
                 for key, outbox in batch.outboxes.items():
-                    due = AckDue(outbox.ledger.ack(), batch.record_counts[key], key in batch.urgent)
-                    batch.outcome.acks[key] = due
+                    ack = replace(outbox.ledger.ack(), held=batch.held_by(key))
+                    if key in batch.asked_again:  # it may have missed earlier acknowledgements
+                        ack = ack.after(replace(ack, held=newest_checks(self._database, outbox.id, outbox.clashes)))
+                    batch.outcome.acks[key] = AckDue(ack, batch.record_counts[key], key in batch.urgent)
         except RegionStoreError:
             self._stale = True
             raise
@@ -160,6 +163,9 @@ class RegionStore:
         """
         with self._database.transaction():
             freed, more = prune(self._database, self._config.retention, self.stored_bytes, now)
+            deleted = prune_ledgers(self._database, self._config.retention, now)
+        if deleted:
+            self._ingest.forget_ledgers()
         self.stored_bytes -= freed
         return more
 
