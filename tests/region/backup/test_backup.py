@@ -312,7 +312,7 @@ def test_killed_at_any_moment_either_state_is_left_and_the_next_call_finishes_it
             assert not target.exists()
         else:
             assert region.numbers() in ([*range(1, 10)], [*range(1, 6)])
-        step += 1 + step // 4
+        step += 1 + step // 2
     assert ended.stdout == "finished\n", ended.stderr
     assert kills > 3
     if what == "backup":

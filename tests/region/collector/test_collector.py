@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -446,6 +447,10 @@ async def test_what_waits_in_the_session_of_an_earlier_version_is_stored_once(
     token = tmp_path / "client-token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
     token.unlink()
+    with closing(open_database(collector.store, write=False, alongside=True)) as database:
+        for table in ("lease", "lease_term", "standby"):
+            database.run(f"DROP TABLE {table}")
+        database.run("DELETE FROM migration WHERE number = 9")
     former = ClientOptions(url=mosquitto.url, client_id=f"hedgerow/{REGION}/collector")
     async with Client(former, lambda _: None) as client:
         await client.subscribe(filters(REGION))
