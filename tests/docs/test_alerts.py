@@ -31,6 +31,11 @@ STATUSES = {
         ],
         ["NodeCrashed"],
     ),
+    "two machines of one name": (
+        [('hedgerow_region_node_twins{node="gate",site="s1",kind="name"}', "1x10")],
+        ["NodeIdentityUsedTwice"],
+    ),
+    "a service with a store of its own": ([("hedgerow_region_other_services", "1x10")], ["AnotherServiceCollects"]),
     "results lost": ([("hedgerow_region_lost_total", "0 0 0 5x7")], ["ResultsLost"]),
     "the store fails": ([("hedgerow_region_store_works", "0x10")], ["RegionDoesNotCollect"]),
     "a standby": (

@@ -38,6 +38,8 @@ RUN = [
     ("node", "pipelines", "hall-1/gateway", "doors=1.0.0", *STORE),
     ("node", "pin", "hall-1/gateway", "door=1.0.0", *STORE),
     ("node", "unpin", "hall-1/gateway", "door", *STORE),
+    ("node", "seal", "--state", "door", "--dry-run"),
+    ("node", "new-identity", "--state", "door", "--dry-run"),
     ("config", "check", "right.yaml", "wrong.yaml"),
     ("config", "schema"),
     ("plugin", "list"),

@@ -83,15 +83,15 @@ class Contest:
         run = self._run(who, uptime_s, at)
         is_new = run is None
         if run is None:
-            run, prompt = Run(who, uptime_s, at, at - uptime_s), False
+            run, counts = Run(who, uptime_s, at, at - uptime_s), True
         else:
-            prompt = uptime_s > run.uptime_s and run.pace(uptime_s, at) <= _PACE_S
+            counts = uptime_s > run.uptime_s and run.pace(uptime_s, at) <= _PACE_S
             run.take(uptime_s, at)
         if run is holder:
             self._alone_reports += 1
             other, self._early = self._early, None
-            return self._return(run, other, at) if other is not None and prompt else self._end(at)
-        if not (is_new or prompt):
+            return self._return(run, other, at) if other is not None and counts else self._end(at)
+        if not counts:
             return None  # it has waited somewhere, and tells nothing about now
         self._runs = [*(one for one in self._runs if one is not run), run][-_MAX_RUNS:]
         self._early = None
