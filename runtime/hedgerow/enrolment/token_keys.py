@@ -132,6 +132,7 @@ def open_key(uri: str) -> KeyOnToken:
         label = named["object"]
         kinds = pkcs11.constants.ObjectClass
         made = list(session.get_objects({pkcs11.Attribute.LABEL: label, pkcs11.Attribute.CLASS: kinds.PRIVATE_KEY}))
+        private: Any
         if not made:
             from pkcs11.util.ec import encode_named_curve_parameters
 
