@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -49,6 +50,7 @@ sites:
     enrolment_port: PORT
     enrols: true
     nodes: {NODES}
+    roles: {collector: [local]}
   yard:
     broker: mqtts://localhost:PORT
     nodes: {filed: , free: {enrols: true}}
@@ -210,15 +212,30 @@ class Outcome:
 
 @contextmanager
 def enrolling_estate(
-    nodes: str = "[gate, dock, belt, lamp]", brokers: tuple[str, ...] = ("north", "hall"), **enrolment: Any
+    nodes: str = "[gate, dock, belt, lamp]",
+    brokers: tuple[str, ...] = ("north", "hall"),
+    at_site: bool = False,
+    **enrolment: Any,
 ) -> Iterator[EnrollingEstate]:
-    """Start the brokers and the service."""
+    """Start the brokers and the service.
+
+    Args:
+        at_site: whether the service runs at the site hall, against its broker.
+    """
     folder = Path(tempfile.mkdtemp(prefix="enrol-"))
     made = prepare(folder, TOPOLOGY.replace("{NODES}", nodes), EnrollingEstate)
     assert isinstance(made, EnrollingEstate)
     try:
         if enrolment:
             made.configure(**enrolment)
+        if at_site:
+            own = made.folder / "pki/hall/issued/local"
+            tls = {"ca_file": own / "trust.crt", "cert_file": own / "tls.crt", "key_file": own / "tls.key"}
+            made.sections["broker"] = {"url": made.described.topology.sites["hall"].broker, "tls": tls}
+            text = made.region_file.read_text("utf-8")
+            for name, path in tls.items():
+                text = re.sub(rf"    {name}: .*", f"    {name}: {path}", text)
+            made.region_file.write_text(text)
         for name in brokers:
             made.start(name)
         made.start_service()

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from tests.enrolment.estate import PATIENCE_S, EnrollingEstate, enrolling_estate, until
+from tests.enrolment.machines import Machine
 
 from hedgerow.configfile import load
 from hedgerow.enrolment.claim import read_claim
 from hedgerow.enrolment.enrol import enrol
 from hedgerow.enrolment.folder import EnrolmentFolder
+from hedgerow.errors import CommandError
 from hedgerow.node.node import Node
+from hedgerow.pki.names import Identity, IdentityKind
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +84,68 @@ async def test_a_machine_enrols_is_approved_and_its_results_reach_the_region(
         "enrolment-asked",
         "enrolment-approved",
     ]
+
+
+async def test_a_machine_enrols_over_the_regions_broker(estate: EnrollingEstate, tmp_path: Path) -> None:
+    """Its site has no listener of its own."""
+    claim = await asyncio.to_thread(estate.claim, "yard", "--broker", "region")
+    assert claim.broker.endswith(f":{estate.described.topology.region.enrolment_port}")
+    enrolling = asyncio.create_task(enrol(EnrolmentFolder(tmp_path), claim, machine={}))
+    (machine,) = await asyncio.to_thread(until, lambda: waiting(estate))
+    approved = await asyncio.to_thread(
+        estate.operator, "node", "approve", machine["fingerprint"], "--folder", estate.folder / "pki"
+    )
+    assert approved.code == 0, approved.err
+
+    assert (await enrolling).node == "north/yard/free"
+
+
+async def test_a_rejected_machine_is_told(estate: EnrollingEstate, tmp_path: Path) -> None:
+    claim = await asyncio.to_thread(estate.claim)
+    enrolling = asyncio.create_task(enrol(EnrolmentFolder(tmp_path), claim, machine={}))
+    (machine,) = await asyncio.to_thread(until, lambda: waiting(estate))
+    await asyncio.to_thread(estate.operator, "node", "reject", machine["fingerprint"], "--why", "nobody knows it")
+
+    with pytest.raises(CommandError, match=r"rejected.*nobody knows it"):
+        await enrolling
+    assert not (tmp_path / "node.yaml").exists()
+
+
+def test_pki_apply_leaves_nodes_that_enrol_to_themselves(estate: EnrollingEstate) -> None:
+    done = estate.hedgerow("pki", "apply", estate.folder / "topology.yaml", "--folder", estate.folder / "pki")
+
+    assert done.code == 0, done.err
+    assert "to enrol" in done.out
+    assert not (estate.folder / "pki/hall/issued/dock").exists()
+    assert not (estate.folder / "pki/hall/issued/gate/tls.key").exists()
+    assert (estate.folder / "pki/yard/issued/filed/tls.key").exists()
+
+
+def test_a_node_that_keeps_its_key_is_renewed_for_it(estate: EnrollingEstate) -> None:
+    csr = x509.load_pem_x509_csr(Machine().csr().encode())
+    entry = estate.pki.certify(Identity(IdentityKind.NODE, "hall", "lamp"), csr, timedelta(days=30))
+    before = (entry.folder / "tls.crt").read_bytes()
+    done = estate.hedgerow("pki", "renew", "hall/lamp", "--folder", estate.folder / "pki")
+    assert done.code == 0, done.err
+    after = (entry.folder / "tls.crt").read_bytes()
+    keys = [x509.load_pem_x509_certificates(one)[0].public_key() for one in (before, after)]
+
+    assert before != after
+    assert keys[0] == keys[1]
+    refused = estate.hedgerow("pki", "renew", "hall/lamp", "--new-key", "--folder", estate.folder / "pki")
+    assert refused.code == 1
+    assert "keeps its own key" in refused.err
+
+
+@pytest.mark.long
+async def test_a_site_without_a_region_enrols_with_its_own_service(tmp_path: Path) -> None:
+    """The region's service runs at the site, against the site's broker, as the site's collector; the bridge is cut."""
+    with enrolling_estate(brokers=("hall",), at_site=True) as estate:
+        claim = await asyncio.to_thread(estate.claim)
+        enrolling = asyncio.create_task(enrol(EnrolmentFolder(tmp_path), claim, machine={}))
+        (machine,) = await asyncio.to_thread(until, lambda: waiting(estate))
+        await asyncio.to_thread(
+            estate.operator, "node", "approve", machine["fingerprint"], "--folder", estate.folder / "pki"
+        )
+
+        assert (await enrolling).node == "north/hall/gate"

@@ -32,7 +32,7 @@ async def test_many_machines_enrol_at_once(count: int) -> None:
         known = estate.add_claim(uses=count, batch="7")
         unknown = estate.add_claim(uses=STRANGERS)
         root, root_file = estate.pki.root.certificate(), estate.folder / "pki/root.crt"
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.process_time()
 
         async def enrols(claim: Claim) -> str:
             machine = Machine()
@@ -47,7 +47,7 @@ async def test_many_machines_enrol_at_once(count: int) -> None:
 
         strangers = [asyncio.create_task(enrols(unknown)) for _ in range(STRANGERS)]
         nodes = await asyncio.gather(*(enrols(known) for _ in range(count)))
-        took_s = time.monotonic() - began
+        took_s, worked_s = time.monotonic() - began, time.process_time() - worked
         for task in strangers:
             task.cancel()
         await asyncio.gather(*strangers, return_exceptions=True)
@@ -57,7 +57,7 @@ async def test_many_machines_enrol_at_once(count: int) -> None:
         assert len(estate.machines("approved")) == count
         assert len(estate.machines("pending")) <= STRANGERS
         assert all(not task.done() or task.cancelled() for task in strangers)
-        print(f"{count} machines enrolled in {took_s:.1f} s")
+        print(f"{count} machines enrolled in {took_s:.1f} s, {worked_s:.1f} s of processor time, the broker's apart")
 
 
 def _many_places(folder: Path, count: int) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from hedgerow.bus.connect import parse_broker_url
 from hedgerow.errors import ConfigError, HedgerowError
+from hedgerow.pki.certificates import UNREADABLE
 from hedgerow.text import refusal
 from hedgerow.topics import is_name
 
@@ -109,7 +110,7 @@ def read_claim(token: str) -> Claim:
             raise _bad("its broker is not an address of one with TLS")
         parse_broker_url(broker)
         return Claim(ident, region, site, broker, x509.load_der_x509_certificate(root), seed)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, ConfigError) as error:
+    except (*UNREADABLE, msgpack.UnpackException, RecursionError, ConfigError) as error:
         raise _bad("its content is not that of a claim") from error
 
 

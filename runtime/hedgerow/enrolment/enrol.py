@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from hedgerow.enrolment.answer import Answer
 from hedgerow.enrolment.asking import Told, ask_until_decided
 from hedgerow.enrolment.claim import Claim
 from hedgerow.enrolment.folder import Enrolment, EnrolmentFolder
 from hedgerow.enrolment.grant import NodeGrant, verify_grant
-from hedgerow.enrolment.keys import FileKey, NodeKey
+from hedgerow.enrolment.keys import node_key
 from hedgerow.enrolment.machine import describe_machine
 from hedgerow.enrolment.request import RequestBody, encode_request, fingerprint
+from hedgerow.enrolment.token_keys import request_of
 from hedgerow.errors import CommandError
 
 
@@ -23,6 +27,8 @@ async def enrol(
     once: bool = False,
     told: Told = lambda _: None,
     machine: Mapping[str, str] | None = None,
+    key_uri: str | None = None,
+    unusable_key: bool = False,
 ) -> NodeGrant:
     """Ask until the machine is approved, and write the node's files. Idempotent; may be ended at any point and called again.
 
@@ -32,26 +38,29 @@ async def enrol(
         once: ask only once.
         told: called with what happens, for people.
         machine: what it says of itself; None: what this machine is.
+        key_uri, unusable_key: see `node_key`.
     Returns: what it was granted.
     Raises:
         CommandError: it is refused or rejected, or with `once` still pending.
         BadGrant: what it was granted is not its region's; nothing was written.
         NotEnrolled: the folder is another node's, or there is no claim.
         PkiError: a file cannot be read or written.
+        ConfigError, TokenUnusable: see `node_key`.
     """
     enrolment = folder.begin(claim, broker)
-    key = FileKey(folder)
-    before = folder.granted(key.public, enrolment.site)
+    key = node_key(folder, key_uri or folder.key_uri(), unusable=unusable_key)
+    public = key.public_key()
+    before = folder.granted(public, enrolment.site)
     if before is not None and not folder.complete:
         folder.install_granted(before)  # it was ended while it wrote the files
     payload = _request(enrolment, key, claim, machine)
-    shown = fingerprint(key.public)[:16]
+    shown = fingerprint(public)[:16]
     where = f"{enrolment.region}/{enrolment.site}"
     told(f"Asking {enrolment.broker} to be a node of {where}; fingerprint {shown}.")
     last = ""
     async for answer in ask_until_decided(enrolment, folder.root_file, payload, told, once=once):
         if answer.state == "approved":
-            grant = verify_grant(answer.grant, answer.signature, folder.root(), key.public, enrolment.site)
+            grant = verify_grant(answer.grant, answer.signature, folder.root(), public, enrolment.site)
             folder.install(grant, answer.grant, answer.signature)
             return grant
         if answer.state != "pending" or once:
@@ -62,17 +71,21 @@ async def enrol(
     raise CommandError("No answer", code="no-answer", remedy="Try again; the region's service may not be running.")
 
 
-def _request(enrolment: Enrolment, key: NodeKey, claim: Claim | None, machine: Mapping[str, str] | None) -> bytes:
+def _request(
+    enrolment: Enrolment, key: ec.EllipticCurvePrivateKey, claim: Claim | None, machine: Mapping[str, str] | None
+) -> bytes:
     body = RequestBody(
         schema="hedgerow.enrol/1",
         client=enrolment.client,
         region=enrolment.region,
         site=enrolment.site,
         claim=None if claim is None else claim.id,
-        csr=key.request(),
+        csr=request_of(key),
         machine=dict(describe_machine() if machine is None else machine),
     )
-    return encode_request(body, key.sign, None if claim is None else claim.sign)
+    return encode_request(
+        body, lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())), None if claim is None else claim.sign
+    )
 
 
 def _words(answer: Answer, shown: str) -> str:

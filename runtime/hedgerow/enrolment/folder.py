@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import io
 import secrets
 from contextlib import suppress
@@ -52,7 +53,6 @@ class Enrolment(BaseModel):
 
     Attributes:
         client: its client id.
-        key: what names its key: a file, or `pkcs11:…`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -119,6 +119,16 @@ class EnrolmentFolder:
         files.write(self.root_file, claim.root.public_bytes(Encoding.PEM))
         files.write(self._enrolment_file, made.model_dump_json(by_alias=True).encode(), private=True)
         return made
+
+    def key_uri(self) -> str | None:
+        """Return the URI of the key, if it is on a token."""
+        try:
+            text = self.key_file.read_text("ascii", errors="replace")
+        except OSError:
+            return None
+        if "BEGIN PKCS#11 PROVIDER URI" not in text:
+            return None
+        return base64.b64decode("".join(text.splitlines()[1:-1])).decode()
 
     def root(self) -> x509.Certificate:
         """Return the region's root. Raises: PkiError: it cannot be read."""

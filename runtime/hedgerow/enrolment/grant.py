@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 
 import orjson
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -131,7 +131,7 @@ def verify_grant(
         raise _bad(first_problem(error, "grant")) from error
     except InvalidSignature as error:
         raise _bad("its signature is not that of the site's authority below the region's root") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm, binascii.Error) as error:
+    except (*certificates.UNREADABLE, RecursionError) as error:
         raise _bad(f"it cannot be read: {error}") from error
     region, _, address = grant.node.partition("/")
     where, _, name = address.partition("/")

@@ -1,57 +1,37 @@
-"""The key of a machine that enrols: in a file."""
+"""The key of a machine that enrols: in a file, or on a PKCS#11 token."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from hedgerow.enrolment.folder import EnrolmentFolder
+from hedgerow.enrolment.token_keys import KeyOnToken, open_key, reference, why_not_in_tls
+from hedgerow.errors import ConfigError
 from hedgerow.pki import certificates, files
 
 
-class NodeKey(Protocol):
-    """A machine's key."""
-
-    @property
-    def public(self) -> ec.EllipticCurvePublicKey:
-        """Its public half."""
-
-    def sign(self, data: bytes) -> bytes:
-        """Sign: ECDSA with SHA-256."""
-
-    def request(self) -> str:
-        """Return a certificate signing request, PEM."""
-
-
-class FileKey:
-    """A key in the machine's folder, made at first use.
+def node_key(folder: EnrolmentFolder, uri: str | None, *, unusable: bool = False) -> ec.EllipticCurvePrivateKey:
+    """Open the machine's key; make it at first use.
 
     Args:
         folder: it must exist.
-    Raises: PkiError: it cannot be read or written.
+        uri: a key on a token, `pkcs11:…`; None: a file in the folder.
+        unusable: take a key on a token although TLS cannot use it here.
+    Raises:
+        ConfigError: TLS cannot use the key, or the URI is invalid.
+        TokenUnusable: the token refuses.
+        PkiError: the file cannot be read or written.
     """
-
-    def __init__(self, folder: EnrolmentFolder) -> None:
+    if uri is None:
         if not folder.key_file.exists():
             files.write_key(folder.key_file, certificates.new_key())
-        self._key = files.read_key(folder.key_file)
-
-    @property
-    def public(self) -> ec.EllipticCurvePublicKey:
-        """See `NodeKey`."""
-        return self._key.public_key()
-
-    def sign(self, data: bytes) -> bytes:
-        """See `NodeKey`."""
-        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
-
-    def request(self) -> str:
-        """See `NodeKey`."""
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hedgerow")])  # the region decides the name
-        made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(self._key, hashes.SHA256())
-        return made.public_bytes(Encoding.PEM).decode()
+        return files.read_key(folder.key_file)
+    key: KeyOnToken = open_key(uri)
+    if not unusable and (why := why_not_in_tls(uri, key)) is not None:
+        raise ConfigError(
+            f"The node could not connect with this key: {why}",
+            remedy="Install and activate OpenSSL's pkcs11-provider, or use a key in a file, on an encrypted disk. To get a certificate "
+            "for the key all the same: --accept-unusable-key.",
+        )
+    files.write(folder.key_file, reference(uri), private=True)
+    return key

@@ -9,7 +9,6 @@ Rules:
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Annotated, Final, Literal
 
 import orjson
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hedgerow.errors import HedgerowError, first_problem
+from hedgerow.pki.certificates import UNREADABLE
 from hedgerow.text import refusal
 from hedgerow.topics import is_name
 
@@ -186,7 +186,7 @@ def read_request(payload: bytes, client: str, region: str, site: str) -> Enrolme
         raise EnrolmentRefused(
             "bad-request", f"The request cannot be read: {first_problem(error, 'request')}"
         ) from error
-    except (ValueError, TypeError, binascii.Error, UnsupportedAlgorithm, RecursionError) as error:
+    except (*UNREADABLE, RecursionError) as error:
         raise EnrolmentRefused("bad-request", f"The request cannot be read: {error}") from error
     if (body.client, body.region, body.site) != (client, region, site):
         raise EnrolmentRefused("another-client", "The request was made for another client, site or region")
@@ -199,7 +199,7 @@ def read_request(payload: bytes, client: str, region: str, site: str) -> Enrolme
         key.verify(proof, signed, ec.ECDSA(hashes.SHA256()))
         if not csr.is_signature_valid:
             raise InvalidSignature
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError) as error:
+    except (InvalidSignature, *UNREADABLE) as error:
         raise EnrolmentRefused("bad-proof", "The request does not prove that the machine has the key") from error
     return EnrolmentRequest(body, key, signed, claim, maker, certificates)
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -33,6 +34,16 @@ LIST_LIFE: Final = USUAL_LIFE
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DNS: Final = re.compile(rf"(?:\*\.|\.)?{_LABEL}(?:\.{_LABEL})*\.?")
 _WILDCARD: Final = re.compile(rf"\*(?:\.{_LABEL}){{2,}}")
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates and requests that a stranger made; most are no ValueErrors."""
 
 REASONS: Final = {
     "unspecified": x509.ReasonFlags.unspecified,

@@ -34,6 +34,21 @@ def enrol(
         str | None,
         typer.Option("--broker", metavar="URL", help="Where to ask, if not where the token says: mqtts://HOST:PORT."),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="URI",
+            help="A key on a PKCS#11 token, made there if it is not: pkcs11:token=LABEL;object=NAME. Default: a file.",
+        ),
+    ] = None,
+    accept_unusable_key: Annotated[
+        bool,
+        typer.Option(
+            "--accept-unusable-key",
+            help="With --key: go on although TLS cannot use the key here; the node then cannot connect.",
+        ),
+    ] = False,
     once: Annotated[bool, typer.Option("--once", help="Ask once; exit with 1 unless it is approved.")] = False,
     json: Json = False,
 ) -> None:
@@ -48,6 +63,9 @@ def enrol(
     (`hedgerow node approve`), by the fingerprint that is shown here. Interrupt it whenever you like: the next call goes on, and needs
     the token only if the machine has not asked yet. On a node, it renews the certificate if that is due; call it daily.
 
+    With --key the key is made on the token and cannot be read from it. The node's TLS needs OpenSSL's pkcs11-provider to use it;
+    Debian 12 has none, and then this refuses. PYKCS11LIB names the token's module, HEDGEROW_TOKEN_PIN its PIN.
+
     A token given as an argument is visible to others on this machine while this runs: better give a file, or `-`.
     """
     from hedgerow.enrolment.claim import read_claim
@@ -60,7 +78,9 @@ def enrol(
 
     claim = None if token is None else read_claim(_token(token))
     folder = EnrolmentFolder(state)
-    grant = asyncio.run(become_node(folder, claim, broker=broker, once=once, told=told))
+    grant = asyncio.run(
+        become_node(folder, claim, broker=broker, once=once, told=told, key_uri=key, unusable_key=accept_unusable_key)
+    )
     if json:
         print_json({"node": grant.node, "configuration": str(folder.configuration), "missing": grant.missing})
         return

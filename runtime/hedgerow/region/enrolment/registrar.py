@@ -52,6 +52,7 @@ class Registrar:
         self._config = config
         self._store = EnrolmentStore(database)
         self._rules = Rules(config)
+        self._read: tuple[tuple[int, int], Places] | None = None
 
     def answer(self, site: str, client: str, payload: bytes, now: float) -> Answer:
         """Answer a request.
@@ -173,7 +174,15 @@ class Registrar:
     def _places(self) -> Places:
         if self._config.places is None:
             raise ConfigError("`enrolment: {places}` is not set", remedy="Name the file that `topology render` writes.")
-        return read_places(self._config.places)
+        file = self._config.places
+        try:
+            state = file.stat()
+        except OSError:
+            return read_places(file)  # raises with the reason
+        version = (state.st_mtime_ns, state.st_size)
+        if self._read is None or self._read[0] != version:  # a thousand places take longer to read than to sign for one
+            self._read = version, read_places(file)
+        return self._read[1]
 
     def _pki(self, now: float) -> Pki:
         assert self._config.pki is not None  # noqa: S101 - the callers have checked

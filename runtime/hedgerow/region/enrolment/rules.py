@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -69,7 +69,7 @@ class Rules:
             if not isinstance(key, ec.EllipticCurvePublicKey):
                 raise InvalidSignature
             key.verify(request.maker, request.signed, ec.ECDSA(hashes.SHA256()))
-        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (InvalidSignature, *certificates.UNREADABLE) as error:
             raise EnrolmentRefused(
                 "unknown-manufacturer",
                 f"Its manufacturer's certificate proves nothing: {error}",
@@ -106,7 +106,7 @@ def _check_chain(chain: Iterable[x509.Certificate], roots: Iterable[x509.Certifi
     for root in roots:
         try:
             below.verify_directly_issued_by(root)
-        except (InvalidSignature, ValueError, TypeError):
+        except (InvalidSignature, *certificates.UNREADABLE):
             continue
         if certificates.is_authority(root):
             return
