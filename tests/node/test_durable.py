@@ -103,6 +103,23 @@ async def test_unacknowledged_results_are_sent_in_the_next_run_even_if_no_pipeli
     assert site.numbers() == list(range(5)), "subscribers to `result/p` do not receive them twice"
 
 
+async def test_results_that_waited_are_sent_under_the_name_that_the_node_has_now(site: Site) -> None:
+    """Its own state folder, another name: numbers and contents stay, so that the region knows them for the same results."""
+    async with site.node({"p": site.pipeline(publish=DURABLE)}):
+        await site.frames(range(5))
+        await site.wait_results(5)
+    before = {message.user["number"]: message.payload for message in site.published("result", "p")}
+    renamed = f"hedgerow/v1/test/{site.name}/gateway/"
+    async with site.node({"p": site.pipeline()}, node={"name": "gateway"}) as node:
+        await until(lambda: len({one.user["number"] for one in late(site)}) == 5)
+        assert {one.topic for one in late(site)} == {f"{renamed}result/p/late"}
+        assert {one.user["number"]: one.payload for one in late(site)} == before
+        ledger = Region(site).collect()
+        assert ledger is not None
+        await site.client.publish(f"{renamed}ack", ledger.ack().encode(), qos=1)
+        await until(lambda: outbox_entries(node) == 0)
+
+
 async def test_an_unresponsive_region_does_not_delay_results_at_the_site(site: Site) -> None:
     pipeline = site.pipeline(publish=DURABLE, queue={"policy": "fifo"})
     async with site.node({"p": pipeline}, outbox={"window": 4}) as node:

@@ -24,6 +24,7 @@ from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ledgers import LedgerKey
+from hedgerow.region.store.liveness import NodeStatus
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address, Channel, parse
@@ -361,6 +362,10 @@ class World:
     def acks(self) -> list[tuple[LedgerKey, Ack]]:
         """Return the acknowledgements that the collector repeats when it starts."""
         return self._store.acks()
+
+    def statuses(self) -> dict[Address, NodeStatus]:
+        """Return the status of every node, as the collector has it for its metrics."""
+        return self._store.statuses(self.now)
 
     def beat(self) -> None:
         """Show that the service runs, to commands that look at the real clock."""

@@ -128,6 +128,7 @@ def test_a_node_moves_to_another_site(desk: Desk) -> None:
 
 
 def test_a_replaced_machine_gets_a_new_key_and_the_old_one_is_revoked(desk: Desk) -> None:
+    assert desk.say("replace", "n000", "--dry-run")[0] == 0
     desk.run("replace", "n000", "--pki", str(desk.pki.folder))
     first = desk.pki.find(parse("s0/n000"))
     desk.run("replace", "n000", "--pki", str(desk.pki.folder))

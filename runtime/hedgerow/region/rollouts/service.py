@@ -181,8 +181,9 @@ class RolloutService(threading.Thread):
             self._rests_until = 0.0 if in_progress else time.monotonic() + _REST_S
         if listening.since is not None:
             pending: list[Pending] = [*self._controller.unpublished(now, listening), *self._controller.uncleared(now)]
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._publisher.publish, pending)
+            if pending:
+                with suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(self._publisher.publish, pending)
         documents, topics = self._take_accepted()
         self._controller.published(documents)
         self._controller.cleared(topics)

@@ -71,6 +71,7 @@ def test_all_of_a_node_follows_it_to_its_new_address(store_url: str, verb: dict[
         assert sorted(stored(world, new)) == ["i1", "i2", "i3", "i4"]
         assert (described(world)[str(new)]["awaited"], described(world)[str(new)]["why"]) == (0, "")
         assert str(A) not in described(world)
+        assert (A in world.statuses(), new in world.statuses()) == (False, True)  # as metrics label them
         former = ((str(A), world.now + 1),)
         history = audit(world.database, newest=9, which=AuditFilter(node=str(new), former=former))
         assert [line["action"] for line in history][:3] == ["node-labelled", "node-pinned", "node-renamed"]

@@ -12,7 +12,8 @@ from hedgerow.region.store.missing import declare_lost, node_counts
 def replace_machine(operation: Operation) -> Any:
     """Note that a node gets another machine, and declare lost what waits on the disk of the old one, if the request says so."""
     fleet, node, lost = operation.fleet, operation.node, 0
-    operation.require_reason()
+    if not operation.dry_run:
+        operation.require_reason()
     row = fleet.observed.ids[node]
     _, missing = node_counts(fleet.database, row)
     desired = fleet.desired.get(node)

@@ -63,8 +63,8 @@ class FormerAddresses:
         return self._names.get(node.id, ())
 
     def note(self, node: KnownNode, record: StoreRecord, now: float) -> None:
-        """Note that a node reports under its present address."""
-        if node.id not in self.unseen or not record.fresh or not isinstance(record, _SIGNS):
+        """Note that a node runs under its present address. A report proves nothing: a broker may have kept another node's."""
+        if node.id not in self.unseen or not record.fresh or not isinstance(record, StatusRecord | HealthRecord):
             return
         if isinstance(record, StatusRecord) and not record.online:
             return
@@ -77,6 +77,8 @@ class FormerAddresses:
 
     def is_outdated(self, record: StoreRecord) -> bool:
         """Whether a status, report or health is one that brokers still had of a node that runs under another address now."""
+        if not self._aliases:  # as for almost all records
+            return False
         alias = self._aliases.get(record.address)
         return alias is not None and alias.seen and isinstance(record, _SIGNS)
 
