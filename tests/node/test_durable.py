@@ -50,7 +50,9 @@ class Region:
     async def acknowledge(self) -> None:
         assert self.collect() is not None
         for ledger in self._ledgers.values():
-            await self._site.client.publish(f"hedgerow/v1/test/{self._site.name}/node/ack", ledger.ack().encode(), qos=1)
+            await self._site.client.publish(
+                f"hedgerow/v1/test/{self._site.name}/node/ack", ledger.ack().encode(), qos=1
+            )
 
     async def acknowledge_until_empty(self, node: Node) -> None:
         while outbox_entries(node):
