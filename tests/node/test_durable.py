@@ -27,7 +27,8 @@ class Region:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._seen = 0
-        self.ledger: Ledger | None = None
+        self.ledger: Ledger | None = None  # of the last epoch
+        self._ledgers: dict[str, Ledger] = {}
         self.gaps = 0
 
     def collect(self) -> Ledger | None:
@@ -43,15 +44,15 @@ class Region:
         return self.ledger
 
     def _of(self, epoch: str) -> Ledger:
-        if self.ledger is None:
-            self.ledger = Ledger(epoch)
-        assert self.ledger.epoch == epoch
+        self.ledger = self._ledgers.setdefault(epoch, Ledger(epoch))
         return self.ledger
 
     async def acknowledge(self) -> None:
-        ledger = self.collect()
-        assert ledger is not None
-        await self._site.client.publish(f"hedgerow/v1/test/{self._site.name}/node/ack", ledger.ack().encode(), qos=1)
+        assert self.collect() is not None
+        for ledger in self._ledgers.values():
+            await self._site.client.publish(
+                f"hedgerow/v1/test/{self._site.name}/node/ack", ledger.ack().encode(), qos=1
+            )
 
     async def acknowledge_until_empty(self, node: Node) -> None:
         while outbox_entries(node):

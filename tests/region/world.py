@@ -23,8 +23,8 @@ from hedgerow.region.rollouts.store import FleetStore
 from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import Database, Row
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.liveness import NodeStatus
+from hedgerow.region.store.outboxes.ledgers import LedgerKey
 from hedgerow.region.store.records import HealthRecord, ReportedRecord, StatusRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address, Channel, parse

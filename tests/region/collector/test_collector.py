@@ -152,11 +152,10 @@ async def test_a_duplicate_is_acknowledged_again_but_not_stored_again(
     """An outbox that missed an acknowledgement sends the result again."""
     collector.start()
     properties = encode_properties([(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("number", "e1/0/1"))])
+    payload = result("p", 1)
     async with gateway() as node, sender(mosquitto.url) as other:
         for times in (1, 2, 3):
-            other.publish(
-                node.address.topic(Channel.RESULT, "p"), result("p", 1), qos=1, properties=properties
-            )  # fmt: skip
+            other.publish(node.address.topic(Channel.RESULT, "p"), payload, qos=1, properties=properties)
             await eventually(lambda times=times: len(node.acks) >= times, lambda: node.acks)
     assert {(ack.epoch, ack.through[0]) for ack in node.acks} == {("e1", 1)}
     assert numbers(collector.store) == [1]

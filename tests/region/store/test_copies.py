@@ -33,7 +33,7 @@ from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.region.collector.decode import decode_message
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
-from hedgerow.region.store.ledgers import MAX_EPOCHS
+from hedgerow.region.store.outboxes.ledgers import MAX_EPOCHS
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.region.store.store import RegionStore
 from hedgerow.topics import Address, Channel
@@ -413,7 +413,7 @@ def test_restarts_cost_the_region_no_epochs(
     region: Region, make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run has one; those of which everything is there do not count, and retention deletes them."""
-    monkeypatch.setattr("hedgerow.region.store.ledgers.MAX_EPOCHS", 3)
+    monkeypatch.setattr("hedgerow.region.store.outboxes.ledgers.MAX_EPOCHS", 3)
     node = make()
     for _ in range(8):
         node.append(0, 3)

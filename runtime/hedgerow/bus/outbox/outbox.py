@@ -44,7 +44,7 @@ from hedgerow.bus.outbox.records import (
     priority_of,
     sequence_of,
 )
-from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, NOWHERE, REMEMBERED_ORIGINS, OutboxStore, Provenance
+from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, NOWHERE, REMEMBERED_ORIGINS, MachineAndKey, OutboxStore
 from hedgerow.bus.outbox.window import SendWindow
 from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, Leave, OutboxWriter, Sweep, Trim
 from hedgerow.bus.properties import Property, encode_properties
@@ -118,7 +118,7 @@ class Outbox:
         backlog_share: part of the window for the backlog of an outage; the rest is reserved for new records.
         commit_every_s: longest time that records wait for others before they are written together; 0: none.
         boot: returns the time since boot.
-        provenance: fingerprints of the machine and the node's key.
+        runs_on: fingerprints of the machine and the node's key.
     Attributes:
         max_record_bytes: size limit of a record.
         max_packet_bytes: largest packet that reaches the region. A stored record that exceeds it is given up; None: unknown.
@@ -140,7 +140,7 @@ class Outbox:
         commit_every_s: float = 0.0,
         boot: Callable[[], Boot] = Boot.now,
         readdress: Callable[[str], str] = str,
-        provenance: Provenance = NOWHERE,
+        runs_on: MachineAndKey = NOWHERE,
     ) -> None:
         self._readdress = readdress
         self._gap_topic = gap_topic
@@ -149,7 +149,7 @@ class Outbox:
         self._on_event = on_event
         self._window = SendWindow(window, window_bytes, backlog_share)
         self._open_store = partial(
-            OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot, provenance=provenance
+            OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot, runs_on=runs_on
         )
         self._commit_every_s = commit_every_s
         self._link_up = False

@@ -84,14 +84,14 @@ class OutboxChanges:
         return OutboxChanges(given_up, gaps, self.lost.copy(), events, self.renumbered)
 
 
-class Provenance(NamedTuple):
+class MachineAndKey(NamedTuple):
     """Where an outbox runs: fingerprints of the machine and of the node's key; "" if unknown."""
 
     machine: str = ""
     identity: str = ""
 
 
-NOWHERE: Final = Provenance()
+NOWHERE: Final = MachineAndKey()
 """Of an outbox whose machine and key are not known."""
 
 
@@ -103,13 +103,13 @@ class OutboxStore:
         max_bytes: quota for the database's pages, without its write-ahead log (4 MB).
         when_full: evict the oldest records of the lowest priority, or refuse new ones.
         boot: returns the time since boot.
-        provenance: where this run is; a change since the last one is reported.
+        runs_on: where this run is; a change since the last one is reported.
     Raises: OutboxError: it cannot be opened. A damaged file is set aside instead.
     Attributes:
         epoch: of this run's numbers; "" until it has assigned one.
         epochs: of all stored entries.
         numbers: the next sequence of each priority.
-        moved: what of the provenance has changed since the last run: machine, key.
+        moved: what of the runs_on has changed since the last run: machine, key.
         entries: number of stored records and gaps.
     """
 
@@ -120,13 +120,13 @@ class OutboxStore:
         max_bytes: int,
         when_full: Literal["evict", "refuse"] = "evict",
         boot: Callable[[], Boot] = Boot.now,
-        provenance: Provenance = NOWHERE,
+        runs_on: MachineAndKey = NOWHERE,
     ) -> None:
         self.path = path
         self.epoch, self.epochs = "", Epochs()
         self.numbers = list(_FIRST)
         self.moved: list[str] = []
-        self._provenance = provenance
+        self._provenance = runs_on
         self._max_bytes = max_bytes
         self._ceiling = max_bytes  # lowered while the disk is full
         self._when_full = when_full
@@ -183,7 +183,7 @@ class OutboxStore:
             with self.transaction():
                 self._declare_torn(last)
                 self._end_epochs()
-                self._notice_move(Provenance(machine, identity))
+                self._notice_move(MachineAndKey(machine, identity))
             return
         self._opened, self._age_s = now, 0.0
         self._changes.renumbered = True  # whatever was stored before is not there any more
@@ -197,7 +197,7 @@ class OutboxStore:
             elif damaged:
                 self._declare_epoch_end(PreviousEpoch(None, None))
 
-    def _notice_move(self, before: Provenance) -> None:
+    def _notice_move(self, before: MachineAndKey) -> None:
         """Report that the file was moved: to another machine, or to a node with another key. It may as well be a copy."""
         now = self._provenance
         pairs = (("machine", before.machine, now.machine), ("key", before.identity, now.identity))

@@ -15,7 +15,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
-from hedgerow.bus.outbox.store import Provenance
+from hedgerow.bus.outbox.store import MachineAndKey
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.node.link.options import link_options
@@ -54,7 +54,7 @@ class NodeOutbox:
             keep_session=False,
             set_aside_folder=folder / set_aside.FOLDER,
         )
-        self._provenance = Provenance(_machine(), _fingerprint(config.broker.tls.key_file))
+        self._provenance = MachineAndKey(_machine(), _fingerprint(config.broker.tls.key_file))
         self._on_event = on_event
         self._opening = asyncio.Lock()
         self._outbox: Outbox | None = None
@@ -97,7 +97,7 @@ class NodeOutbox:
             window_bytes=limits.window_bytes,
             backlog_share=limits.backlog_share,
             commit_every_s=limits.commit_every_s,
-            provenance=self._provenance,
+            runs_on=self._provenance,
         )
         outbox.max_packet_bytes = limits.max_packet_bytes
         await outbox.__aenter__()

@@ -41,7 +41,7 @@ from hedgerow.region.store.database.database import LeaseLost
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.ingest import EVENTS
 from hedgerow.region.store.lease import Term
-from hedgerow.region.store.ledgers import LedgerKey
+from hedgerow.region.store.outboxes.ledgers import LedgerKey
 from hedgerow.region.store.records import OtherService, PingRecord, RefusedRecord, ServicesRecord, StoreRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.writer import StoreWriter, WriteReport, WriteRequest

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 
 from hedgerow.bus.outbox.records import Ack, Held, Number, bounded
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import LedgerKey, OutboxLedger
 from hedgerow.region.store.nodes import KnownNode, save_nodes
+from hedgerow.region.store.outboxes.ledgers import LedgerKey, OutboxLedger
 from hedgerow.region.store.records import (
     EventRecord,
     HealthRecord,

@@ -15,7 +15,10 @@ from hedgerow.bus.outbox.records import Number, PreviousEpoch, priority_of, reco
 from hedgerow.region.config import QuotasSection
 from hedgerow.region.store.batch import Batch
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import (
+from hedgerow.region.store.life.former_addresses import FormerAddresses
+from hedgerow.region.store.life.identity import Forgotten, clear_topics, forgotten_nodes
+from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
+from hedgerow.region.store.outboxes.ledgers import (
     MAX_CLASHES,
     MAX_EPOCHS,
     MAX_RANGES,
@@ -24,9 +27,6 @@ from hedgerow.region.store.ledgers import (
     OutboxLedger,
     json_text,
 )
-from hedgerow.region.store.life.former_addresses import FormerAddresses
-from hedgerow.region.store.life.identity import Forgotten, clear_topics, forgotten_nodes
-from hedgerow.region.store.nodes import MAX_NODES, KnownNode, add_node, load_nodes
 from hedgerow.region.store.quotas import SiteQuotas
 from hedgerow.region.store.records import (
     EventRecord,

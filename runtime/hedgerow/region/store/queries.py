@@ -19,8 +19,8 @@ from hedgerow.region.store.database.database import Database, RegionStoreError
 from hedgerow.region.store.lease import lease_status
 from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
-from hedgerow.region.store.missing import count_missing
 from hedgerow.region.store.nodes import signs_from_row
+from hedgerow.region.store.outboxes.missing import count_missing
 from hedgerow.region.store.twins.rows import TwinReport, other_services, twin_reports
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT

@@ -23,10 +23,10 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
-from hedgerow.region.store.ledgers import LedgerKey, newest_acks, newest_checks
 from hedgerow.region.store.life.identity import lock_changes
 from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
 from hedgerow.region.store.nodes import KnownNode
+from hedgerow.region.store.outboxes.ledgers import LedgerKey, newest_acks, newest_checks
 from hedgerow.region.store.records import RejectedRecord, StoreRecord, reject
 from hedgerow.region.store.retention import prune, prune_ledgers
 from hedgerow.region.store.twins.rows import store_id

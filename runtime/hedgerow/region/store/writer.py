@@ -20,8 +20,8 @@ from hedgerow.bus.message import Message
 from hedgerow.bus.outbox.records import Ack
 from hedgerow.region.store.batch import BatchOutcome
 from hedgerow.region.store.database.database import RegionStoreError, StoreTrouble
-from hedgerow.region.store.ledgers import LedgerKey
 from hedgerow.region.store.liveness import NodeStatus
+from hedgerow.region.store.outboxes.ledgers import LedgerKey
 from hedgerow.region.store.records import StoreRecord
 from hedgerow.region.store.store import RegionStore, apply_each, is_refused
 from hedgerow.topics import Address

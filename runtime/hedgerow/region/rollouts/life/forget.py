@@ -22,7 +22,7 @@ from hedgerow.region.store.life.identity import (
     lock_changes,
     retained_topics,
 )
-from hedgerow.region.store.missing import node_counts
+from hedgerow.region.store.outboxes.missing import node_counts
 from hedgerow.region.store.queries import iso
 from hedgerow.topics import Address
 from hedgerow.wire.fleet import Desired

@@ -6,7 +6,7 @@ from typing import Any
 
 from hedgerow.region.rollouts.operation import Operation
 from hedgerow.region.store.life.identity import count_change
-from hedgerow.region.store.missing import declare_lost, node_counts
+from hedgerow.region.store.outboxes.missing import declare_lost, node_counts
 
 
 def replace_machine(operation: Operation) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hedgerow.region.store.database.database import Database
-from hedgerow.region.store.ledgers import ended_of, json_text, ledger_of, missing_ranges
+from hedgerow.region.store.outboxes.ledgers import ended_of, json_text, ledger_of, missing_ranges
 
 
 def count_missing(epoch: str, state: str, ended: str) -> int:

@@ -1,0 +1,1 @@
+"""Numbers of outboxes that the region has received, and those that are missing."""
