@@ -109,7 +109,7 @@ class OutboxStore:
         epoch: of this run's numbers; "" until it has assigned one.
         epochs: of all stored entries.
         numbers: the next sequence of each priority.
-        moved: what of the runs_on has changed since the last run: machine, key.
+        moved: what of `runs_on` has changed since the last run: machine, key.
         entries: number of stored records and gaps.
     """
 
@@ -126,7 +126,7 @@ class OutboxStore:
         self.epoch, self.epochs = "", Epochs()
         self.numbers = list(_FIRST)
         self.moved: list[str] = []
-        self._provenance = runs_on
+        self._runs_on = runs_on
         self._max_bytes = max_bytes
         self._ceiling = max_bytes  # lowered while the disk is full
         self._when_full = when_full
@@ -190,7 +190,7 @@ class OutboxStore:
         with self.transaction():
             self._database.change(
                 "INSERT INTO state VALUES (1, '', '', 0, '', 0, 0, ?, ?)",
-                (self._provenance.machine, self._provenance.identity),
+                (self._runs_on.machine, self._runs_on.identity),
             )
             if self._mark.epoch:
                 self._declare_epoch_end(PreviousEpoch(self._mark.epoch, self._mark.numbers))
@@ -199,7 +199,7 @@ class OutboxStore:
 
     def _notice_move(self, before: MachineAndKey) -> None:
         """Report that the file was moved: to another machine, or to a node with another key. It may as well be a copy."""
-        now = self._provenance
+        now = self._runs_on
         pairs = (("machine", before.machine, now.machine), ("key", before.identity, now.identity))
         self.moved = [name for name, old, new in pairs if old and new and old != new]
         if self.moved:

@@ -54,7 +54,7 @@ class NodeOutbox:
             keep_session=False,
             set_aside_folder=folder / set_aside.FOLDER,
         )
-        self._provenance = MachineAndKey(_machine(), _fingerprint(config.broker.tls.key_file))
+        self._runs_on = MachineAndKey(_machine(), _fingerprint(config.broker.tls.key_file))
         self._on_event = on_event
         self._opening = asyncio.Lock()
         self._outbox: Outbox | None = None
@@ -97,7 +97,7 @@ class NodeOutbox:
             window_bytes=limits.window_bytes,
             backlog_share=limits.backlog_share,
             commit_every_s=limits.commit_every_s,
-            runs_on=self._provenance,
+            runs_on=self._runs_on,
         )
         outbox.max_packet_bytes = limits.max_packet_bytes
         await outbox.__aenter__()
