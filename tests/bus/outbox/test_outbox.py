@@ -20,7 +20,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import OutboxEntry, key_of
-from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
+from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore, Provenance
 from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.testing import processes
@@ -552,3 +552,18 @@ async def test_a_record_that_the_client_still_has_is_not_given_to_it_again(path:
         outbox.sent[0][2](MessageSetAside(BusError("closed", remedy="-"), None))
         await eventually(lambda: [topic for topic, _, _ in outbox.sent if topic == "gaps"])
         assert outbox.status.lost == {"set-aside": 1}
+
+
+def test_a_file_that_comes_from_another_machine_or_key_is_a_notice(path: Path) -> None:
+    def changed(machine: str, identity: str) -> list[str]:
+        opened = OutboxStore(path, max_bytes=1 << 20, provenance=Provenance(machine, identity))
+        events = [detail["changed"] for kind, detail in opened.take_changes().events if kind == "outbox-moved"]
+        assert events == ([opened.moved] if opened.moved else [])
+        opened.close()
+        return opened.moved
+
+    assert changed("m1", "k1") == []
+    assert changed("m1", "k1") == []
+    assert changed("m2", "k1") == ["machine"]
+    assert changed("m2", "") == []
+    assert changed("m2", "k2") == ["key"]
