@@ -20,7 +20,7 @@ from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.outbox import Ack, Ledger, Number, Outbox, OutboxError, Record, read_gap
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import OutboxEntry, key_of
-from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, OutboxStore
+from hedgerow.bus.outbox.store import REMEMBERED_ORIGINS, MachineAndKey, OutboxStore
 from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
 from hedgerow.testing import processes
@@ -566,3 +566,18 @@ async def test_records_that_waited_since_another_name_are_sent_under_the_present
             outbox.link_changed(up=True)
             await eventually(lambda outbox=outbox: len(outbox.sent) == 3)
             assert {topic for topic, _, _ in outbox.sent} == {late(address.topic(Channel.RESULT, "doors"))}
+
+
+def test_a_file_that_comes_from_another_machine_or_key_is_a_notice(path: Path) -> None:
+    def changed(machine: str, identity: str) -> list[str]:
+        opened = OutboxStore(path, max_bytes=1 << 20, runs_on=MachineAndKey(machine, identity))
+        events = [detail["changed"] for kind, detail in opened.take_changes().events if kind == "outbox-moved"]
+        assert events == ([opened.moved] if opened.moved else [])
+        opened.close()
+        return opened.moved
+
+    assert changed("m1", "k1") == []
+    assert changed("m1", "k1") == []
+    assert changed("m2", "k1") == ["machine"]
+    assert changed("m2", "") == []
+    assert changed("m2", "k2") == ["key"]

@@ -409,6 +409,23 @@ def test_a_repeat_is_kept_if_retention_has_deleted_the_result(tmp_path: Path, ma
     region.store.close()
 
 
+def test_results_beyond_nine_of_one_number_are_refused_and_not_acknowledged(region: Region) -> None:
+    """A stolen node that gives every result the same number fills no more than its quota, and gets no acknowledgement for the rest."""
+
+    def sent(n: int) -> Message:
+        properties = encode_properties([(Property.USER, ("number", "e1/0/1")), (Property.USER, ("id", f"r{n}"))])
+        return Message(ADDRESS.topic(Channel.RESULT, "p"), b'{"id": "r%d"}' % n, 2, 1, 0.0, properties)
+
+    for n in range(9):
+        region.take([sent(n)])
+    outcome = region.store.apply([decode_message(sent(9), "test", time.time())])
+
+    assert outcome.rejected == {"too-many-clashes": 1}
+    assert outcome.acks == {}
+    assert region.contents() == {f"r{n}": 1 for n in range(9)}
+    assert len(region.rows("SELECT 1 FROM event WHERE kind = 'outbox-clash'")) == 8
+
+
 def test_restarts_cost_the_region_no_epochs(
     region: Region, make: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
