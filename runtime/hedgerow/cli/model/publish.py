@@ -9,7 +9,7 @@ import typer
 
 from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import BundleFolder, Json
-from hedgerow.cli.model.lookup import byte_progress
+from hedgerow.cli.base.progress import byte_progress
 from hedgerow.cli.trust.options import OnlineKey, PassphraseFile, open_repository, secrets_of, signers_of
 
 

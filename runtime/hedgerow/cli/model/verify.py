@@ -9,8 +9,9 @@ import typer
 
 from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import Json
+from hedgerow.cli.base.progress import byte_progress
 from hedgerow.cli.base.tables import print_facts, print_table
-from hedgerow.cli.model.lookup import BundleName, From, all_files, byte_progress, open_bundle
+from hedgerow.cli.model.lookup import BundleName, From, all_files, open_bundle
 from hedgerow.cli.model.show import total_size
 
 if TYPE_CHECKING:

@@ -223,7 +223,7 @@ def _restored(database: Database) -> dict[str, Any] | None:
         rows = database.rows(
             "SELECT counter, at, backup_at, generation_floor FROM restoration ORDER BY counter DESC LIMIT 1"
         )
-        given = dict(database.rows("SELECT node, generation FROM desired"))
+        given: dict[int, int] = dict(database.rows("SELECT node, generation FROM desired"))
     except RegionStoreError:  # the service has not been restarted since the upgrade: it creates the table
         return None
     if not rows:
