@@ -148,8 +148,8 @@ class EnrollingEstate(Running):
         """Make a claim."""
         return read_claim(self.operator("claim", "create", site, *args, "--json").json["token"])
 
-    def database(self) -> closing[Database]:
-        return closing(open_database(self.config.store.url, write=False))
+    def database(self, *, alongside: bool = False) -> closing[Database]:
+        return closing(open_database(self.config.store.url, write=False, alongside=alongside))
 
     def add_claim(
         self, site: str = "hall", *, uses: int = 1, hours: float = 1.0, revoked: bool = False, **labels: str

@@ -121,8 +121,23 @@ def test_a_place_has_one_machine(world: World) -> None:
     assert [world.approve(machine.fingerprint)["node"] for machine in machines[1:3]] == ["hall/a", "hall/c"]
     with pytest.raises(CommandError, match="All 3 places at hall are taken"):
         world.approve(machines[3].fingerprint)
-    with pytest.raises(CommandError, match="approved as hall/b"):
-        world.request("node-reject", machine=machines[0].fingerprint)
+
+
+def test_an_approved_machine_that_is_rejected_leaves_its_place(world: World) -> None:
+    """Its certificate is for whoever has the authority to revoke; until then the place is not given to another key."""
+    machine, other, claim = Machine(), Machine(), world.claim(uses=2)
+    for one in (machine, other):
+        world.ask(one, claim)
+    world.approve(machine.fingerprint, "b")
+    assert world.request("node-reject", machine=machine.fingerprint, why="stolen")["revoke"] == "hall/b"
+
+    answer = world.ask(machine, None)
+    assert (answer.state, answer.detail, answer.grant) == ("rejected", "stolen", "")
+    with pytest.raises(PkiError, match="another key"):
+        world.approve(other.fingerprint, "b")
+    world.pki.revoke(Identity(IdentityKind.NODE, "hall", "b"), "key-compromise")
+    assert world.approve(other.fingerprint, "b")["node"] == "hall/b"
+    assert world.actions()[-2:] == ["enrolment-withdrawn", "enrolment-approved"]
 
 
 def test_a_claim_for_a_place_gives_that_place_alone(world: World) -> None:

@@ -148,6 +148,8 @@ def _signed(options: ServiceOptions, machine: str, place: str | None, folder: Pa
 def reject(options: ServiceOptions, machine: Machine) -> None:
     """Reject a machine: it is told so, and may ask again only with another key and claim.
 
+    An approved machine loses its place, which another may then have; revoke its certificate too.
+
     Examples:
       hedgerow node reject 5f2ab09c --why "nobody knows it"
     """
@@ -156,6 +158,8 @@ def reject(options: ServiceOptions, machine: Machine) -> None:
         print_json(reply)
     else:
         echo(f"Rejected {reply['fingerprint'][:16]} at {reply['site']}.")
+        if reply["revoke"] is not None:
+            echo(f"It has a certificate. Revoke it: hedgerow pki revoke {reply['revoke']}")
 
 
 def _ago(at: float) -> str:

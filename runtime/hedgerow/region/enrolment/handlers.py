@@ -152,17 +152,27 @@ def root_of(config: RegionConfig) -> x509.Certificate:
 
 
 def _reject(operation: EnrolmentOperation) -> Any:
+    """Reject a pending machine, or take its place from an approved one, whose certificate must then be revoked."""
     machine = find_machine(operation.store, str(operation.args["machine"]))
-    if machine.state == APPROVED:
-        raise _decided(machine)
-    if machine.state == PENDING:
-        by = operation.by
+    by, had = operation.by, machine.state == APPROVED
+    if machine.state != REJECTED:
         rejected = replace(
-            machine, state=REJECTED, decided_at=operation.now, who=by.name, reason=by.why or "a person rejected it"
+            machine,
+            state=REJECTED,
+            decided_at=operation.now,
+            who=by.name,
+            reason=by.why or "a person rejected it",
+            grant="",
+            signature="",
         )
         operation.store.decide(rejected)
-        operation.audit("enrolment-rejected", fingerprint=machine.fingerprint, site=machine.site, claim=machine.claim)
-    return {"fingerprint": machine.fingerprint, "site": machine.site}
+        detail = {"fingerprint": machine.fingerprint, "site": machine.site, "claim": machine.claim}
+        operation.audit("enrolment-withdrawn" if had else "enrolment-rejected", **detail, node=machine.node)
+    return {
+        "fingerprint": machine.fingerprint,
+        "site": machine.site,
+        "revoke": f"{machine.site}/{machine.node}" if machine.node is not None else None,
+    }
 
 
 def _decided(machine: StoredMachine) -> CommandError:
@@ -170,9 +180,9 @@ def _decided(machine: StoredMachine) -> CommandError:
     return CommandError(
         f"{machine.fingerprint[:16]} was {what} by {machine.who}",
         code="decided",
-        remedy=f"To withdraw it: `hedgerow pki revoke {machine.site}/{machine.node}`."
+        remedy=f"To take its place from it: `hedgerow node reject {machine.fingerprint[:16]}`."
         if machine.state == APPROVED
-        else "It may ask again with another key: `hedgerow enrol --new-key`.",
+        else "It may ask again with another key: in another folder, with a new claim.",
     )
 
 
