@@ -88,14 +88,14 @@ RUN = [
     ("model", "show", "door"),
     ("model", "verify", "door"),
     ("model", "diff", "door", "door-1.0.0"),
-    ("model", "bench", "door", "--seconds", "0.05", "--threads", "1", "--no-save"),
+    ("model", "bench", "door", "--seconds", "1", "--threads", "1", "--no-save"),
     ("model", "bom", "door", "--out", "door.cdx.json"),
     ("model", "push", "door", "oci://127.0.0.1:1/models"),
     ("publish", "right.yaml", "--topic", "hall-1/notes", "BROKER"),
     ("watch", "--seconds", "0.3", "BROKER"),
     ("explain", "--last", "doors", "--timeout", "0.05", "BROKER"),
     ("command", "plant/hall-1/gateway", "ping", "--timeout", "0.05", "BROKER"),
-    ("tune", "door/variants/onnx/model.onnx", "--seconds", "0.05", "--max-batch", "1", "--no-save"),
+    ("tune", "door/variants/onnx/model.onnx", "--seconds", "1", "--max-batch", "1", "--no-save"),
 ]
 
 # One process for all: starting fifty would take a minute.
