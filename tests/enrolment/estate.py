@@ -179,7 +179,7 @@ class EnrollingEstate(Running):
     @property
     def counts(self) -> dict[str, float]:
         """Requests to enrol by outcome, as /metrics has them."""
-        service = self.collector._enrolment
+        service = self.service.collector._enrolment
         assert service is not None
         return {labels["outcome"]: count for _, _, labels, count in service.gauges()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from hedgerow.bus.outbox import Ack, Outbox
 from hedgerow.bus.outbox.store import MachineAndKey
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
+from hedgerow.node.link.instance import key_hash, machine_hash
 from hedgerow.node.link.options import link_options
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import OutboxHealth
@@ -54,7 +54,7 @@ class NodeOutbox:
             keep_session=False,
             set_aside_folder=folder / set_aside.FOLDER,
         )
-        self._runs_on = MachineAndKey(_machine(), _fingerprint(config.broker.tls.key_file))
+        self._runs_on = MachineAndKey(machine_hash(), key_hash(config.broker.tls.cert_file))
         self._on_event = on_event
         self._opening = asyncio.Lock()
         self._outbox: Outbox | None = None
@@ -185,23 +185,3 @@ class NodeOutbox:
             limits = self._limits.max_packet_bytes, self._client.max_packet_bytes
             self._outbox.max_packet_bytes = min(limit for limit in limits if limit is not None)
         self._outbox.link_changed(up=connected)
-
-
-def _machine() -> str:
-    """Return a fingerprint of this machine; "" if it has none. Copied machines may share it."""
-    try:
-        return _hash(Path("/etc/machine-id").read_bytes().strip())
-    except OSError:
-        return ""
-
-
-def _fingerprint(key: Path | None) -> str:
-    """Return a fingerprint of the node's certificate key; "" if it has none."""
-    try:
-        return "" if key is None else _hash(key.read_bytes())
-    except OSError:
-        return ""
-
-
-def _hash(value: bytes) -> str:
-    return blake2b(value, digest_size=8, person=b"hedgerow-outbox").hexdigest() if value else ""

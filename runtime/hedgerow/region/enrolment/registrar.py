@@ -138,7 +138,8 @@ class Registrar:
         try:
             places = self._places()
             wanted = claim.place if claim is not None else None
-            place = choose_place(places, machine.site, wanted, self._store.taken(machine.site))
+            taken = self._store.taken(machine.site) | self._store.forgotten(machine.site)  # those take a person
+            place = choose_place(places, machine.site, wanted, taken)
             labels = dict(claim.labels) if claim is not None else {}
             grant, signature = make_grant(
                 self._pki(now), places, machine.site, place, machine.csr, labels, timedelta(days=self._config.days)

@@ -10,6 +10,7 @@ import orjson
 
 from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.life.identity import forgotten_nodes
 
 PENDING: Final = "pending"
 APPROVED: Final = "approved"
@@ -173,6 +174,14 @@ class EnrolmentStore:
             (*values, one.fingerprint),
         )
 
+    def free_place(self, site: str, place: str, now: float, by: Actor) -> None:
+        """Take a place from the machine that has it, if one does: it is answered as rejected, and another one may have the place."""
+        self.database.run(
+            "UPDATE enrolment SET state = ?, decided_at = ?, who = ?, reason = ?, grant_text = '', signature = '' "
+            "WHERE site = ? AND node = ? AND state = ?",
+            (REJECTED, now, by.name, by.why, site, place, APPROVED),
+        )
+
     def pending(self) -> tuple[int, dict[str, int]]:
         """Return how many machines are pending, in all and by site."""
         rows = self.database.rows("SELECT site, count(*) FROM enrolment WHERE state = ? GROUP BY site", (PENDING,))
@@ -182,6 +191,10 @@ class EnrolmentStore:
         """Return the places of a site that machines have."""
         rows = self.database.rows("SELECT node FROM enrolment WHERE state = ? AND site = ?", (APPROVED, site))
         return {node for (node,) in rows}
+
+    def forgotten(self, site: str) -> set[str]:
+        """Return the places of a site whose nodes were forgotten."""
+        return {node.node for node in forgotten_nodes(self.database) if node.site == site}
 
     def by_rule(self, rule: str) -> int:
         """Return how many machines a rule has approved."""

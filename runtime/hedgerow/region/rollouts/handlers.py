@@ -39,6 +39,7 @@ from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, rep
 from hedgerow.region.rollouts.store import StoredRollout
 from hedgerow.region.store.audit import SERVICE, Actor
 from hedgerow.region.store.database.database import RegionStoreError, StoreRefused
+from hedgerow.region.store.life.identity import forgotten_nodes
 from hedgerow.wire.fleet import SwapPolicy
 
 log = structlog.get_logger(__name__)
@@ -318,8 +319,18 @@ def _enrolment(action: EnrolmentAction) -> Action:
     )
 
 
+def _approve(operation: Operation) -> Any:
+    """Approve a machine; in the place of a forgotten node, that one is admitted again."""
+    reply = _enrolment(ENROLMENT_ACTIONS["node-approve"])(operation)
+    for node in forgotten_nodes(operation.fleet.database).values():
+        if f"{node.address.site}/{node.address.node}" == reply["node"]:
+            forget.admit_forgotten(operation, node)
+    return reply
+
+
 _ACTIONS: Final[Mapping[str, Action]] = {
     **{verb: _enrolment(action) for verb, action in ENROLMENT_ACTIONS.items()},
+    "node-approve": _approve,
     "rollout-start": _start,
     "rollout-pause": _pause,
     "rollout-resume": _resume,

@@ -12,6 +12,7 @@ from tests.region.responders import ref
 from tests.region.world import World
 
 from hedgerow.bus.outbox.records import Gap, Number, key_of
+from hedgerow.region.enrolment.store import APPROVED, REJECTED, EnrolmentStore, StoredMachine
 from hedgerow.region.rollouts.inventory import inventory
 from hedgerow.region.rollouts.progress import AuditFilter, audit
 from hedgerow.region.store.queries import ResultQuery, results, status
@@ -137,3 +138,17 @@ def test_a_service_that_is_killed_anywhere_has_forgotten_a_node_or_not(tmp_path:
             break
         killed_at += step
     assert states == {True, False}
+
+
+def test_what_is_known_of_the_machine_of_a_forgotten_node_goes_and_its_place_is_free(world: World) -> None:
+    store = EnrolmentStore(world.database)
+    machine = StoredMachine("f" * 64, "s0", "", "", {}, APPROVED, world.now, world.now, world.now, "n000")
+    with world.database.transaction():
+        store.add_machine(machine)
+        world.database.run("INSERT INTO twin SELECT id, 'key', NULL, 0, 0, '' FROM node WHERE name = 'n000'")
+    world.do("node-forget", node="n000")
+
+    assert store.taken("s0") == set()
+    assert store.forgotten("s0") == {"n000"}
+    assert [one.state for one in store.machines()] == [REJECTED]
+    assert world.database.rows("SELECT count(*) FROM twin") == [(0,)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from hedgerow.region.enrolment.store import EnrolmentStore
 from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.operation import Operation, find_node
 from hedgerow.region.rollouts.planning.membership import FORGOTTEN, superseded
@@ -46,6 +47,7 @@ def forget(operation: Operation) -> Any:
         rollout = remove_nodes(stored.rollout, [known], FORGOTTEN, f"by {by.name}: {by.why}")
         fleet.save_rollout(replace(stored, rollout=rollout, changed_at=now), stored)
     withdraw_desired(fleet, known, now)
+    EnrolmentStore(fleet.database).free_place(known.site, known.node, now, by)
     forget_node(fleet.database, known, fleet.observed.ids[known], now, f"on {iso(now)[:16]}Z by {by.name}: {by.why}")
     fleet.store.audit(by, "node-forgotten", now, node=str(known), removed=reply["removes"])
     fleet.reload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hedgerow.region.enrolment.store import EnrolmentStore
 from hedgerow.region.rollouts.operation import Operation
 from hedgerow.region.store.life.identity import count_change
 from hedgerow.region.store.outboxes.missing import declare_lost, node_counts
@@ -18,8 +19,9 @@ def replace_machine(operation: Operation) -> Any:
     _, missing = node_counts(fleet.database, row)
     desired = fleet.desired.get(node)
     if not operation.dry_run:
+        count_change(fleet.database)  # the collector has the ledgers in memory
+        EnrolmentStore(fleet.database).free_place(node.site, node.node, operation.now, operation.by)
         if operation.request.args.get("declare_lost"):
-            count_change(fleet.database)  # the collector has the ledgers in memory
             lost = declare_lost(fleet.database, row, "replaced", operation.now)
         fleet.store.audit(operation.by, "node-replaced", operation.now, node=str(node), missing=missing, lost=lost)
     return {

@@ -87,7 +87,8 @@ def forget_node(database: Database, address: Address, node: int, now: float, bec
     """Mark a node as forgotten, drop its last reports, and clear its retained topics."""
     count_change(database)
     database.run("UPDATE node SET forgotten_at = ?, forgotten_because = ? WHERE id = ?", (now, because, node))
-    database.run("DELETE FROM said WHERE node = ?", (node,))
+    for table in ("said", "instance", "twin"):
+        database.run(f"DELETE FROM {table} WHERE node = ?", (node,))  # noqa: S608
     former = database.rows("SELECT region, site, name FROM alias WHERE node = ? AND ended_at IS NULL", (node,))
     clear_topics(
         database, [topic for each in (address, *(Address(*row) for row in former)) for topic in retained_topics(each)]
