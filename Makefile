@@ -8,8 +8,8 @@ READY := $(VENV)/.ready
 ARGS ?=
 # A run starts hundreds of processes; share their bytecode, even if PYTHONDONTWRITEBYTECODE is set.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/pycache $(BIN)/pytest --dist worksteal
-# One more than cores, because many tests wait for child processes.
-PARALLEL := -n $(shell echo $$(($$(nproc) + 1)))
+# Two for each core, because tests wait for other processes half of the time.
+PARALLEL := -n $(shell echo $$((2 * $$(nproc))))
 
 .PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants fuzz images release notice audit check format lint types bench lock clean
 help: ## List the targets.

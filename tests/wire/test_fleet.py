@@ -72,6 +72,7 @@ def test_defaults_of_a_desired_document() -> None:
         "at": 1.5,
         "models": {},
         "pipelines": {},
+        "withdrawn": [],
         "labels": {},
         "swap": {
             "shadow_s": 0,

@@ -142,7 +142,7 @@ def test_credentials_are_read_from_a_file_that_may_change(
     server: FolderServer, authority: Authority, file: File, tmp_path: Path
 ) -> None:
     credentials = tmp_path / "secret"
-    credentials.write_text("plant:old\n")
+    credentials.write_text("plant:older\n")
     origin, piece = open_origin(server.url, authority, credentials_file=credentials), chunks_of(file)[0]
     server.authorization = basic(USER, PASSWORD)
     with pytest.raises(OriginUnavailable):

@@ -40,6 +40,18 @@ RUN = [
     ("node", "unpin", "hall-1/gateway", "door", *STORE),
     ("node", "seal", "--state", "door", "--dry-run"),
     ("node", "new-identity", "--state", "door", "--dry-run"),
+    ("node", "pending", *STORE),
+    ("node", "approve", "5f2ab09c", *STORE),
+    ("node", "reject", "5f2ab09c", *STORE),
+    ("node", "rename", "hall-1/gateway", "entrance", "--dry-run", *STORE),
+    ("node", "move", "hall-1/gateway", "hall-2", "--dry-run", *STORE),
+    ("node", "replace", "hall-1/gateway", "--dry-run", *STORE),
+    ("node", "forget", "hall-1/gateway", "--dry-run", *STORE),
+    ("node", "admit", "hall-1/gateway", *STORE),
+    ("claim", "create", "hall-1", *STORE),
+    ("claim", "list", *STORE),
+    ("claim", "revoke", "c1", *STORE),
+    ("enrol", "nothing.txt"),
     ("config", "check", "right.yaml", "wrong.yaml"),
     ("config", "schema"),
     ("plugin", "list"),
@@ -55,6 +67,8 @@ RUN = [
     ("region", "status", *STORE),
     ("region", "check", "region.yaml"),
     ("region", "check", "wrong.yaml"),
+    ("region", "backup", "backup"),
+    ("region", "restore", "backup"),
     ("results", "query", *STORE),
     ("nodes", *STORE),
     ("audit", *STORE),
@@ -164,7 +178,7 @@ def output_on_terminal(broker: Mosquitto, **environment: str) -> str:
 
 def assert_ran_all(output: str) -> None:
     assert "Traceback" not in output
-    assert output.count("ended with 0") > len(RUN) / 2, "most verbs have something to show"
+    assert output.count("ended with 0") > 0.4 * len(RUN), "many verbs have something to show"
     assert output.count("ended with") == len(RUN)
 
 

@@ -394,13 +394,20 @@ async def test_a_broker_restart_loses_no_durable_result(
     assert sorted(numbers(collector.store)) == list(range(1, 611))
 
 
+def lone_collector(folder: Path) -> Collector:
+    """Return a collector that does not run, without the service that gives it its term."""
+    config = RegionConfig.model_validate({"store": {"url": str(folder / "region.db")}})
+    return Collector(config, CollectorCounts(), Term(1, "0" * 32), lambda: True, former_session(config))
+
+
 async def test_a_collector_that_is_starting_or_stopping_is_alive(tmp_path: Path) -> None:
     """Its probes answer before its writer runs and after it has ended; an orchestrator would kill it for that."""
-    config = RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}})
-    collector = Collector(config, CollectorCounts(), Term(1, "0" * 32), lambda: True, former_session(config))
+    collector = lone_collector(tmp_path)
     assert collector.liveness_problems() == []
     collector._writer.start()
-    await collector._close_writer()
+    collector._writer.close()
+    collector._writer.join()
+    collector._closing = False  # whatever the end of the writer has led to
     assert collector.liveness_problems() == ["the store's writer thread has died"]
     collector._closing = True
     assert collector.liveness_problems() == []
@@ -410,7 +417,7 @@ async def test_messages_that_block_the_service_are_charged_also_where_others_hav
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own processor time is little then, while what a site may use comes back by the clock."""
-    collector = Collector(RegionConfig.model_validate({"store": {"url": str(tmp_path / "region.db")}}))
+    collector = lone_collector(tmp_path)
     topic, clock = Address(REGION, "s1", "n1").topic(Channel.RESULT, "p"), iter((0.0, 5.0))
     monkeypatch.setattr(
         collector_module, "time", SimpleNamespace(monotonic=lambda: next(clock), thread_time=lambda: 0.0)

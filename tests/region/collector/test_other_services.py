@@ -13,9 +13,9 @@ import pytest
 from tests.region.conftest import REGION, eventually
 
 from hedgerow.bus import Client, ClientOptions, Message
-from hedgerow.region.collector.collector import Collector
 from hedgerow.region.collector.metrics import RegionMetrics
 from hedgerow.region.collector.other_services import REMEDY, OtherServices
+from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.liveness import Liveness, NodeStatus
@@ -134,7 +134,7 @@ def configured(url: str, folder: Path) -> dict[str, Any]:
 @pytest.fixture
 async def collectors(
     mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[list[Collector]]:
+) -> AsyncIterator[list[RegionService]]:
     """Two services with stores of their own, whose time passes quickly."""
     monkeypatch.setattr("hedgerow.region.collector.other_services.PERIOD_S", 0.2)
     monkeypatch.setattr("hedgerow.region.collector.other_services._TICK_S", 0.02)
@@ -143,18 +143,18 @@ async def collectors(
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             config = RegionConfig.model_validate(configured(mosquitto.url, tmp_path / name))
-            made.append(Collector(config))
+            made.append(RegionService(config))
             task = asyncio.create_task(made[-1].run())
             running.push_async_callback(asyncio.wait, [task])
             running.callback(made[-1].stop)
         yield made
 
 
-async def test_both_services_show_the_other_one_in_their_status_and_probe(collectors: list[Collector]) -> None:
+async def test_both_services_show_the_other_one_in_their_status_and_probe(collectors: list[RegionService]) -> None:
     for collector in collectors:
         await eventually(lambda one=collector: "with a store of its own" in str(one._readiness_problems()))
 
-        def current(one: Collector = collector) -> dict[str, Any]:
+        def current(one: RegionService = collector) -> dict[str, Any]:
             database = open_database(one.config.store.url, write=False)
             try:
                 return status(database, time.time())
@@ -172,7 +172,7 @@ async def test_what_the_broker_keeps_of_a_service_goes_with_it(mosquitto: Mosqui
     seen: list[Message] = []
     async with Client(ClientOptions(url=mosquitto.url, client_id="w"), seen.extend) as watcher:
         await watcher.subscribe({f"hedgerow/v1/{REGION}/~/~/service/+": 1})
-        collector = Collector(config)
+        collector = RegionService(config)
         running = asyncio.create_task(collector.run())
         await eventually(lambda: seen and seen[-1].payload)
         notice = RunningService.model_validate_json(bytes(seen[-1].payload))
@@ -186,7 +186,7 @@ async def test_two_machines_of_one_name_are_logged_counted_and_kept_as_an_event(
     mosquitto: Mosquitto, tmp_path: Path
 ) -> None:
     """From the messages of a broker to what an operator sees; soon, since the reports do not wait for their period."""
-    collector = Collector(RegionConfig.model_validate(configured(mosquitto.url, tmp_path)))
+    collector = RegionService(RegionConfig.model_validate(configured(mosquitto.url, tmp_path)))
     running = asyncio.create_task(collector.run())
     node = Address(REGION, "hall", "gateway")
     async with Client(ClientOptions(url=mosquitto.url, client_id="hall"), lambda _: None) as bridge:

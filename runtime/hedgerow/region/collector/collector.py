@@ -35,7 +35,6 @@ from hedgerow.region.collector.other_services import OtherServices
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
 from hedgerow.region.config import RegionConfig
-from hedgerow.region.enrolment.service import EnrolmentService
 from hedgerow.region.rollouts.service import RolloutService
 from hedgerow.region.store.database.database import LeaseLost
 from hedgerow.region.store.database.open import open_database
@@ -108,6 +107,8 @@ class Collector:
         self._services = OtherServices(self._region, self._client, self._record_services)
         self._enrolment = None
         if config.enrolment.places is not None:
+            from hedgerow.region.enrolment.service import EnrolmentService  # imports cryptography
+
             self._enrolment = EnrolmentService(config, self._client, self._loop, term)
         self._pinger = None
         if config.ping.every_s is not None:

@@ -11,8 +11,6 @@ from pydantic import ValidationError
 
 from hedgerow.errors import CommandError, HedgerowError
 from hedgerow.labels import check_labels
-from hedgerow.region.enrolment.handlers import ACTIONS as ENROLMENT_ACTIONS
-from hedgerow.region.enrolment.handlers import EnrolmentAction, EnrolmentOperation
 from hedgerow.region.rollouts.catalog import CatalogEntry, look_up, look_up_pipelines
 from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.life import forget, rename
@@ -313,15 +311,18 @@ def _unpin(operation: Operation) -> Any:
     return {"node": str(node), "model": name}
 
 
-def _enrolment(action: EnrolmentAction) -> Action:
-    return lambda one: action(
-        EnrolmentOperation(one.fleet.database, one.fleet.config, one.request.args, one.by, one.now)
+def _enrolment(operation: Operation) -> Any:
+    from hedgerow.region.enrolment.handlers import ACTIONS, EnrolmentOperation  # imports cryptography
+
+    request = operation.request
+    return ACTIONS[request.verb](
+        EnrolmentOperation(operation.fleet.database, operation.fleet.config, request.args, operation.by, operation.now)
     )
 
 
 def _approve(operation: Operation) -> Any:
     """Approve a machine; in the place of a forgotten node, that one is admitted again."""
-    reply = _enrolment(ENROLMENT_ACTIONS["node-approve"])(operation)
+    reply = _enrolment(operation)
     for node in forgotten_nodes(operation.fleet.database).values():
         if f"{node.address.site}/{node.address.node}" == reply["node"]:
             forget.admit_forgotten(operation, node)
@@ -329,8 +330,10 @@ def _approve(operation: Operation) -> Any:
 
 
 _ACTIONS: Final[Mapping[str, Action]] = {
-    **{verb: _enrolment(action) for verb, action in ENROLMENT_ACTIONS.items()},
+    "claim-create": _enrolment,
+    "claim-revoke": _enrolment,
     "node-approve": _approve,
+    "node-reject": _enrolment,
     "rollout-start": _start,
     "rollout-pause": _pause,
     "rollout-resume": _resume,
