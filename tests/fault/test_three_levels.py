@@ -134,7 +134,8 @@ async def test_each_channel_is_bridged_only_as_far_as_configured(levels: Applied
         for channel in (*up, "blob/ask/part", "dead/doors", "result/secrets", "reply/1", "reply/up/region/1"):
             await hall.client.publish(f"{NODE}/{channel}", "up", qos=1)
         await hall.client.publish(f"{NODE}/event/end", "up", qos=1)
-        await world.wait_for(f"{NODE}/event/end", "up")
+        for window in (world, north):
+            await window.wait_for(f"{NODE}/event/end", "up")
 
         assert world.topics("up") == {f"{NODE}/{channel}": 1 for channel in (*up, "event/end")}
         assert north.topics("up") == world.topics("up") | {f"{NODE}/blob/ask/part": 1, f"{NODE}/reply/up/region/1": 1}
