@@ -52,6 +52,12 @@ class Authority:
         return chain, key
 
 
+class _Server(ThreadingHTTPServer):
+    """Takes many connections at once; each has its TLS handshake in its own thread, so none waits for another one."""
+
+    request_queue_size = 128
+
+
 class FolderServer:
     """An HTTPS server for a folder, in its own threads.
 
@@ -96,10 +102,10 @@ class FolderServer:
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*authority.certificate(f"web-{id(self)}"))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that disconnect are part of the tests
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
