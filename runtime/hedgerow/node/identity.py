@@ -178,7 +178,9 @@ def new_identity(place: NodePlace, *, keep_results: bool) -> IdentityChange:
 
 def _keep_steps(outbox: Path, copy: Path, intent: Path, begun: dict[str, Any]) -> Iterator[Step]:
     if not begun["copied"] and outbox.exists():
-        yield _removal(copy)
+        for end in ("", "-wal", "-shm", "-journal", ".mark", ".reserve"):  # of a copy that was killed
+            if end == "" or copy.with_name(copy.name + end).exists():
+                yield _removal(copy.with_name(copy.name + end))
         yield Step(f"copy what waits to {copy.name}", partial(_copy, outbox, copy))
         copied = orjson.dumps(begun | {"copied": True})
         yield Step("note that the copy is whole", lambda: disk.replace(intent, copied))

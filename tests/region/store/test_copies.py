@@ -409,13 +409,40 @@ def test_a_repeat_is_kept_if_retention_has_deleted_the_result(tmp_path: Path, ma
     region.store.close()
 
 
+def sent(n: int, *, topic: str = ADDRESS.topic(Channel.RESULT, "p")) -> Message:
+    """Return one of several results that have the same number."""
+    properties = encode_properties([(Property.USER, ("number", "e1/0/1")), (Property.USER, ("id", f"r{n}"))])
+    return Message(topic, b'{"id": "r%d"}' % n, 2, 1, 0.0, properties)
+
+
+def test_a_clash_is_stored_although_retention_has_deleted_an_earlier_one(region: Region) -> None:
+    for n in range(3):
+        region.take([sent(n)])
+    with region.store._database.transaction():
+        region.store._database.run("DELETE FROM result WHERE said_id = 'r1'")
+        region.store._database.run("DELETE FROM ledger WHERE epoch = 'e1~1'")
+    region.store._ingest.forget_ledgers()
+
+    for n in (3, 4):
+        region.take([sent(n)])
+
+    assert region.contents() == {f"r{n}": 1 for n in (0, 2, 3, 4)}
+
+
+def test_a_message_that_is_rejected_under_a_number_that_another_one_has_leaves_a_trace(region: Region) -> None:
+    """Its acknowledgement deletes it at the node; a repeat of it counts as one."""
+    region.take([sent(0)])
+    bad = sent(1, topic=ADDRESS.topic(Channel.RESULT, "not a name"))
+
+    outcomes = [region.store.apply([decode_message(bad, "test", time.time())]) for _ in range(2)]
+
+    assert [outcome.rejected for outcome in outcomes] == [{"bad-topic": 1}, {}]
+    assert region.rows("SELECT number FROM rejected") == [("e1/0/1",)]
+    assert region.contents() == {"r0": 1}
+
+
 def test_results_beyond_nine_of_one_number_are_refused_and_not_acknowledged(region: Region) -> None:
     """A stolen node that gives every result the same number fills no more than its quota, and gets no acknowledgement for the rest."""
-
-    def sent(n: int) -> Message:
-        properties = encode_properties([(Property.USER, ("number", "e1/0/1")), (Property.USER, ("id", f"r{n}"))])
-        return Message(ADDRESS.topic(Channel.RESULT, "p"), b'{"id": "r%d"}' % n, 2, 1, 0.0, properties)
-
     for n in range(9):
         region.take([sent(n)])
     outcome = region.store.apply([decode_message(sent(9), "test", time.time())])

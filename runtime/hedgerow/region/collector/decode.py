@@ -305,7 +305,7 @@ def _gap(
         raise UnreadableMessage("bad-gap", str(error)) from error
     if not valid:
         raise UnreadableMessage("bad-gap", "invalid numbers")
-    return GapRecord(*head, epoch, gap, wants_ack=_asks(user_properties))
+    return GapRecord(*head, epoch, gap, _end(user_properties.get("ended")), wants_ack=_asks(user_properties))
 
 
 def _event(

@@ -19,7 +19,7 @@ from cryptography import x509
 from hedgerow.enrolment.answer import Answer
 from hedgerow.enrolment.places import Places, read_places
 from hedgerow.enrolment.request import EnrolmentRefused, EnrolmentRequest, read_request
-from hedgerow.errors import ConfigError, HedgerowError
+from hedgerow.errors import CommandError, ConfigError, HedgerowError
 from hedgerow.pki.folder import Pki
 from hedgerow.region.config import EnrolmentSection
 from hedgerow.region.enrolment.approval import choose_place, make_grant
@@ -153,6 +153,8 @@ class Registrar:
                 return approve(self._database, machine, place, (grant, signature), by, now, rule=rule)
         except StoreRefused:  # a person has just given that place to another machine
             return machine
+        except CommandError:  # a person has just decided about this machine
+            return self._store.machine(machine.fingerprint) or machine
 
     def _renewed(self, machine: StoredMachine, now: float) -> StoredMachine:
         """Renew the certificate of a machine that asks again, if it is due and the service has the authority's key."""
@@ -169,7 +171,9 @@ class Registrar:
             log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error))
             return machine
         renewed = replace(machine, grant=grant, signature=signature)
-        self._store.decide(renewed)
+        with self._database.transaction():
+            if not self._store.decide(renewed, was=machine.state):  # a person has rejected it meanwhile
+                return self._store.machine(machine.fingerprint) or machine
         return renewed
 
     def _places(self) -> Places:
@@ -212,7 +216,12 @@ def approve(
         grant=grant[0],
         signature=grant[1],
     )
-    EnrolmentStore(database).decide(made)
+    if not EnrolmentStore(database).decide(made, was=machine.state):
+        raise CommandError(
+            f"{machine.fingerprint[:16]} was decided about meanwhile",
+            code="decided",
+            remedy="See `hedgerow node pending`.",
+        )
     detail = {"fingerprint": machine.fingerprint, "node": f"{machine.site}/{place}", "claim": machine.claim}
     save_audit(database, by, "enrolment-approved", now, **detail, **({"rule": rule} if rule else {}))
     log.info("enrolment-approved", node=f"{machine.site}/{place}", fingerprint=machine.fingerprint, who=by.name)

@@ -165,13 +165,29 @@ class EnrolmentStore:
         """Note that a machine asked again."""
         self.database.run("UPDATE enrolment SET seen_at = ? WHERE fingerprint = ?", (now, fingerprint))
 
-    def decide(self, one: StoredMachine) -> None:
-        """Update a machine's state, place and grant."""
+    def decide(self, one: StoredMachine, *, was: str | None = None) -> bool:
+        """Update a machine's state, place and grant.
+
+        Args:
+            one: the machine.
+            was: its state so far; None: any.
+        Returns: whether it was in that state; if not, somebody else has decided meanwhile, and nothing changes.
+        """
         values = (one.state, one.decided_at, one.node, one.who, one.reason, one.rule, one.grant, one.signature)
+        return (
+            self.database.run(
+                "UPDATE enrolment SET state = ?, decided_at = ?, node = ?, who = ?, reason = ?, rule = ?, grant_text = ?, "
+                "signature = ? WHERE fingerprint = ? AND state = coalesce(?, state)",
+                (*values, one.fingerprint, was),
+            )
+            > 0
+        )
+
+    def move_place(self, site: str, place: str, new_site: str, new_place: str) -> None:
+        """Note that the machine in a place, if there is one, has another place now; its next certificate is for that."""
         self.database.run(
-            "UPDATE enrolment SET state = ?, decided_at = ?, node = ?, who = ?, reason = ?, rule = ?, grant_text = ?, "
-            "signature = ? WHERE fingerprint = ?",
-            (*values, one.fingerprint),
+            "UPDATE enrolment SET site = ?, node = ? WHERE site = ? AND node = ? AND state = ?",
+            (new_site, new_place, site, place, APPROVED),
         )
 
     def free_place(self, site: str, place: str, now: float, by: Actor) -> None:

@@ -232,7 +232,7 @@ class Ingest:
             self._touch(record, outbox, batch)
             batch.hold(_key(record, outbox), number, record.check)
             if record.ended is not None and number.sequence == 1:
-                self._end(record.ended, record, node, batch)
+                self._end(record.ended, number.epoch, record, node, batch)
             if ledger == _HELD:
                 if record.wants_ack:
                     batch.asked_again.add(_key(record, outbox))
@@ -308,11 +308,11 @@ class Ingest:
             },
         )
 
-    def _end(self, end: EpochEnd, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
+    def _end(self, end: EpochEnd, epoch: str, record: StoreRecord, node: KnownNode, batch: Batch) -> None:
         """Note the end of the epoch before, so that what is missing at its end is known."""
         done = self._ledgers.find(node, end.epoch)  # without numbers, all of it is acknowledged
         outbox = self._outbox(record, node, end.epoch, batch) if end.lasts else done
-        if outbox is None or outbox.ledger.epoch == getattr(record.number, "epoch", None):
+        if outbox is None or end.epoch == epoch:
             return
         outbox.end(end.lasts.items())
         self._ledgers.save([outbox], batch.now)
@@ -327,6 +327,8 @@ class Ingest:
             self._reject(reject(record, "scattered-numbers", f"{MAX_RANGES} holes before {first}"), None, batch)
             return
         self._touch(record, outbox, batch)
+        if record.ended is not None and first == 1:
+            self._end(record.ended, record.epoch, record, node, batch)
         if not outbox.ledger.add_gap(gap):
             batch.add_duplicate(node)
             return
@@ -388,10 +390,15 @@ class Ingest:
                 return
             self._touch(record, outbox, batch)
             batch.hold(_key(record, outbox), record.number, record.check)
-            if not outbox.ledger.add(record.number):
+            if not outbox.ledger.add(record.number) and self._was_rejected(record):
                 batch.add_duplicate(node)
                 return
         batch.add_rejected(replace(record, site=self.quotas.label(record.site)))
+
+    def _was_rejected(self, record: RejectedRecord) -> bool:
+        """Whether this message was rejected before; that its number is known does not tell, since a copy of the node may use it too."""
+        rows = self._database.rows("SELECT size, payload FROM rejected WHERE number = ?", (str(record.number),))
+        return any(size == record.size and bytes(payload) == bytes(record.payload) for size, payload in rows)
 
     def _ping(self, record: PingRecord, batch: Batch) -> None:
         node = None if record.address is None else self.nodes.get(record.address)

@@ -62,10 +62,11 @@ class ResultRecord(StoreRecord):
 
 @dataclass(frozen=True, slots=True)
 class GapRecord(StoreRecord):
-    """A gap that an outbox declares: numbers it will never send."""
+    """A gap that an outbox declares: numbers it will never send; `ended` as of a result."""
 
     epoch: str
     gap: Gap
+    ended: EpochEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)

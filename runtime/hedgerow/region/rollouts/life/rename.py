@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from hedgerow.errors import CommandError
+from hedgerow.region.enrolment.store import EnrolmentStore
 from hedgerow.region.rollouts.fleet import Fleet
 from hedgerow.region.rollouts.operation import Operation
 from hedgerow.region.store.life.identity import aliases, forgotten_nodes, lock_changes, move_node
@@ -30,6 +31,7 @@ def rename(operation: Operation) -> Any:
         return reply
     by, now, row = operation.by, operation.now, fleet.observed.ids[old]
     move_node(fleet.database, row, old, new, now)
+    EnrolmentStore(fleet.database).move_place(old.site, old.node, new.site, new.node)
     fleet.reload()
     given = {}
     if new in fleet.desired:
@@ -74,6 +76,12 @@ def _check(fleet: Fleet, old: Address, new: Address, *, new_site: bool) -> None:
             f"{new} was forgotten {gone.because}; its history is kept under this name",
             code="forgotten-name",
             remedy="Choose another name. If it is that node that is back: `hedgerow node admit`.",
+        )
+    if new.node in EnrolmentStore(fleet.database).taken(new.site):
+        raise CommandError(
+            f"A machine was approved for {new}, and has not been heard of yet",
+            code="name-in-use",
+            remedy="Choose another name, or take the place from it: `hedgerow node pending --all`, `hedgerow node reject`.",
         )
     alias = aliases(fleet.database).get(new)
     if alias is not None and not alias.seen and alias.node != fleet.observed.ids[old]:

@@ -139,7 +139,11 @@ class Ledgers:
         """Create a ledger for further results of an epoch's numbers. Returns: its id; None if there are too many."""
         if len(outbox.clashes) >= MAX_CLASHES:
             return None
-        epoch = f"{outbox.ledger.epoch}~{len(outbox.clashes) + 1}"  # no outbox can send such a name
+        rows = self._database.rows("SELECT epoch FROM ledger WHERE clash_of = ?", (outbox.id,))
+        last = max(
+            (int(name.rpartition("~")[2]) for (name,) in rows), default=0
+        )  # retention may have deleted earlier ones
+        epoch = f"{outbox.ledger.epoch}~{last + 1}"  # no outbox can send such a name
         new = "INSERT INTO ledger (node, epoch, state, clash_of, closed_at) VALUES (?, ?, '{}', ?, ?) RETURNING id"
         ((row,),) = self._database.rows(new, (outbox.node.id, epoch, outbox.id, now))
         outbox.clashes.append(row)

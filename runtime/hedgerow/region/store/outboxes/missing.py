@@ -34,8 +34,8 @@ def declare_lost(database: Database, node: int, reason: str, now: float) -> int:
     lost = 0
     query = "SELECT id, epoch, state, ended FROM ledger WHERE node = ? AND closed_at IS NULL ORDER BY id"
     for row, epoch, state, ended in database.rows(query, (node,)):
-        ledger, lasts = ledger_of(epoch, state), ended_of(ended)
-        for priority, first, last in list(missing_ranges(ledger, lasts or {})):
+        ledger, lasts = ledger_of(epoch, state), ended_of(ended) or {}
+        for priority, first, last in list(missing_ranges(ledger, lasts)):
             count = last - first + 1
             ledger.ranges(priority).add(first, last)
             database.run(
@@ -44,8 +44,5 @@ def declare_lost(database: Database, node: int, reason: str, now: float) -> int:
                 (row, priority, first, last, count, json_text({reason: count}), now),
             )
             lost += count
-        closed_at = None if lasts is None else now
-        database.run(
-            "UPDATE ledger SET state = ?, closed_at = ? WHERE id = ?", (json_text(ledger.state()), closed_at, row)
-        )
+        database.run("UPDATE ledger SET state = ?, closed_at = ? WHERE id = ?", (json_text(ledger.state()), now, row))
     return lost
