@@ -302,7 +302,7 @@ def tamper(folder: Path, data: bytes) -> None:
                 path.unlink()
             case 4:
                 beside = path.parent / f"model.onnx{('.data', '_data', '2')[value % 3]}"
-                if not beside.exists():
+                if not beside.exists() and not beside.is_symlink():
                     beside.write_bytes(bytes([where]))
             case 5:
                 path.unlink()

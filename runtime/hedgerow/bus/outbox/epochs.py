@@ -117,7 +117,7 @@ class EpochSpan:
         pairs = [(priority, 1, last) for priority, last in ack.through.items()]
         pairs += [(priority, first, last) for priority, also in ack.also.items() for first, last in also]
         for priority, first, last in pairs:
-            base, end = self.bases[priority], ends[priority]
+            base, end, first = self.bases[priority], ends[priority], max(1, first)
             beyond |= base + last > end and first <= last
             if first <= (last := min(last, end - base)):
                 ranges.append((key_of(priority, base + first), key_of(priority, base + last)))

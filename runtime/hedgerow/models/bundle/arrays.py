@@ -111,6 +111,7 @@ def _translated_errors(path: Path) -> Iterator[None]:
     except (
         OSError,
         ValueError,
+        TypeError,  # numpy, of a header with keys that are not texts
         OverflowError,
         EOFError,
         RuntimeError,  # an encrypted entry
