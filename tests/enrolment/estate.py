@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
 from tests.topology.conftest import Running, prepare
 from typer.testing import CliRunner
 
@@ -131,6 +132,7 @@ class EnrollingEstate(Running):
     def close(self) -> None:
         with suppress(RuntimeError):
             self.stop_service()
+        structlog.reset_defaults()
         super().close()
 
     def hedgerow(self, *args: object, input: str | None = None) -> Outcome:
