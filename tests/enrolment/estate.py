@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 import tempfile
@@ -11,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
+from tests.cli.command_output import CommandOutput
 from tests.topology.conftest import Running, prepare
 from typer.testing import CliRunner
 
@@ -135,14 +134,14 @@ class EnrollingEstate(Running):
         structlog.reset_defaults()
         super().close()
 
-    def hedgerow(self, *args: object, input: str | None = None) -> Outcome:
+    def hedgerow(self, *args: object, input: str | None = None) -> CommandOutput:
         """Run a command line in this process."""
         done = CliRunner().invoke(app, [*map(str, args)], input=input, prog_name="hedgerow", terminal_width=200)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
-        return Outcome(done.exit_code, done.stdout, done.stderr)
+        return CommandOutput(done.exit_code, done.stdout, done.stderr)
 
-    def operator(self, *args: object) -> Outcome:
+    def operator(self, *args: object) -> CommandOutput:
         """Run a command that reads the region's store, or requests something of its service."""
         return self.hedgerow(*args, "--config", self.region_file)
 
@@ -196,20 +195,6 @@ class EnrollingEstate(Running):
 
         with self.database() as database:
             return {(one["site"], one["reason"]): one["count"] for one in status(database, time.time())["refused"]}
-
-
-@dataclass
-class Outcome:
-    """Output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.command_output import CommandOutput
 from tests.region.conftest import REGION, CollectorProcess
 from tests.region.responders import Responders, digest, ref
 from typer.testing import CliRunner
@@ -28,20 +28,6 @@ from hedgerow.topics import Address
 
 NODES = [Address(REGION, site, name) for site in ("hall-1", "hall-2") for name in ("east", "west", f"gate-{site[-1]}")]
 GATE = {"min_frames": 20, "slow_reports": 2}
-
-
-@dataclass
-class CommandOutput:
-    """Output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
 
 
 class Operator:

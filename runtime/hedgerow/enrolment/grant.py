@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from hedgerow.errors import ConfigError, HedgerowError, first_problem
-from hedgerow.labels import check_labels
+from hedgerow.errors import HedgerowError, first_problem
 from hedgerow.pki import certificates
 from hedgerow.pki.files import Key
 from hedgerow.topics import is_name
+from hedgerow.wire.fleet import LabelMap
 
 MAX_GRANT_BYTES: Final = 512 * 1024
 MAX_FILES_BYTES: Final = 256 * 1024
@@ -47,14 +47,6 @@ def _inside(path: str) -> str:
     ):
         raise ValueError("a file outside of the node's folder")
     return path
-
-
-def _labelled(labels: dict[str, str]) -> dict[str, str]:
-    try:
-        check_labels(labels)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    return labels
 
 
 class NodeGrant(BaseModel):
@@ -81,7 +73,7 @@ class NodeGrant(BaseModel):
     configuration: str
     files: dict[Annotated[str, AfterValidator(_inside)], str] = Field(default_factory=dict)
     missing: list[Annotated[str, AfterValidator(_inside)]] = Field(default_factory=list)
-    labels: Annotated[dict[str, str], AfterValidator(_labelled)] = Field(default_factory=dict)
+    labels: LabelMap = Field(default_factory=dict)
 
     def contents(self) -> Mapping[str, bytes]:
         """Return the content of each file.

@@ -148,12 +148,11 @@ class Batch:
             (node.id, record.kind, record.sender_id, record.at, record.received_at, bytes(record.payload))
         )
 
-    def add_own_event(self, node: KnownNode, kind: str, detail: Mapping[str, Any]) -> None:
-        """Add an event of the region about a node."""
-        event = Event(
-            kind=kind, node=f"{node.region}/{node.site}/{node.name}", session="region", at=self.now, detail=dict(detail)
-        )
-        self.events.append((node.id, kind, None, self.now, self.now, event.encode()))
+    def own_event(self, node: KnownNode, kind: str, detail: Mapping[str, Any]) -> EventRecord:
+        """Return an event of the region about a node, without adding it."""
+        event = Event(kind=kind, node=str(node.address), session="region", at=self.now, detail=dict(detail))
+        payload = event.encode()
+        return EventRecord(node.address, len(payload), self.now, False, kind, None, self.now, payload)
 
     def add_health(self, node: KnownNode, record: HealthRecord) -> None:
         """Add a health report."""

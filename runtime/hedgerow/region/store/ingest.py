@@ -45,7 +45,7 @@ from hedgerow.region.store.records import (
 from hedgerow.region.store.twins.rows import TwinKind, save_other_services
 from hedgerow.region.store.twins.watch import TwinChange, TwinWatch
 from hedgerow.topics import Address, Channel
-from hedgerow.wire.messages import Event, clean
+from hedgerow.wire.messages import clean
 from hedgerow.wire.ranges import MAX_COUNT
 
 FORGOTTEN: Final = "forgotten"
@@ -199,11 +199,9 @@ class Ingest:
         for change in changes:
             address = self._by_row[change.node]
             batch.outcome.twins.append((address, change))
-            detail = {"error": change.text, "remedy": change.remedy}
-            kind = EVENTS[change.kind, change.began]
-            payload = Event(kind=kind, node=str(address), session="region", at=batch.now, detail=detail).encode()
-            record = EventRecord(address, len(payload), batch.now, False, kind, None, batch.now, payload)
             node = self.nodes[address]
+            detail = {"error": change.text, "remedy": change.remedy}
+            record = batch.own_event(node, EVENTS[change.kind, change.began], detail)
             if self.quotas.refusal(record, node, batch.now) is None:
                 batch.add_event(node, record)
                 self.quotas.add(record, node)
@@ -296,17 +294,14 @@ class Ingest:
         query = "SELECT said_id, received_at FROM result WHERE ledger = ? AND priority = ? AND sequence = ?"
         rows = self._database.rows(query, (outbox.id, number.priority, number.sequence))
         first = {"id": rows[0][0], "received_at": rows[0][1]} if rows else {}
-        batch.add_own_event(
-            node,
-            "outbox-clash",
-            {
-                "number": str(number),
-                "results": [first, {"id": record.sender_id, "received_at": record.received_at}],
-                "session": node.session,
-                "remedy": "Two outboxes use one epoch: a copy of this node runs too. Both results are stored, and the outboxes "
-                "begin new epochs. Stop the copy, or give it a name of its own.",
-            },
-        )
+        detail = {
+            "number": str(number),
+            "results": [first, {"id": record.sender_id, "received_at": record.received_at}],
+            "session": node.session,
+            "remedy": "Two outboxes use one epoch: a copy of this node runs too. Both results are stored, and the outboxes "
+            "begin new epochs. Stop the copy, or give it a name of its own.",
+        }
+        batch.add_event(node, batch.own_event(node, "outbox-clash", detail))
 
     def _end(self, end: EpochEnd, epoch: str, record: StoreRecord, node: KnownNode, batch: Batch) -> None:
         """Note the end of the epoch before, so that what is missing at its end is known."""
