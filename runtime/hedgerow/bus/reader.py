@@ -29,7 +29,8 @@ MAX_PROPERTIES_BYTES: Final = 32 * 1024
 """Limit on the properties of a message; with the longest topic they still fit in the buffer."""
 
 _MAX_CONTROL_BYTES: Final = 64 * 1024
-_MAX_TOPICS: Final = 4096
+_MAX_TOPICS: Final = 16_384
+_MAX_TOPICS_BYTES: Final = 2 * 2**20
 
 
 class Reader:
@@ -59,6 +60,7 @@ class Reader:
         self._filled = 0
         self._skip = 0  # bytes still to discard
         self._topics: dict[bytes, str] = {}
+        self._topics_bytes = 0
 
     def buffer(self) -> memoryview:
         """Return the buffer for the next bytes."""
@@ -160,13 +162,18 @@ class Reader:
         if topic is None:
             topic, problem = _decode_topic(topic_bytes)
             if problem is None:
-                if len(self._topics) >= _MAX_TOPICS:
-                    self._topics.clear()
-                self._topics[topic_bytes] = topic
+                self._remember(topic_bytes, topic)
         message = Message(topic, payload, first, packet_id, now, raw, unacked)
         message.malformed = problem
         self._messages.append(message)
         return message
+
+    def _remember(self, topic_bytes: bytes, topic: str) -> None:
+        self._topics_bytes += len(topic_bytes)
+        if len(self._topics) >= _MAX_TOPICS or self._topics_bytes > _MAX_TOPICS_BYTES:
+            self._topics.clear()
+            self._topics_bytes = len(topic_bytes)
+        self._topics[topic_bytes] = topic
 
     def _start_large(self, first: int, start: int, stop: int, end: int, now: float) -> bool:
         """Give an incomplete packet its own buffer, or skip it. Returns: False if its head is incomplete."""

@@ -75,6 +75,7 @@ class BuiltPipeline(ABC):
         digest: digest of that configuration, for lineage.
         encoder: encodes its results and dead letters.
         lanes: number of lists that may run at the same time; 0: lists run on the event loop.
+        first_lanes: number of lanes to begin with, before others are tried; None: all.
         pinned: whether each stream must stay in one lane.
         running: number of lists running now.
         retired: whether another built pipeline has replaced it.
@@ -86,6 +87,7 @@ class BuiltPipeline(ABC):
     """
 
     encoder: ResultEncoder
+    first_lanes: int | None = None
     pinned = False
 
     def __init__(self, config: NodeConfig, name: str, lanes: int) -> None:

@@ -337,6 +337,30 @@ def test_a_stream_is_held_while_queued_or_busy() -> None:
     assert not waiting.holds("a")
 
 
+class Untraversed(dict[Any, Any]):
+    """A dict that may be read and written by key, but not gone through."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("went through all streams")
+
+    keys = values = items = __iter__
+
+
+def test_a_frame_costs_the_same_however_many_streams_there_are() -> None:
+    """Nothing goes through all streams, or turns the ring, for a frame or a list."""
+    waiting = queue(max_frames=50, max_frames_per_stream=4)
+    names = [f"s{number}" for number in range(100)] + [f"t#{number}" for number in range(100)]
+    fill(waiting, *(Item(name) for name in names))  # finds who has most, once
+    waiting._streams = Untraversed(waiting._streams)
+
+    for turn in range(3):
+        shed = fill(waiting, *(Item(name, turn) for name in names))
+        taken, _ = waiting.take(20, 0)
+        waiting.release([item.stream for item in taken])
+        assert shed
+        assert len(taken) == 20
+
+
 class EverythingIsAccountedFor(RuleBasedStateMachine):
     """Compared with a model: a list of what was put and has not left."""
 
@@ -427,6 +451,12 @@ class EverythingIsAccountedFor(RuleBasedStateMachine):
             assert self.queue.bytes <= self.limits.max_bytes
             for stream, count in Counter(item.stream for item in self.queued).items():
                 assert count <= self.limits.max_frames_per_stream, stream
+
+    @invariant()
+    def what_may_be_shed_is_counted(self) -> None:
+        for name, stream in self.queue._streams.items():
+            assert stream.sheddable == sum(not item.durable for item in stream.items)
+            assert stream.namer is None or (name in stream.namer.sheddable) == bool(stream.sheddable)
 
 
 TestEverythingIsAccountedFor = EverythingIsAccountedFor.TestCase

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hedgerow.bus.message import Message
@@ -81,9 +81,12 @@ class Intake:
         """Number of streams with a sequence number; at most `max_streams`."""
         return len(self._streams)
 
-    def forgotten(self, streams: Set[str]) -> Set[str]:
+    def forgotten(self, streams: Iterable[str]) -> list[str]:
         """Return the streams among these that are no longer tracked."""
-        return streams - self._streams.names
+        known = self._streams.names
+        return [
+            stream for stream in streams if stream not in known
+        ]  # a difference of sets would go through all known ones
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Account for messages and queue them."""

@@ -17,6 +17,7 @@ class KnownStreams:
     def __init__(self) -> None:
         self._numbers: OrderedDict[str, int] = OrderedDict()  # by last use
         self._named: dict[str, OrderedDict[str, None]] = {}  # likewise, by topic
+        self._greedy: OrderedDict[str, None] | None = None  # the last topic's that named more than half of the limit
 
     def __len__(self) -> int:
         """Return the number of streams."""
@@ -49,12 +50,14 @@ class KnownStreams:
             own = self._named.setdefault(topic, OrderedDict())
             own[stream] = None
             own.move_to_end(stream)
+            if 2 * len(own) > limit:
+                self._greedy = own
         return number
 
     def _greediest(self, limit: int) -> OrderedDict[str, None] | None:
         """Return the streams of the topic that names more than half of all; None: there is none."""
-        most = max(self._named.values(), key=len, default=None)
-        return most if most is not None and len(most) > limit / 2 else None
+        greedy = self._greedy
+        return greedy if greedy is not None and 2 * len(greedy) > limit else None
 
     def _remove(self, stream: str) -> str:
         del self._numbers[stream]

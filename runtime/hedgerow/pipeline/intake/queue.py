@@ -8,16 +8,18 @@ Rules:
 - Every shed item is returned with its reason.
 - Durable items are not shed, since Receive Maximum bounds them at the broker; they only expire. Those above
   `max_qos1_frames_per_topic` are, because the broker holds back everybody's for them.
+- `put`, `take` and `release` cost the same however many streams there are.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from hedgerow.config import QueueSection
+from hedgerow.pipeline.intake.largest import Largest
 from hedgerow.telemetry.tally import DropReason
 
 
@@ -55,24 +57,53 @@ def _no_time(items: int) -> float:  # noqa: ARG001 - has the signature of `needs
 Shed = tuple[T, DropReason]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Namer:
-    """A topic that names its streams: one of them is in the ring, those behind it are listed here."""
+    """A topic that names its streams: one of them is in the ring, those behind it are listed here.
+
+    Attributes:
+        sheddable: its streams with items that may be shed.
+    """
 
     streams: int = 0
     count: int = 0
     bytes: int = 0
     in_ring: bool = False
-    behind: deque[str] = field(default_factory=deque)
+    behind: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    sheddable: dict[str, None] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Stream(Generic[T]):
+    """A stream.
+
+    Attributes:
+        sheddable: number of its items that may be shed.
+    """
+
+    name: str
     items: deque[T]
     namer: _Namer | None = None
     bytes: int = 0
+    sheddable: int = 0
     busy: bool = False
     listed: bool = False
+
+
+_Holder: TypeAlias = _Stream[T] | _Namer
+"""What has a share of the queue: a stream, or a topic that names its streams."""
+
+
+def _frames(holder: _Holder[T]) -> int:
+    """Return the items of a holder; 0 if none may be shed."""
+    if not holder.sheddable:
+        return 0
+    return holder.count if isinstance(holder, _Namer) else len(holder.items)
+
+
+def _bytes(holder: _Holder[T]) -> int:
+    """Return the payload bytes of a holder; 0 if none may be shed."""
+    return holder.bytes if holder.sheddable else 0
 
 
 class FrameQueue(Generic[T]):
@@ -85,10 +116,14 @@ class FrameQueue(Generic[T]):
     def __init__(self, limits: QueueSection) -> None:
         self.limits = limits
         self._streams: dict[str, _Stream[T]] = {}
-        self._ready: deque[str] = deque()  # the ring
+        self._ready: OrderedDict[str, None] = OrderedDict()  # the ring
         self._namers: dict[str, _Namer] = {}  # by topic
+        self._behind = 0  # streams behind those in the ring
         self._count = 0
         self._bytes = 0
+        self._largest: dict[
+            Callable[[_Holder[T]], int], Largest[_Holder[T]]
+        ] = {}  # by measure; only while frames are shed
 
     def __len__(self) -> int:
         return self._count
@@ -106,7 +141,7 @@ class FrameQueue(Generic[T]):
     @property
     def ready(self) -> int:
         """Number of streams from which an item can be taken now."""
-        return len(self._ready) + sum(len(namer.behind) for namer in self._namers.values())
+        return len(self._ready) + self._behind
 
     def largest(self) -> tuple[str, int]:
         """Return the stream, or the topic that names its streams, with the most items, and how many; for rare use."""
@@ -126,7 +161,7 @@ class FrameQueue(Generic[T]):
         limits = self.limits
         if not item.durable:
             if item.size > limits.max_bytes or self._has_its_half(stream, item):
-                self._remove_if_empty(item.stream, stream)
+                self._remove_if_empty(stream)
                 return [(item, DropReason.QUEUE_FULL)]
             if len(stream.items) >= limits.max_frames_per_stream:
                 if limits.policy == "fifo" or (oldest := self._shed_oldest(stream)) is None:
@@ -135,20 +170,20 @@ class FrameQueue(Generic[T]):
             while self._count >= limits.max_frames or self._bytes + item.size > limits.max_bytes:
                 victim = self._shed_from_largest(item, stream)
                 if victim is None:
-                    self._remove_if_empty(item.stream, stream)
+                    self._remove_if_empty(stream)
                     return [*shed, (item, DropReason.QUEUE_FULL)]
                 shed.append((victim, DropReason.QUEUE_FULL))
         elif limits.max_qos1_frames_per_topic is not None and self._held(stream) >= limits.max_qos1_frames_per_topic:
             if limits.policy == "fifo" or not stream.items:
-                self._remove_if_empty(item.stream, stream)
+                self._remove_if_empty(stream)
                 return [(item, DropReason.QUEUE_FULL)]
             oldest = stream.items.popleft()
-            self._account(stream, -1, -oldest.size)
+            self._account(stream, -1, -oldest.size, 0 if oldest.durable else -1)
             shed.append((oldest, DropReason.SUPERSEDED))
         stream.items.append(item)
-        self._account(stream, 1, item.size)
+        self._account(stream, 1, item.size, 0 if item.durable else 1)
         if not stream.listed and not stream.busy:
-            self._list(item.stream, stream)
+            self._list(stream)
         return shed
 
     def take(self, limit: int, now: float, needs: Callable[[int], float] = _no_time) -> tuple[list[T], list[Shed[T]]]:
@@ -164,22 +199,22 @@ class FrameQueue(Generic[T]):
         taken: list[T] = []
         expired: list[Shed[T]] = []
         full = False
-        named: dict[int, _Namer] = {}  # with a stream that was taken from and has more
         ready, streams = self._ready, self._streams
+        more: list[_Stream[T]] = []  # taken from, with more items
         while ready and len(taken) < limit:
-            name = ready.popleft()
+            name, _ = ready.popitem(last=False)
             stream = streams[name]
             items = stream.items
             stream.listed = False
             item: T | None = None
             while items:
                 item = items.popleft()
-                self._account(stream, -1, -item.size)
+                self._account(stream, -1, -item.size, 0 if item.durable else -1)
                 if item.expires_at >= now + needs(len(taken) + 1):
                     break
                 if taken and item.expires_at >= now + needs(1):  # in time if processed in the next list
                     items.appendleft(item)
-                    self._account(stream, 1, item.size)
+                    self._account(stream, 1, item.size, 0 if item.durable else 1)
                     full = True
                 else:
                     reason = DropReason.EXPIRED if item.expires_at < now else DropReason.LATE
@@ -192,24 +227,19 @@ class FrameQueue(Generic[T]):
                 stream.busy = True
             if full:
                 stream.listed = True
-                ready.appendleft(name)
+                ready[name] = None
+                ready.move_to_end(name, last=False)
                 break
             self._next_of(stream.namer)
             if items:
-                self._list(name, stream)
-                if stream.busy and stream.namer is not None:
-                    named[id(stream.namer)] = stream.namer
+                self._list(stream)
+                more.append(stream)
             elif not stream.busy:
-                self._forget(name, stream)
-        # Streams taken from are busy until released, and must not be in the ring or behind it meanwhile.
-        for namer in named.values():
-            namer.behind = deque(name for name in namer.behind if not streams[name].busy)
-        for _ in range(len(ready)):
-            name = ready.popleft()
-            if streams[name].busy:
-                self._next_of(streams[name].namer)
-            else:
-                ready.append(name)
+                self._forget(stream)
+        for stream in more:  # they are busy until released
+            self._unlist(stream)
+        if self._largest and self._count <= self.limits.max_frames // 2 and self._bytes <= self.limits.max_bytes // 2:
+            self._largest.clear()
         return taken, expired
 
     def release(self, streams: Iterable[str]) -> None:
@@ -220,61 +250,73 @@ class FrameQueue(Generic[T]):
                 continue
             stream.busy = False
             if stream.items:
-                self._list(name, stream)
+                self._list(stream)
             else:
-                self._forget(name, stream)
+                self._forget(stream)
 
     def expire(self, now: float) -> list[Shed[T]]:
         """Remove and return all expired items, for periods when `take` is not called."""
         expired: list[Shed[T]] = []
-        for name, stream in list(self._streams.items()):
+        for stream in list(self._streams.values()):
             fresh = deque(item for item in stream.items if item.expires_at >= now)
             if len(fresh) == len(stream.items):
                 continue
             expired.extend((item, DropReason.EXPIRED) for item in stream.items if item.expires_at < now)
             size = sum(item.size for item in fresh)
-            self._account(stream, len(fresh) - len(stream.items), size - stream.bytes)
+            sheddable = sum(not item.durable for item in fresh)
+            count = len(fresh) - len(stream.items)
             stream.items = fresh
-            self._remove_if_empty(name, stream)
+            self._account(stream, count, size - stream.bytes, sheddable - stream.sheddable)
+            self._remove_if_empty(stream)
         return expired
 
     def drain(self) -> Iterator[T]:
         """Remove and yield all items, in no particular order across streams."""
         for stream in self._streams.values():
             yield from stream.items
-            self._account(stream, -len(stream.items), -stream.bytes)
+            self._account(stream, -len(stream.items), -stream.bytes, -stream.sheddable)
             stream.items.clear()
             stream.listed = False
         self._ready.clear()
         for namer in self._namers.values():
             namer.behind.clear()
             namer.in_ring = False
-        for name, stream in list(self._streams.items()):
+        self._behind = 0
+        for stream in list(self._streams.values()):
             if not stream.busy:
-                self._forget(name, stream)
+                self._forget(stream)
 
     def _new_stream(self, name: str) -> _Stream[T]:
         topic, mark, _ = name.partition("#")
         if not mark:
-            return _Stream(deque())
+            return _Stream(name, deque())
         namer = self._namers.setdefault(topic, _Namer())
         namer.streams += 1
-        return _Stream(deque(), namer)
+        return _Stream(name, deque(), namer)
 
-    def _forget(self, name: str, stream: _Stream[T]) -> None:
-        del self._streams[name]
+    def _forget(self, stream: _Stream[T]) -> None:
+        del self._streams[stream.name]
         if stream.namer is not None:
             stream.namer.streams -= 1
             if not stream.namer.streams:
-                del self._namers[name.partition("#")[0]]
+                del self._namers[stream.name.partition("#")[0]]
 
-    def _account(self, stream: _Stream[T], count: int, size: int) -> None:
+    def _account(self, stream: _Stream[T], count: int, size: int, sheddable: int) -> None:
         self._count += count
         self._bytes += size
         stream.bytes += size
-        if stream.namer is not None:
-            stream.namer.count += count
-            stream.namer.bytes += size
+        stream.sheddable += sheddable
+        namer = stream.namer
+        if namer is not None:
+            namer.count += count
+            namer.bytes += size
+            if stream.sheddable:
+                namer.sheddable[stream.name] = None
+            else:
+                namer.sheddable.pop(stream.name, None)
+        if self._largest and count > 0:
+            for largest in self._largest.values():
+                largest.grown(namer or stream)
 
     @staticmethod
     def _held(stream: _Stream[T]) -> int:
@@ -287,71 +329,70 @@ class FrameQueue(Generic[T]):
             return False
         return namer.count >= limits.max_frames // 2 or namer.bytes + item.size > limits.max_bytes // 2
 
-    def _list(self, name: str, stream: _Stream[T]) -> None:
+    def _list(self, stream: _Stream[T]) -> None:
         """Let a stream wait for its turn: in the ring, or behind another one of its topic that is there."""
         stream.listed = True
-        if stream.namer is None:
-            self._ready.append(name)
-        elif stream.namer.in_ring:
-            stream.namer.behind.append(name)
+        namer = stream.namer
+        if namer is None:
+            self._ready[stream.name] = None
+        elif namer.in_ring:
+            namer.behind[stream.name] = None
+            self._behind += 1
         else:
-            stream.namer.in_ring = True
-            self._ready.append(name)
+            namer.in_ring = True
+            self._ready[stream.name] = None
+
+    def _unlist(self, stream: _Stream[T]) -> None:
+        """Take a stream out of the ring, or from behind it, if it is there."""
+        stream.listed = False
+        if stream.namer is not None and stream.name in stream.namer.behind:
+            del stream.namer.behind[stream.name]
+            self._behind -= 1
+        elif stream.name in self._ready:
+            del self._ready[stream.name]
+            self._next_of(stream.namer)
 
     def _next_of(self, namer: _Namer | None) -> None:
         """Put the next stream of a topic into the ring, after one has left it."""
         if namer is not None:
             namer.in_ring = bool(namer.behind)
             if namer.behind:
-                self._ready.append(namer.behind.popleft())
+                name, _ = namer.behind.popitem(last=False)
+                self._behind -= 1
+                self._ready[name] = None
 
-    def _remove_if_empty(self, name: str, stream: _Stream[T]) -> None:
+    def _remove_if_empty(self, stream: _Stream[T]) -> None:
         if stream.items or stream.busy:
             return
-        if stream.listed and stream.namer is not None and name in stream.namer.behind:
-            stream.namer.behind.remove(name)
-        elif stream.listed:
-            self._ready.remove(name)
-            self._next_of(stream.namer)
-        self._forget(name, stream)
+        self._unlist(stream)
+        self._forget(stream)
 
     def _shed_oldest(self, stream: _Stream[T]) -> T | None:
-        for position, item in enumerate(stream.items):
-            if not item.durable:
-                del stream.items[position]
-                self._account(stream, -1, -item.size)
-                return item
-        return None
+        if not stream.sheddable:
+            return None
+        position = next(position for position, item in enumerate(stream.items) if not item.durable)
+        item = stream.items[position]
+        del stream.items[position]
+        self._account(stream, -1, -item.size, -1)
+        return item
 
     def _shed_from_largest(self, item: T, stream: _Stream[T]) -> T | None:
-        """Shed the oldest item of the stream that would hold most, the new item included.
+        """Shed the oldest item of the stream, or topic, that would hold most, the new item included.
 
-        Returns None if that stream is the new item's own and has nothing to shed, or if no stream has.
+        Returns None if that is the new item's own and its stream has nothing to shed, or if no stream has.
         """
-        by_bytes = self._bytes + item.size > self.limits.max_bytes
-
-        def weight(entry: tuple[str, _Stream[T]]) -> tuple[int, bool]:
-            namer = entry[1].namer
-            if namer is not None:
-                held = namer.bytes if by_bytes else namer.count
-            else:
-                held = entry[1].bytes if by_bytes else len(entry[1].items)
-            if entry[1] is not stream:
-                return held, True
-            return held + (item.size if by_bytes else 1), False
-
-        for name, candidate in self._by_size(weight):
-            victim = self._shed_oldest(candidate)
-            if victim is not None:
-                if candidate is not stream:  # `put` adds to that one, or removes it
-                    self._remove_if_empty(name, candidate)
-                return victim
-            if candidate is stream:
-                break
-        return None
-
-    def _by_size(
-        self, weight: Callable[[tuple[str, _Stream[T]]], tuple[int, bool]]
-    ) -> Iterator[tuple[str, _Stream[T]]]:
-        yield max(self._streams.items(), key=weight)  # nearly always enough; sorting thousands is slow
-        yield from sorted(self._streams.items(), key=weight, reverse=True)
+        own = stream.namer or stream
+        if self._bytes + item.size > self.limits.max_bytes:
+            measure, own_holds = _bytes, own.bytes + item.size
+        else:
+            measure, own_holds = _frames, self._held(stream) + 1
+        if measure not in self._largest:
+            holders = (each.namer or each for each in self._streams.values())
+            self._largest[measure] = Largest(holders, measure)
+        other = self._largest[measure].first(own)
+        if other is None or measure(other) < own_holds:
+            return self._shed_oldest(stream)  # `put` adds to it, or removes it
+        victim_of = self._streams[next(iter(other.sheddable))] if isinstance(other, _Namer) else other
+        victim = self._shed_oldest(victim_of)
+        self._remove_if_empty(victim_of)
+        return victim

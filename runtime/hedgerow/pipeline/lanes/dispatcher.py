@@ -94,7 +94,7 @@ class Dispatcher:
         if built.pinned or built.config.lanes is not None:
             self._tuner = None
         elif self._tuner is None:
-            self._tuner = LaneTuner(len(self._lanes))
+            self._tuner = LaneTuner(len(self._lanes), built.first_lanes, time.process_time)
 
     def stop(self) -> None:
         """End each lane's thread after its current list, which a worker is not allowed to finish.
@@ -256,7 +256,7 @@ class Dispatcher:
         if job.built.retired:
             job.built.retire()
         streams = {delivery.stream for delivery in job.deliveries}
-        queue.release(streams - {delivery.stream for delivery in completed.not_run})
+        queue.release(streams.difference([delivery.stream for delivery in completed.not_run]))
         if self._tuner is not None:
             self._tuner.finished(frames, now, queue.has_ready)
         for stream in self._intake.forgotten(streams):  # forgotten while it ran, which brought its state back
