@@ -18,6 +18,7 @@ from benchmarks.harness.cells import Cell, Options, cell, ratio
 from benchmarks.harness.load import Measured, Spec
 from benchmarks.harness.node import RESULTS, node
 from benchmarks.harness.process import Started, measure, peer
+from benchmarks.harness.region import region
 from hedgerow.testing.mosquitto import Mosquitto
 from hedgerow.testing.ports import held_port
 
@@ -84,6 +85,10 @@ class Arena:
         pipelines = {"main": {"subscribe": f"{name}/#", **pipeline}}
         started = self._stack.enter_context(node(name, self.broker, self.folder, pipelines, models, **sections))
         return Contender(name, started, RESULTS.format(node=name, pipeline="main"))
+
+    def add_region(self) -> None:
+        """Start a region's service, and wait until it stores what nodes send."""
+        self._stack.enter_context(region(self.broker, self.folder)).wait()
 
     def payloads(self, contents: Sequence[bytes]) -> list[str]:
         """Write payloads to files, for the load to read."""

@@ -65,7 +65,7 @@ def node(
         )
         with ended(process):
             read_log = (home / "log").read_text
-            yield Started(process.pid, lambda: _wait_ready(process, probes, read_log), read_log, config)
+            yield Started(process.pid, lambda: wait_ready(process, probes, read_log), read_log, config)
 
 
 def _register_stages(home: Path) -> None:
@@ -84,7 +84,7 @@ def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)}
 
 
-def _wait_ready(process: subprocess.Popen[bytes], probes: int, read_log: Callable[[], str]) -> None:
+def wait_ready(process: subprocess.Popen[bytes], probes: int, read_log: Callable[[], str]) -> None:
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
