@@ -1,0 +1,1 @@
+"""State of streams as rows of arrays, for stages that process batches."""
