@@ -314,7 +314,7 @@ def _is_small(compiled: Any, specs: Iterable[TensorSpec]) -> bool:
     if any(port.get_partial_shape().is_dynamic for port in ports):
         return False
     sizes = (math.prod(port.get_shape()) for port in ports)
-    return sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True)) <= _LARGEST_BOUND
+    return int(sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True))) <= _LARGEST_BOUND
 
 
 def _empty_like(tensor: Any) -> Array:

@@ -21,10 +21,9 @@ from hedgerow.models.serving.slot import Slot
 OnnxFile = Callable[..., Path]
 MakeSlot = Callable[..., Slot]
 
-MIX = """(float[N,8] x, float[2,N,4] h) => (float[N,8] y, float[2,N,4] g)
-    <float[8,8] w = {%s}> { z = MatMul(x, w)  y = Tanh(z)  s = Sin(h)  g = Add(s, h) }""" % ", ".join(
-    f"{value:.3f}" for value in np.random.default_rng(3).normal(size=64)
-)
+WEIGHTS = ", ".join(f"{value:.3f}" for value in np.random.default_rng(3).normal(size=64))
+MIX = f"""(float[N,8] x, float[2,N,4] h) => (float[N,8] y, float[2,N,4] g)
+    <float[8,8] w = {{{WEIGHTS}}}> {{ z = MatMul(x, w)  y = Tanh(z)  s = Sin(h)  g = Add(s, h) }}"""
 LOOKUP = """(int64[N] id) => (float[N] value)
     <float[4] table = {10, 11, 12, 13}> { value = Gather(table, id) }"""
 DOUBLE = "(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }"

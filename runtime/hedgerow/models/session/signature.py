@@ -108,7 +108,7 @@ class Signature:
         """Return the number of rows along the batch axis of the first input that has one; 1: none has, or it is missing."""
         for name, axis in self.axes.items():
             if axis is not None and (array := request.get(name)) is not None and array.ndim > axis:
-                return array.shape[axis]
+                return int(array.shape[axis])
         return 1
 
     def admit(self, request: Mapping[str, Array]) -> tuple[Hashable, int]:
