@@ -1,1 +1,0 @@
-"""State of streams as rows of arrays, for stages that process batches."""
