@@ -222,7 +222,7 @@ class ModelHandle(ModelSignature, Protocol):
             inputs: an array per input, with as many rows on its batch axis as there are frames.
         Returns: new arrays, one per output, with a row per frame on their batch axis.
         Raises:
-            ModelMismatch: an array does not fit the model.
+            ModelMismatch: an array does not fit the model, or the model takes no batches.
             InferenceError: the backend failed, perhaps for a single row.
         """
         ...

@@ -142,16 +142,14 @@ def test_a_bad_row_of_one_caller_fails_no_other(slot: MakeSlot) -> None:
 @pytest.mark.parametrize(
     ("body", "config", "inputs"),
     [
-        ("(float[1,3] x) => (float[1,3] y) { y = Add(x, x) }", {}, {"x": np.ones((4, 3), np.float32)}),
         ("(float[4,3] x) => (float[4,3] y) { y = Add(x, x) }", {}, {"x": np.ones((9, 3), np.float32)}),
-        ("(float[N,3] x) => (float[N,3] y) { y = Add(x, x) }", {"max_batch": 1}, {"x": np.ones((4, 3), np.float32)}),
         (
             "(float[N,3] x, float[1] k) => (float[N,3] y) { y = Mul(x, k) }",
             {"constants": {"k": 2}, "static_batches": True, "max_batch": 4},
             {"x": np.ones((7, 3), np.float32)},
         ),
     ],
-    ids=["fixed-to-one", "fixed-to-four", "no-batches", "constants"],
+    ids=["fixed-to-four", "constants"],
 )
 def test_rows_beyond_a_models_batch_run_in_several(
     slot: MakeSlot, body: str, config: dict[str, Any], inputs: dict[str, Array]
@@ -177,6 +175,23 @@ def test_what_does_not_fit_is_refused(slot: MakeSlot, inputs: dict[str, Array]) 
 
     with pytest.raises(ModelMismatch, match="Model door takes"):
         door.infer_batch(inputs)
+    assert door.info().inferences == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "config"),
+    [("(float[1,3] x) => (float[1,3] y) { y = Add(x, x) }", {}), (DOUBLE, {"max_batch": 1})],
+    ids=["fixed-to-one", "no-batches"],
+)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_model_that_takes_no_batches_runs_nothing(
+    slot: MakeSlot, body: str, config: dict[str, Any], rows: int
+) -> None:
+    """An output of a single frame may have several rows, so only `infer_each` can tell whose they are."""
+    door = slot(body, **config)
+
+    with pytest.raises(ModelMismatch, match="takes no batches"):
+        door.infer_batch({"x": np.ones((rows, 3), np.float32)})
     assert door.info().inferences == 0
 
 

@@ -135,6 +135,10 @@ class Engine:
         """Run the model on rows of several frames as one request; see `ModelHandle.infer_batch`."""
         signature, axes = self._signature, self._signature.axes
         rows = signature.rows(inputs)
+        if self.max_batch == 1:  # an output may have other rows than one for a frame
+            raise ModelMismatch(
+                f"Model {self.name} takes no batches", remedy="Run its requests one by one: `infer_each`."
+            )
         limit = self._combiner.batch_size_policy.max_rows(rows)
         requests = [inputs] if rows <= limit else batching.parts(inputs, axes, limit)
         tickets = [Ticket(*signature.admit(request), request, retried=True) for request in requests]
