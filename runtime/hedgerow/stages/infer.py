@@ -12,7 +12,7 @@ from pydantic import Field
 
 from hedgerow.backends.base import TensorSpec
 from hedgerow.columns.frame_batch import FrameBatch, Irregular
-from hedgerow.errors import ConfigError, FrameError, ModelMismatch, StageMismatch
+from hedgerow.errors import ConfigError, FrameError, HedgerowError, ModelMismatch, StageMismatch
 from hedgerow.frame import Array, Frame
 from hedgerow.stage import ArraySpec, FrameSpec, ModelHandle, Outcome, Stage, StageConfig, StageContext
 from hedgerow.stages.hidden_state import HiddenStates
@@ -144,8 +144,14 @@ class Infer(Stage[InferConfig]):
     def process_batch(self, batch: FrameBatch) -> FrameBatch:
         """Run the model on all rows as one request; a row with NaN or infinity is left to `process_many`.
 
-        Raises: Irregular, HedgerowError: `process_many` has to find each frame's outcome.
+        Raises: Irregular: the rows do not fit the model, or one of them makes it fail: `process_many` has to find which.
         """
+        try:
+            return self._process_batch(batch)
+        except HedgerowError as error:
+            raise Irregular from error
+
+    def _process_batch(self, batch: FrameBatch) -> FrameBatch:
         inputs = {input_.name: self._column(batch, input_) for input_ in self._inputs}
         bad = self._not_finite_rows(inputs)
         good = np.flatnonzero(~bad) if bad is not None else None
