@@ -77,60 +77,54 @@ class VadWindow(Stage[VadWindowConfig]):
         return incoming.with_tensors(window, position=None, begins=None, window_at=None)
 
     def process_batch(self, batch: FrameBatch) -> FrameBatch:
-        """Cut the rows that are exactly their streams' next windows; other rows are left to `process`.
+        """Cut frames of exactly one window; rows of streams with samples left over are left to `process`.
 
-        Raises: Irregular: the frames are not of one window, or lack a rate.
+        Raises: Irregular: the frames are of another length, or no sound at 16 kHz.
         """
         array = batch.array
         if array is None or array.shape[1:] != (SIZE,) or array.dtype != np.float32:
             raise Irregular
         if any(rate != RATE for rate in batch.meta_columns.get("rate", (batch.meta.get("rate"),))):
             raise Irregular
-        table = self._tails
+        table, at = self._tails, _sampled_at(batch)
         rows = table.rows(batch.streams)
         tails = table.take("tail", rows)
-        sequences, captured = np.array(batch.sequences), np.array(batch.captured_at)
-        at = captured
-        if "sampled_at" in batch.meta or "sampled_at" in batch.meta_columns:
-            sampled = batch.meta_column("sampled_at")
-            if not all(isinstance(each, float) for each in sampled):
-                raise Irregular
-            at = np.array(sampled)
-        fit = self._are_next(tails, sequences, captured, at)
+        sequences = np.array(batch.sequences)
+        gap = self._gaps(tails, sequences, np.array(batch.captured_at), at)
+        fit = gap | (tails["leftover"] == 0)
+        if not is_finite(array.reshape(-1)):
+            fit &= np.isfinite(array).all(axis=1)
+        if not fit.any():
+            raise Irregular
         windows = np.empty((len(rows), 1, CONTEXT + SIZE), np.float32)
         windows[:, 0, :CONTEXT] = table.take("context", rows)
         windows[:, 0, CONTEXT:] = array
-        if not is_finite(windows.reshape(-1)):
-            fit &= np.isfinite(windows[:, 0]).all(axis=1)
-        if not fit.any():
-            raise Irregular
-        position = tails["position"]
-        batch_position = position.tolist()
-        tails["sequence"], tails["ends_at"], tails["position"] = sequences, at + SIZE / RATE, position + SIZE
+        windows[gap, 0, :CONTEXT] = 0
+        starts = np.where(gap, 0, tails["position"])
+        tails["sequence"], tails["ends_at"] = sequences, at + SIZE / RATE
+        tails["position"], tails["leftover"] = starts + SIZE, 0
+        ends = windows[:, 0, SIZE:]
         if not fit.all():
             for row in np.flatnonzero(~fit).tolist():
                 batch.defer(row)
-            rows, tails, kept = rows[fit], tails[fit], windows[fit]
-        else:
-            kept = windows
+            rows, tails, ends = rows[fit], tails[fit], ends[fit]
         table.put("tail", rows, tails)
-        table.put("context", rows, kept[:, 0, SIZE:])
+        table.put("context", rows, ends)
+        positions = starts.tolist()
+        begins = [position == 0 for position in positions]
         return batch.with_tensors(
-            {self.config.input: windows},
-            position=batch_position,
-            begins=[each == 0 for each in batch_position],
-            window_at=at.tolist(),
+            {self.config.input: windows}, position=positions, begins=begins, window_at=at.tolist()
         )
 
-    def _are_next(
+    def _gaps(
         self, tails: NDArray[Any], sequences: NDArray[Any], captured: NDArray[Any], at: NDArray[Any]
     ) -> NDArray[np.bool_]:
-        """Return which frames follow their streams' previous ones without a gap, and without samples left over."""
-        last = tails["sequence"]
-        late = np.abs(at - tails["ends_at"]) <= self.config.max_gap_s
-        follows = ((sequences == last) | (sequences == last + 1)) & (late | (captured == 0))
-        fits: NDArray[np.bool_] = (follows | (last < 0)) & (tails["leftover"] == 0)
-        return fits
+        """Return before which frames there is a gap, as `is_gap` does."""
+        after = tails["sequence"]
+        missing = (sequences != after) & (sequences != after + 1)
+        off = (captured != 0) & ~(np.abs(at - tails["ends_at"]) <= self.config.max_gap_s)
+        gaps: NDArray[np.bool_] = (after >= 0) & (missing | off)
+        return gaps
 
     def process(self, frame: Frame) -> Frame | list[Frame]:
         """Raises: FrameError: the frame is not mono sound at 16 kHz, or too long."""
@@ -176,3 +170,13 @@ class VadWindow(Stage[VadWindowConfig]):
                 frame.with_tensors(window, position=first, begins=first == 0, window_at=start_at + start / RATE)
             )
         return windows[0] if used == SIZE else windows
+
+
+def _sampled_at(batch: FrameBatch) -> NDArray[np.float64]:
+    """Return the Unix seconds of each row's first sample. Raises: Irregular: not all rows have it in the same way."""
+    if "sampled_at" not in batch.meta and "sampled_at" not in batch.meta_columns:
+        return np.array(batch.captured_at, np.float64)
+    sampled = batch.meta_column("sampled_at")
+    if set(map(type, sampled)) != {float}:
+        raise Irregular
+    return np.array(sampled)
