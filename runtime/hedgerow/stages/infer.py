@@ -128,17 +128,14 @@ class Infer(Stage[InferConfig]):
         self, frames: Sequence[Frame], outcomes: list[Any], positions: list[int], states: HiddenStates
     ) -> None:
         """Like `_infer` with hidden state; no two frames may be of one stream."""
-        rows = states.rows([frames[i].stream for i in positions])
-        begins = [number for number, i in enumerate(positions) if frames[i].meta.get("begins")]
-        if begins:
-            states.restart(rows[begins])
         version = states.version()
-        requests = [outcomes[i] for i in positions]
-        for request, state in zip(requests, states.each(rows, version), strict=True):
-            request.update(state)
-        results = self._model.infer_each(requests)
-        states.put_each(rows, version, results)
+        for i in positions:
+            frame = frames[i]
+            outcomes[i].update(states.one(frame.stream, version, begins=bool(frame.meta.get("begins"))))
+        results = self._model.infer_each([outcomes[i] for i in positions])
         for i, result in zip(positions, results, strict=True):
+            if result.__class__ is dict:
+                states.put_one(frames[i].stream, version, result)
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def process_batch(self, batch: FrameBatch) -> FrameBatch:
@@ -154,26 +151,34 @@ class Infer(Stage[InferConfig]):
     def _process_batch(self, batch: FrameBatch) -> FrameBatch:
         inputs = {input_.name: self._column(batch, input_) for input_ in self._inputs}
         bad = self._not_finite_rows(inputs)
-        good = np.flatnonzero(~bad) if bad is not None else None
-        if good is None:
-            outputs = self._infer_columns(inputs, batch.streams, batch.meta_column("begins"))
-        elif len(good):
-            begins = batch.meta_column("begins")
-            chosen = {input_.name: inputs[input_.name].take(good, input_.axis) for input_ in self._inputs}
-            outputs = self._infer_columns(chosen, [batch.streams[row] for row in good], [begins[row] for row in good])
+        begins = batch.meta_column("begins") if self._states is not None else ()
+        if bad is None:
+            outputs = self._infer_columns(inputs, batch.streams, begins)
         else:
-            raise Irregular
+            good = np.flatnonzero(~bad).tolist()
+            if not good:
+                raise Irregular
+            for input_ in self._inputs:
+                inputs[input_.name] = inputs[input_.name].take(good, input_.axis)
+            some = self._infer_columns(
+                inputs, [batch.streams[row] for row in good], [begins[row] for row in good] if begins else ()
+            )
+            outputs = {name: self._spread(name, array, good, len(batch)) for name, array in some.items()}
+            for row in np.flatnonzero(bad).tolist():
+                batch.defer(row)
+        axes = self._model.batch_axis
         tensors = {}
         for name, array in outputs.items():
-            axis = self._model.batch_axis.get(name, 0)
-            column = np.expand_dims(np.moveaxis(array, axis, 0) if axis else array, 1 + axis)
-            if good is not None:
-                some, column = column, np.zeros((len(batch), *column.shape[1:]), column.dtype)
-                column[good] = some
-            tensors[name] = column
-        for row in () if bad is None else np.flatnonzero(bad).tolist():
-            batch.defer(row)
+            axis = axes.get(name, 0)
+            tensors[name] = array[np.newaxis].swapaxes(0, 1 + axis) if axis else array[:, np.newaxis]
         return batch.with_tensors({**batch.tensors, **tensors} if self.config.keep else tensors)
+
+    def _spread(self, name: str, array: Array, rows: Sequence[int], count: int) -> Array:
+        """Return an output of some rows as one of all; the others are zero."""
+        axis = self._model.batch_axis.get(name, 0)
+        whole = np.zeros((*array.shape[:axis], count, *array.shape[axis + 1 :]), array.dtype)
+        whole[(*[slice(None)] * axis, rows)] = array
+        return whole
 
     def _column(self, batch: FrameBatch, input_: ModelInput) -> Array:
         """Return what fills an input, its rows on the batch axis."""
@@ -203,15 +208,13 @@ class Infer(Stage[InferConfig]):
         states = self._states
         if states is None:
             return self._model.infer_batch(inputs)
-        rows = states.rows(streams)
-        if any(begins):
-            states.restart(rows[[row for row, value in enumerate(begins) if value]])
         version = states.version()
-        before = states.columns(rows, version)
-        if before is None:
+        found = states.many(streams, version, begins)
+        if found is None:
             raise Irregular
+        rows, before = found
         outputs = self._model.infer_batch({**inputs, **before})
-        if not states.put_columns(rows, version, outputs):
+        if not states.put_many(rows, version, outputs):
             raise Irregular
         return outputs
 

@@ -77,16 +77,17 @@ def fill(batch: Mapping[str, Array], requests: Sequence[Mapping[str, Array]], ax
         if axis is None:
             array[...] = requests[0][name]
             continue
-        if axis:
-            array = np.moveaxis(array, axis, 0)
+        if len(requests) == 1 and array.shape == requests[0][name].shape:
+            array[...] = requests[0][name]
+            continue
+        before = (_ALL,) * axis
         start = 0
         for request in requests:
-            given = request[name] if not axis else np.moveaxis(request[name], axis, 0)
-            end = start + len(given)
-            array[start:end] = given
+            end = start + request[name].shape[axis]
+            array[(*before, slice(start, end))] = request[name]
             start = end
-        if start < len(array):
-            array[start:] = array[start - 1]
+        if start < array.shape[axis]:
+            array[(*before, slice(start, None))] = array[(*before, slice(start - 1, start))]
 
 
 def parts(request: Mapping[str, Array], axes: Mapping[str, int | None], limit: int) -> list[Mapping[str, Array]]:
