@@ -142,6 +142,13 @@ def test_a_row_may_lack_a_key_of_meta() -> None:
     assert batch.meta_column("begins", False) == [False, True]
 
 
+def test_a_row_without_a_new_value_keeps_its_meta() -> None:
+    """As in `process`, where such a frame is not changed."""
+    batch = batch_of(2).with_meta(a=1).with_meta_columns(a=[ABSENT, 2]).with_meta_columns(a=[3, ABSENT])
+
+    assert [batch.frame(row).meta for row in range(2)] == [{"a": 3}, {"a": 2}]
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "?", "O"])
 def test_a_result_in_columns_is_made_of_plain_python_values(dtype: str) -> None:
     """Else float32 would be published with other digits than by a stage that converts it."""

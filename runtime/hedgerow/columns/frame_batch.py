@@ -22,7 +22,7 @@ DEFERRED: Final = object()
 """The outcome of a row that `process_many` has to find; see `FrameBatch.defer`."""
 
 ABSENT: Final = object()
-"""Value in a column of meta: the meta of this row has no such key."""
+"""Value in a column of meta: this row's meta has no such key; in `with_meta_columns`: it stays as it is."""
 
 
 class Irregular(Exception):
@@ -74,8 +74,8 @@ class FrameBatch:
         self,
         payloads: Sequence[Buffer],
         *,
-        ids: Sequence[str],
-        streams: Sequence[str],
+        ids: tuple[str, ...],
+        streams: tuple[str, ...],
         topics: Sequence[str],
         sequences: Sequence[int],
         captured_at: Sequence[float],
@@ -125,13 +125,16 @@ class FrameBatch:
         return batch
 
     def with_meta_columns(self, **meta: Sequence[Any]) -> FrameBatch:
-        """Return a copy with additional columns of meta."""
+        """Return a copy with additional columns of meta; rows where a column has `ABSENT` keep the meta that they have."""
         batch = self._copy()
-        if meta.keys().isdisjoint(self.meta):
-            batch.meta_columns = {**self.meta_columns, **meta}
-        else:
-            constant = {key: [value] * len(self) for key, value in self.meta.items()}
-            batch.meta, batch.meta_columns = _EMPTY, {**constant, **self.meta_columns, **meta}
+        columns = self.meta_columns
+        if not meta.keys().isdisjoint(self.meta):
+            batch.meta = _EMPTY
+            columns = {**{key: [value] * len(self) for key, value in self.meta.items()}, **columns}
+        for key in meta.keys() & columns.keys():
+            before, after = columns[key], meta[key]
+            meta[key] = [old if new is ABSENT else new for old, new in zip(before, after, strict=True)]
+        batch.meta_columns = {**columns, **meta}
         return batch
 
     def with_results(self, results: Sequence[Any]) -> FrameBatch:
@@ -158,11 +161,11 @@ class FrameBatch:
 
         What the returned batch has in this row is ignored. Frames in `outcome` go on through the chain by themselves.
         """
-        self.left[row] = outcome
+        self.left[int(row)] = outcome
 
     def defer(self, row: int) -> None:
         """Let `process_many` process this row's frame, as it came to this stage. Change no state for it."""
-        self.left[row] = DEFERRED
+        self.left[int(row)] = DEFERRED
 
     def frame(self, row: int) -> Frame:
         """Return a row as a frame."""
@@ -201,8 +204,8 @@ class FrameBatch:
         """Return a copy with only these rows, in this order; arrays are copied."""
         batch = FrameBatch(
             [self.payloads[row] for row in rows],
-            ids=[self.ids[row] for row in rows],
-            streams=[self.streams[row] for row in rows],
+            ids=tuple([self.ids[row] for row in rows]),
+            streams=tuple([self.streams[row] for row in rows]),
             topics=[self.topics[row] for row in rows],
             sequences=[self.sequences[row] for row in rows],
             captured_at=[self.captured_at[row] for row in rows],
@@ -227,7 +230,7 @@ class FrameBatch:
         Alike are frames of different streams with one content type whose arrays and tensors have the same names, shapes and
         dtypes, and whose meta has its keys in one order. Their arrays are copied.
         """
-        streams = [frame.stream for frame in frames]
+        streams = tuple([frame.stream for frame in frames])
         if not frames or len(set(streams)) < len(streams) or set(map(type, frames)) != {Frame}:
             return None
         first = frames[0]
@@ -238,7 +241,7 @@ class FrameBatch:
         traceparents = [frame.traceparent for frame in frames]
         batch = cls(
             [frame.payload for frame in frames],
-            ids=[frame.id for frame in frames],
+            ids=tuple([frame.id for frame in frames]),
             streams=streams,
             topics=[frame.topic for frame in frames],
             sequences=[frame.sequence for frame in frames],
