@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hedgerow.backends.base import TensorSpec
+    from hedgerow.columns.frame_batch import ABSENT, FrameBatch, Irregular
+    from hedgerow.columns.stream_table import StreamTable
     from hedgerow.errors import FrameError, HedgerowError, StageMismatch
     from hedgerow.frame import Array, Drop, Frame
     from hedgerow.stage import ArraySpec, FrameSpec, ModelHandle, Outcome, PerStream, Stage, StageConfig, StageContext
@@ -15,13 +17,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ABSENT",
     "Array",
     "ArraySpec",
     "Drop",
     "Frame",
+    "FrameBatch",
     "FrameError",
     "FrameSpec",
     "HedgerowError",
+    "Irregular",
     "ModelHandle",
     "Outcome",
     "PerStream",
@@ -29,6 +34,7 @@ __all__ = [
     "StageConfig",
     "StageContext",
     "StageMismatch",
+    "StreamTable",
     "TensorSpec",
 ]
 
@@ -37,7 +43,9 @@ def __getattr__(name: str) -> "Any":
     # Imported on first use: numpy and pydantic take half a second, which would delay `hedgerow --help`.
     if name in __all__:
         from hedgerow import errors, frame, stage
+        from hedgerow.columns import frame_batch, stream_table
 
-        value = globals()[name] = next(vars(module)[name] for module in (stage, frame, errors) if name in vars(module))
+        modules = (stage, frame, frame_batch, stream_table, errors)
+        value = globals()[name] = next(vars(module)[name] for module in modules if name in vars(module))
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeAlias, TypeVar, 
 from pydantic import BaseModel, ConfigDict
 
 from hedgerow.backends.base import TensorSpec
+from hedgerow.columns.frame_batch import FrameBatch, Irregular
+from hedgerow.columns.stream_table import StreamTable
 from hedgerow.errors import HedgerowError, StageMismatch
 from hedgerow.frame import Array, Drop, Frame
 
@@ -210,6 +212,21 @@ class ModelHandle(ModelSignature, Protocol):
         """Like `infer`, but returns the error of a failed request in its place; other requests are unaffected."""
         ...
 
+    def infer_batch(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on rows of several frames at once, batched with the requests of other callers.
+
+        The outputs are those of `infer_each` for the same rows. If it raises, nothing is counted as failed: call
+        `infer_each` for the single rows then, as `process_many` does after `Irregular`.
+
+        Args:
+            inputs: an array per input, with as many rows on its batch axis as there are frames.
+        Returns: new arrays, one per output, with a row per frame on their batch axis.
+        Raises:
+            ModelMismatch: an array does not fit the model, or the model takes no batches.
+            InferenceError: the backend failed, perhaps for a single row.
+        """
+        ...
+
     def zero_state(self) -> dict[str, Array]:
         """Return the hidden state of a new stream, by input name, with a batch axis of size 1."""
         ...
@@ -264,6 +281,14 @@ class StageContext(Protocol):
         """Return per-stream state; when there are too many streams, the node discards the one silent for longest."""
         ...
 
+    def stream_table(self, **columns: tuple[Any, ...]) -> StreamTable:
+        """Return per-stream state as arrays with a row per stream, for `process_batch`; discarded likewise.
+
+        Args:
+            columns: for each array: shape of a row, dtype, and optionally its initial value (else 0, or None for objects).
+        """
+        ...
+
     def path(self, path: Path) -> Path:
         """Resolve a path from the stage's configuration, relative to the folder of the configuration file."""
         ...
@@ -272,7 +297,8 @@ class StageContext(Protocol):
 class Stage(Generic[C]):
     """One step of a pipeline: a frame in, zero or more frames out.
 
-    Implement `process`, or `process_many` to process a list of frames at once.
+    Implement `process`, or `process_many` to process a list of frames at once. A stage that computes on arrays may
+    implement `process_batch` in addition.
 
     Attributes:
         config: the validated configuration, of the class given as type argument.
@@ -329,8 +355,37 @@ class Stage(Generic[C]):
         """
         return process_each(self.process, frames, [])
 
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        """Process a list of frames as columns: an array operation for the list instead of one per frame.
+
+        Optional, in addition to `process` or `process_many`, which process the frames that do not fit into columns. All
+        of them must give the same for a frame, and use the same state (`StageContext.stream_table`).
+
+        Rows that are unlike the others leave by `batch.leave` or `batch.defer`. If it raises, `process_many` gets the
+        frames, so change no state before the last line that may raise.
+
+        Args:
+            batch: frames of different streams.
+        Returns: the same rows in the same order.
+        Raises: Irregular: it does not take this batch.
+        """
+        raise Irregular
+
     def close(self) -> None:
         """Release what `setup` acquired. Called once, after the last frame."""
+
+
+def takes_batches(stage_type: type[Stage[Any]]) -> bool:
+    """Return whether a stage implements `process_batch`, for the `process` or `process_many` that it has.
+
+    A subclass that overrides only one of those processes frames in its own way: the inherited `process_batch` does not.
+    """
+    for base in stage_type.__mro__:
+        if "process_batch" in vars(base):
+            return base is not Stage
+        if "process" in vars(base) or "process_many" in vars(base):
+            return False
+    return False
 
 
 def process_each(process: Callable[[Frame], Outcome], frames: Sequence[Frame], outcomes: list[Any]) -> list[Any]:

@@ -7,13 +7,15 @@ from typing import Any
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.pipeline.messages import config, message
 
 from hedgerow import FrameError
 from hedgerow.bus.message import Message
 from hedgerow.frame import Frame
 from hedgerow.pipeline.delivery import QOS0_MAX_AGE_S, Delivery
-from hedgerow.pipeline.frame_maker import FrameMaker, message_error
+from hedgerow.pipeline.frame_maker import FrameMaker, MadeFrames, message_error
 from hedgerow.pipeline.intake.stream_key import StreamKey
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
 
@@ -205,3 +207,56 @@ def test_a_content_type_without_end_is_refused() -> None:
     received = message(content_type="x/" + "y" * 2000)
     with pytest.raises(FrameError, match="2002 bytes"):
         make_frame(received)
+
+
+STATED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "an id": {"id": "mine"},
+    "an id to refuse": {"id": "a\nb"},
+    "a time": {"time": "2026-05-04T12:00:00Z"},
+    "a bad time": {"time": "yesterday"},
+    "the future": {"time": "9999999999"},
+    "a trace": {"traceparent": TRACE},
+    "a trace of a later version": {"traceparent": f"01{TRACE[2:]}-more"},
+    "a bad trace": {"traceparent": "00-x"},
+    "the content type": {"content_type": "Audio/L16"},
+    "a rate": {"content_type": "audio/l16; rate=8000"},
+    "another content type": {"content_type": "image/jpeg"},
+    "a content type to refuse": {"content_type": "a\tb"},
+    "an envelope": {"content_type": ENVELOPE, "payload": pack_envelope(b"inside", content_type="audio/l16", id="e")},
+    "a bad envelope": {"content_type": ENVELOPE},
+    "all": {"id": "all", "time": "1777896000", "traceparent": TRACE, "content_type": "audio/l16"},
+}
+
+
+@pytest.mark.parametrize("content_type", ["audio/l16", "audio/l16; rate=8000", ENVELOPE, None])
+@given(st.lists(st.tuples(st.sampled_from(sorted(STATED)), st.sampled_from([0, 1]), st.integers(0, 30)), max_size=6))
+def test_frames_of_a_list_are_the_same_as_columns(content_type: str | None, sent: list[tuple[str, int, int]]) -> None:
+    """Only what is unlike the first, or has something wrong, becomes a frame of its own."""
+    deliveries = []
+    for number, (what, qos, stream) in enumerate(sent):
+        received = message(**{"payload": b"payload", **STATED[what]}, qos=qos)
+        deliveries.append(Delivery(received, f"s/{stream}", number, None))
+
+    def made(columns: bool) -> tuple[MadeFrames, list[Any], list[Any]]:
+        maker = FrameMaker(config(content_type=content_type))
+        events: list[Any] = []
+        maker.on_event = lambda kind, detail: events.append((kind, detail))
+        maker._run_id = "run"
+        maker._id = lambda received: f"{received.qos}-{received.packet_id}"  # type: ignore[method-assign] - counts otherwise
+        made = maker.frames(deliveries, 1.5, columns=columns)
+        told = {at: ("failed", repr(frame), error.code) for at, frame, error in made.failed}
+        for at in (*made.rows, *made.owners):
+            frame = made.frame(at)
+            told[at] = tuple([getattr(frame, name) for name in Frame.__slots__])  # type: ignore[assignment]
+        return made, [told[at] for at in range(len(sent))], events
+
+    one_by_one, expected, events = made(columns=False)
+    columns, found, columns_events = made(columns=True)
+
+    assert found == expected
+    assert columns_events == events
+    assert not one_by_one.rows
+    assert sorted([*columns.rows, *columns.owners, *[at for at, *_ in columns.failed]]) == list(range(len(sent)))
+    if len({stream for *_, stream in sent}) < len(sent):
+        assert not columns.rows, "two frames of one stream"

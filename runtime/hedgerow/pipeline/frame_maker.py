@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from hedgerow.bus.message import NO_PROPERTIES, Message
+from hedgerow.columns.frame_batch import FrameBatch
 from hedgerow.config import PipelineConfig
-from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.errors import FrameError, HedgerowError, internal
 from hedgerow.frame import Frame
 from hedgerow.pipeline.delivery import Delivery
 from hedgerow.telemetry.clock import Clock
@@ -24,6 +26,42 @@ from hedgerow.wire.codec import (
     timestamp,
 )
 from hedgerow.wire.trace import trace_context
+
+
+class MadeFrames(NamedTuple):
+    """The frames of a list of deliveries.
+
+    Attributes:
+        batch: those that are alike, as columns; None: none.
+        rows: position in the list of each row, ascending.
+        frames: the others, with nothing wrong with them.
+        owners: position in the list of each of these, ascending.
+        failed: position in the list, frame as far as it is known, and error of each message that is no valid frame.
+    """
+
+    batch: FrameBatch | None
+    rows: Sequence[int]
+    frames: Sequence[Frame]
+    owners: Sequence[int]
+    failed: Sequence[tuple[int, Frame, HedgerowError]]
+
+    def frame(self, position: int) -> Frame:
+        """Return the frame at a position of the list as it was made."""
+        at = bisect_left(self.rows, position)
+        if at < len(self.rows) and self.rows[at] == position:
+            assert self.batch is not None  # noqa: S101 - it has rows
+            return self.batch.frame(at)
+        return self.frames[bisect_left(self.owners, position)]
+
+
+class _Row(NamedTuple):
+    """What a message states, if it fits into columns."""
+
+    id: str | None
+    captured_at: float | None
+    traceparent: str | None
+    content_type: str
+    meta: Mapping[str, str]
 
 
 class FrameMaker:
@@ -43,6 +81,98 @@ class FrameMaker:
         self._run_id = os.urandom(4).hex()
         self._count = itertools.count()  # lanes share it; next() on it is atomic
 
+    def frames(self, deliveries: Sequence[Delivery], clock_offset_s: float, *, columns: bool) -> MadeFrames:
+        """Make the frames of a list.
+
+        Args:
+            clock_offset_s: Unix seconds minus monotonic seconds, as of now.
+            columns: make columns of frames that are alike; a list with two frames of one stream never becomes columns.
+        """
+        batch: FrameBatch | None = None
+        rows: Sequence[int] = ()
+        if columns and len({delivery.stream for delivery in deliveries}) == len(deliveries):
+            batch, rows = self._columns(deliveries, clock_offset_s)
+        frames, owners, failed = list[Frame](), list[int](), list[tuple[int, Frame, HedgerowError]]()
+        if len(rows) == len(deliveries):
+            return MadeFrames(batch, rows, frames, owners, failed)
+        others: Sequence[int] = range(len(deliveries))
+        if rows:
+            others = sorted(set(others).difference(rows))
+        for position in others:
+            delivery = deliveries[position]
+            frame = self.bare(delivery, clock_offset_s)
+            try:
+                frames.append(self.complete(frame, delivery.message))
+                owners.append(position)
+            except Exception as error:  # noqa: BLE001 - no message may cost the others of its list
+                failed.append((position, frame, error if isinstance(error, FrameError) else internal(error)))
+        return MadeFrames(batch, rows, frames, owners, failed)
+
+    def _columns(
+        self, deliveries: Sequence[Delivery], clock_offset_s: float
+    ) -> tuple[FrameBatch | None, Sequence[int]]:
+        """Return the frames that are like the first one, as columns, and their positions in the list."""
+        plain = _Row(None, None, None, self._content_type, self._meta)
+        first: _Row | None = None
+        found: list[tuple[int, Delivery, _Row]] = []
+        for position, delivery in enumerate(deliveries):
+            row: _Row | None = plain
+            if delivery.message.raw_properties:
+                row = self._row(delivery.message, plain)
+            if row is None:
+                continue
+            first = first or row
+            if row is first or (row.content_type == first.content_type and row.meta == first.meta):
+                found.append((position, delivery, row))
+        if first is None or first.content_type == ENVELOPE:
+            return None, ()
+        messages = [delivery.message for _, delivery, _ in found]
+        traceparents = [row.traceparent for _, _, row in found]
+        return FrameBatch(
+            [message.payload for message in messages],
+            ids=tuple([row.id or self._id(delivery.message) for _, delivery, row in found]),
+            streams=tuple([delivery.stream for _, delivery, _ in found]),
+            topics=[message.topic for message in messages],
+            sequences=[delivery.sequence for _, delivery, _ in found],
+            captured_at=[
+                row.captured_at if row.captured_at is not None else delivery.message.received_at + clock_offset_s
+                for _, delivery, row in found
+            ],
+            content_type=first.content_type,
+            traceparents=traceparents if any(traceparents) else None,
+            meta=first.meta,
+        ), [position for position, _, _ in found]
+
+    def _row(self, message: Message, plain: _Row) -> _Row | None:
+        """Return what a message with properties states; None: it has to become a frame, which may fail."""
+        frame_id, captured_at, traceparent, content_type, meta = plain
+        try:
+            properties = message.properties
+            if properties.content_type:
+                content_type, meta = _stated_type(properties.content_type)
+            for name, value in properties.user_properties:
+                if name == "id" and value:
+                    frame_id = accepted("frame id", value, if_long="bad-id")
+                elif name == "time":
+                    captured_at = timestamp(value)
+                elif name == "traceparent":
+                    traceparent = value
+        except Exception:  # noqa: BLE001 - `complete` raises it again
+            return None
+        if (traceparent is not None and trace_context(traceparent) != traceparent) or content_type == ENVELOPE:
+            return None
+        if captured_at is not None and self._is_ahead(captured_at):
+            return None
+        return _Row(frame_id, captured_at, traceparent, content_type, meta)
+
+    def _id(self, message: Message) -> str:
+        if message.qos:
+            return frame_id(message.topic, message.packet_id, message.payload)
+        return f"{self._run_id}-{next(self._count):x}"
+
+    def _is_ahead(self, captured_at: float) -> bool:
+        return captured_at - time.time() > self._tolerance_s and not self.clock.doubtful
+
     def bare(self, delivery: Delivery, clock_offset_s: float) -> Frame:
         """Return a frame without anything from the message's content; usable for dead letters too.
 
@@ -52,9 +182,7 @@ class FrameMaker:
         message = delivery.message
         return Frame(
             message.payload,
-            id=frame_id(message.topic, message.packet_id, message.payload)
-            if message.qos
-            else f"{self._run_id}-{next(self._count):x}",
+            id=self._id(message),
             stream=delivery.stream,
             topic=message.topic,
             sequence=delivery.sequence,
@@ -72,9 +200,7 @@ class FrameMaker:
         if properties is NO_PROPERTIES and frame.content_type != ENVELOPE:
             return frame
         if properties.content_type:
-            frame.content_type = mime(accepted("content type", properties.content_type, if_long="unknown-content-type"))
-            if frame.meta or ";" in properties.content_type:
-                frame.meta = stated_meta(properties.content_type)
+            frame.content_type, frame.meta = _stated_type(properties.content_type)
         for name, value in properties.user_properties:
             if name == "id" and value:
                 frame.id = accepted("frame id", value, if_long="bad-id")
@@ -88,14 +214,22 @@ class FrameMaker:
             if trace is None:
                 self.on_event("traceparent-ignored", {"topic": frame.topic, "traceparent": frame.traceparent[:60]})
             frame.traceparent = trace
-        ahead_s = frame.captured_at - time.time()
-        if ahead_s > self._tolerance_s and not self.clock.doubtful:
+        if self._is_ahead(frame.captured_at):
             raise FrameError(
-                f"The frame's capture time is {ahead_s:.0f} s in the future",
+                f"The frame's capture time is {frame.captured_at - time.time():.0f} s in the future",
                 code="captured-in-future",
                 remedy="Set the sensor's or this machine's clock; `clock_tolerance_s` is the limit.",
             )
         return frame
+
+
+def _stated_type(content_type: str) -> tuple[str, dict[str, str]]:
+    """Return the content type that a sender states, and its parameters.
+
+    Raises: FrameError: it is too long, or not accepted.
+    """
+    media_type = mime(accepted("content type", content_type, if_long="unknown-content-type"))
+    return media_type, stated_meta(content_type)
 
 
 def message_error(message: Message, limit: int) -> HedgerowError | None:

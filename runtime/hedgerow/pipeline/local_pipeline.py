@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -11,8 +11,7 @@ from typing import Final
 import structlog
 
 from hedgerow.config import NodeConfig
-from hedgerow.errors import FrameError, internal
-from hedgerow.frame import Frame
+from hedgerow.errors import FrameError
 from hedgerow.models.serving.engine import Engine
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.served_model import ServedModel
@@ -20,6 +19,7 @@ from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.live import FrameOutcome, Live
 from hedgerow.pipeline.chain.progress import StageCall, this_thread
 from hedgerow.pipeline.chain.specs import RECEIVED, unused_setting
 from hedgerow.pipeline.chain.stage_failure import log_failure
@@ -103,43 +103,43 @@ class LocalPipeline(BuiltPipeline):
         maker, encoder = self._maker, self._encoder_for(engines)
         wall, monotonic = time.time(), time.monotonic()
         maker.clock.check(wall, monotonic)
-        clock_offset_s = wall - monotonic
-        settlements: list[Settlement] = []
-        frames: list[Frame] = []
-        owners: list[Delivery] = []
-        for delivery in deliveries:
-            frame = maker.bare(delivery, clock_offset_s)
-            try:
-                frames.append(maker.complete(frame, delivery.message))
-                owners.append(delivery)
-            except Exception as error:  # noqa: BLE001 - no message may cost the others of its list
-                problem = error if isinstance(error, FrameError) else internal(error)
-                settlements.append(self._dead_letter(delivery, frame, problem, ""))
-        run = self._chain.run(frames)
-        lineage = encoder.lineage(run.timings)
+        made = maker.frames(deliveries, wall - monotonic, columns=self._chain.first_columnar == 0)
+        settlements = [self._dead_letter(deliveries[at], frame, error, "") for at, frame, error in made.failed]
+        outcomes: Mapping[int, FrameOutcome]
+        if self._chain.first_columnar is None:
+            run = self._chain.run(made.frames)
+            timings, outcomes = run.timings, dict(zip(made.owners, run.outcomes, strict=True))
+        else:
+            columns = self._chain.run_columns(Live(made.batch, made.rows, made.frames, made.owners))
+            timings, outcomes = columns.timings, columns.outcomes
+            for row, position in enumerate(columns.rows):
+                assert columns.batch is not None  # noqa: S101 - it has rows
+                outcomes[position] = FrameOutcome([columns.batch.frame(row)])
+        lineage = encoder.lineage(timings)
         if maker.clock.doubtful:
             lineage["clock"] = "doubtful"
         at = time.time()
         snapshot = None
         if (progress := this_thread.progress) is not None:
-            progress.enter(len(self.step_names) - 1, len(frames))  # a result may be any object, and take any time
-        for delivery, frame, outcome in zip(owners, frames, run.outcomes, strict=True):
+            progress.enter(len(self.step_names) - 1, len(deliveries))  # a result may be any object, and take any time
+        for position in sorted(outcomes):
+            delivery, outcome = deliveries[position], outcomes[position]
             if outcome.error is not None:
-                settlements.append(self._dead_letter(delivery, frame, outcome.error, outcome.stage))
+                settlements.append(self._dead_letter(delivery, made.frame(position), outcome.error, outcome.stage))
             elif outcome.results:
                 waited_s = delivery.dispatched_at - delivery.message.received_at
                 try:
                     encoded = encoder.results(outcome.results, lineage, waited_s, at)
                 except FrameError as error:
-                    settlements.append(self._dead_letter(delivery, frame, error, "publish"))
+                    settlements.append(self._dead_letter(delivery, made.frame(position), error, "publish"))
                 else:
                     settlements.append(Settlement(delivery, results=encoded))
-                    snapshot = (frame, encoded[-1])
+                    snapshot = Snapshot(made.frame(position), encoded[-1])
             else:
                 settlements.append(Settlement(delivery, dropped=outcome.dropped))
         if progress is not None:
             progress.leave()
-        return Completed(settlements, run.timings, Snapshot(*snapshot) if snapshot is not None else None)
+        return Completed(settlements, timings, snapshot)
 
     @property
     def stateful(self) -> list[str]:

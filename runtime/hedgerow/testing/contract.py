@@ -23,7 +23,7 @@ from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain, set_up
-from hedgerow.pipeline.chain.chain import FrameOutcome
+from hedgerow.pipeline.chain.live import FrameOutcome
 from hedgerow.pipeline.chain.specs import RECEIVED, UNKNOWN, output_spec
 from hedgerow.pipeline.chain.stage_failure import StageFailed
 from hedgerow.stage import ArraySpec, FrameSpec

@@ -20,7 +20,8 @@ from hedgerow.errors import HedgerowError, is_interrupt
 from hedgerow.frame import Array, Buffer, Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain.chain import Chain, FrameOutcome
+from hedgerow.pipeline.chain.chain import Chain
+from hedgerow.pipeline.chain.live import FrameOutcome
 from hedgerow.stage import Stage
 from hedgerow.wire.messages import reason_of
 

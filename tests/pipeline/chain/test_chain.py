@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hedgerow import Drop, Frame, FrameError, Stage, StageConfig
 from hedgerow.errors import InferenceError
-from hedgerow.pipeline.chain.chain import ABSORBED, Chain, ChainStep, FrameOutcome
+from hedgerow.pipeline.chain.chain import Chain, ChainStep
+from hedgerow.pipeline.chain.live import ABSORBED, FrameOutcome
 
 
 class FunctionStage(Stage[StageConfig]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hedgerow import plugins
+from hedgerow.columns.stream_table import StreamTable
 from hedgerow.config import ModelConfig, StageEntry
 from hedgerow.errors import ConfigError, HedgerowError
 from hedgerow.models.serving.pool import ModelPool
@@ -39,7 +40,7 @@ class PipelineContext:
     ) -> None:
         self.pipeline = pipeline
         self.slots: list[Slot] = []
-        self.states: list[PerStream[Any]] = []
+        self.states: list[PerStream[Any] | StreamTable] = []
         self.stateful: list[str] = []
         self._models = models
         self._base_dir = base_dir
@@ -74,6 +75,12 @@ class PipelineContext:
         state = PerStream(factory)
         self.states.append(state)
         return state
+
+    def stream_table(self, **columns: tuple[Any, ...]) -> StreamTable:
+        """Return per-stream state as arrays with a row per stream; discarded likewise."""
+        table = StreamTable(**columns)
+        self.states.append(table)
+        return table
 
     def path(self, path: Path) -> Path:
         """Resolve a path from a stage's configuration, relative to the folder of the configuration file.

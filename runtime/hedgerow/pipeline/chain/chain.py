@@ -8,49 +8,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from itertools import compress, islice
+from operator import itemgetter
 from traceback import clear_frames
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
+from hedgerow.columns.frame_batch import DEFERRED, FrameBatch, Irregular
 from hedgerow.errors import FrameError, HedgerowError, text_of
-from hedgerow.frame import Drop, Frame
+from hedgerow.frame import Frame
 from hedgerow.pipeline.chain.circuit_breaker import CircuitBreaker
+from hedgerow.pipeline.chain.live import FrameOutcome, Live, StepOutcome, conclude, merged, next_frames, stacked
 from hedgerow.pipeline.chain.progress import this_thread
-from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed, without_text
-from hedgerow.stage import MOST_PARTS, Stage, process_each
-from hedgerow.text import visible
-
-ABSORBED: Final = "absorbed"
-"""Drop reason of a frame for which a stage returned nothing, e.g. samples of a window that is not full yet."""
-
-
-@dataclass(slots=True)
-class FrameOutcome:
-    """How one frame ended: exactly one of `results`, `dropped` and `error` is set.
-
-    Attributes:
-        results: frames to publish.
-        dropped: reason it was dropped.
-        error: why it is dead.
-        stage: the stage that dropped it or failed.
-    """
-
-    results: list[Frame] = field(default_factory=list)
-    dropped: str | None = None
-    error: HedgerowError | None = None
-    stage: str = ""
-
-    def record(self, stage: str, outcome: StepOutcome) -> None:
-        """Record how one part of the frame ended in a stage."""
-        if isinstance(outcome, HedgerowError):
-            if self.error is None:
-                self.error, self.stage = outcome, stage
-            return
-        self.dropped = self.dropped or (outcome.reason if isinstance(outcome, Drop) else ABSORBED)
-        self.stage = self.stage or stage
+from hedgerow.pipeline.chain.returned import checked, checked_batch, listed
+from hedgerow.pipeline.chain.stage_failure import CircuitOpen, StageFailed, log_no_columns, without_text
+from hedgerow.stage import Stage, process_each, takes_batches
 
 
 @dataclass(slots=True)
@@ -66,12 +40,29 @@ class ChainRun:
     timings: list[tuple[str, float, int]]
 
 
-_LONGEST_REASON: Final = 64
+@dataclass(slots=True)
+class ColumnRun:
+    """One run of a chain over a list, as columns as far as possible.
+
+    Attributes:
+        batch: the frames that reached the end as rows of columns: each gave one result; None: none did.
+        rows: position in the list of each of these.
+        outcomes: how each other frame ended, by its position in the list.
+        timings: see `ChainRun`.
+        columns: (stage, number of frames that it processed as columns), in order; without stages that processed none.
+    """
+
+    batch: FrameBatch | None
+    rows: Sequence[int]
+    outcomes: dict[int, FrameOutcome]
+    timings: list[tuple[str, float, int]] = field(default_factory=list)
+    columns: list[tuple[str, int]] = field(default_factory=list)
+
+
+_IN_COLUMNS: Final = object()
+"""Stands for a row that stays in the columns, among the outcomes of the others."""
 _ONLY_FRAMES: Final = {Frame}
 """Types of the outcomes of most lists; not `isinstance`, as an object may claim to be of another class."""
-
-StepOutcome: TypeAlias = Frame | Drop | tuple[Frame, ...] | HedgerowError
-"""What a step makes of a frame: a frame, a drop, the frames it was split into (none: it was absorbed), or an error."""
 
 EventSink = Callable[[str, dict[str, Any]], None]
 """Called with an event for operators: its kind and details."""
@@ -112,6 +103,7 @@ class ChainStep:
         self._on_event = on_event
         # Lanes run lists in parallel; a stage that is not concurrent runs them one at a time.
         self._takes_lists = type(stage).process_many is not Stage.process_many
+        self.takes_batches = takes_batches(type(stage))
         self._lock: AbstractContextManager[object] = nullcontext() if stage.concurrent else threading.Lock()
 
     def run(self, frames: Sequence[Frame]) -> Sequence[StepOutcome]:
@@ -125,6 +117,60 @@ class ChainStep:
                 return [*first, *self._run(frames)] if frames else first
         return [*first, *[CircuitOpen(self.name, self.circuit.failures)] * len(frames)]
 
+    def run_batch(self, given: Live) -> tuple[Live, Sequence[StepOutcome], int]:
+        """Run the stage over columns, and over the frames beside them. Never raises.
+
+        Returns: what stays in the columns, with the owners of the outcomes of all others; these outcomes; and how many frames the
+        stage processed as columns.
+        """
+        batch, rows, frames, owners = given
+        assert batch is not None  # noqa: S101 - else `run` does it
+        if not self.takes_batches or self.circuit.failures or self.circuit.open_until is not None:
+            frames, owners = merged(frames, owners, [(row, batch.frame(at)) for at, row in enumerate(rows)])
+            return Live(None, (), (), owners), self.run(frames), 0
+        returned, left = self._call_batch(batch)
+        if not left and not frames:
+            return Live(returned, rows, (), ()), (), len(rows)
+        # As if all of them had been processed in order, for the circuit breaker.
+        deferred = [(rows[at], batch.frame(at)) for at, outcome in left.items() if outcome is DEFERRED]
+        frames, owners = merged(frames, owners, deferred)
+        streams = [frame.stream for frame in frames]
+        done = list(zip(owners, self._call(frames), streams, strict=True)) if frames else []
+        done += [(rows[at], outcome, batch.streams[at]) for at, outcome in left.items() if outcome is not DEFERRED]
+        kept = [at for at in range(len(rows)) if at not in left]
+        done += [(rows[at], _IN_COLUMNS, "") for at in kept]
+        done.sort(key=itemgetter(0))
+        outcomes = self._accounted([outcome for _, outcome, _ in done], [stream for _, _, stream in done])
+        others = [
+            (owner, outcome) for (owner, *_), outcome in zip(done, outcomes, strict=True) if outcome is not _IN_COLUMNS
+        ]
+        if left:
+            returned = returned.select(kept) if returned is not None and kept else None
+        live = Live(returned, [rows[at] for at in kept], (), [owner for owner, _ in others])
+        return live, [outcome for _, outcome in others], len(rows) - len(deferred)
+
+    def _call_batch(self, batch: FrameBatch) -> tuple[FrameBatch | None, dict[int, Any]]:
+        """Return what the stage makes of columns, and the outcome of each row that has left them."""
+        offered = batch.with_meta()  # a copy, since a stage may change it
+        left: dict[int, Any] = {}
+        offered.left = left
+        try:
+            with self._lock:
+                if (progress := this_thread.progress) is not None:
+                    progress.enter(self.position, len(batch))
+                returned = self.stage.process_batch(offered)
+        except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, such as a panic of native code
+            if not issubclass(type(error), Irregular):
+                log_no_columns(self.name, error)
+            clear_frames(error.__traceback__)
+            return None, dict.fromkeys(range(len(batch)), DEFERRED)
+        try:
+            return checked_batch(returned, batch, left), left
+        except BaseException as error:  # noqa: BLE001 - whatever it returned
+            self.takes_batches = False  # it may have changed its state, so these frames are lost; the next are not
+            failure = StageFailed(self.name, error)
+            return None, dict.fromkeys(range(len(batch)), failure)
+
     def _run(self, frames: Sequence[Frame], *, trial: bool = False) -> Sequence[StepOutcome]:
         streams = [frame.stream for frame in frames]  # a stage may change its frames
         outcomes = self._call(frames)
@@ -132,17 +178,23 @@ class ChainStep:
             with suppress(AttributeError):  # a frame without attributes is looked at below
                 if [outcome.stream for outcome in outcomes] == streams:
                     return outcomes
+        return self._accounted(outcomes, streams, trial=trial)
+
+    def _accounted(self, outcomes: list[Any], streams: Sequence[str], *, trial: bool = False) -> list[StepOutcome]:
+        """Check outcomes, and tell the circuit breaker of each."""
         for position, outcome in enumerate(outcomes):
             error: BaseException | None = None
             try:
                 # Not `isinstance`: an object may claim to be of another class.
                 if outcome is None:
                     outcomes[position] = ()
+                elif outcome is _IN_COLUMNS:
+                    pass
                 elif type(outcome) is not Frame or outcome.stream != streams[position]:
                     if issubclass(type(outcome), BaseException):
                         error = outcome
                     else:
-                        outcomes[position] = _checked(outcome, streams[position])
+                        outcomes[position] = checked(outcome, streams[position])
             except BaseException as raised:  # noqa: BLE001 - a plugin may return anything
                 error = raised
             if error is not None:
@@ -158,7 +210,7 @@ class ChainStep:
             with self._lock:
                 returned: list[Any] = self._process(frames)
                 if self._takes_lists:  # else it is our own
-                    returned = returned.copy() if type(returned) is list else _listed(returned, len(frames))
+                    returned = returned.copy() if type(returned) is list else listed(returned, len(frames))
             if len(returned) == len(frames):
                 return returned
             count = f"more than {len(frames)}" if len(returned) > len(frames) else str(len(returned))
@@ -193,62 +245,64 @@ class ChainStep:
 
 
 class Chain:
-    """Stages in order."""
+    """Stages in order.
+
+    Attributes:
+        first_columnar: position of the first stage that takes columns; None: there is none.
+    """
 
     def __init__(self, steps: Sequence[ChainStep]) -> None:
         self.steps = tuple(steps)
+        self.first_columnar = next((at for at, step in enumerate(steps) if step.takes_batches), None)
 
     def run(self, frames: Sequence[Frame]) -> ChainRun:
         """Run a list of frames through all stages. Never raises."""
         outcomes = [FrameOutcome() for _ in frames]
         timings: list[tuple[str, float, int]] = []
-        live: list[Frame] = list(frames)
-        owners: list[int] = list(range(len(live)))
+        live: Sequence[Frame] = frames
+        owners: Sequence[int] = range(len(live))
         progress = this_thread.progress
         for step in self.steps:
             if not live:
                 break
-            started = time.perf_counter()
+            started, count = time.perf_counter(), len(live)
             step_outcomes = step.run(live)
             if set(map(type, step_outcomes)) == _ONLY_FRAMES:
-                if progress is not None:
-                    progress.leave()
-                timings.append((step.name, time.perf_counter() - started, len(live)))
                 live = cast(list[Frame], step_outcomes)
-                continue
-            next_frames: list[Frame] = []
-            next_owners: list[int] = []
-            parts_of: dict[int, int] = {}
-            any_died = False
-            for owner, outcome in zip(owners, step_outcomes, strict=True):
-                if type(outcome) is Frame:
-                    next_frames.append(outcome)
-                    next_owners.append(owner)
-                    continue
-                if isinstance(outcome, tuple) and not isinstance(outcome, Drop) and outcome:
-                    made = parts_of[owner] = parts_of.get(owner, 0) + len(outcome)
-                    if made <= MOST_PARTS:
-                        next_frames.extend(outcome)
-                        next_owners.extend([owner] * len(outcome))
-                        continue
-                    outcome = StageFailed(step.name, ValueError(f"more than {MOST_PARTS:,} parts of one frame"))
-                outcomes[owner].record(step.name, outcome)
-                any_died = any_died or outcomes[owner].error is not None
+            else:
+                live, owners = next_frames(step.name, owners, step_outcomes, outcomes)
             if progress is not None:
                 progress.leave()
-            timings.append((step.name, time.perf_counter() - started, len(live)))
-            if any_died and parts_of:  # the other parts of a dead frame need not run
-                alive = [outcomes[owner].error is None for owner in next_owners]
-                next_frames, next_owners = list(compress(next_frames, alive)), list(compress(next_owners, alive))
-            live, owners = next_frames, next_owners
-        for owner, frame in zip(owners, live, strict=True):
-            outcomes[owner].results.append(frame)
-        for frame_outcome in outcomes:
-            if frame_outcome.error is not None:
-                frame_outcome.results, frame_outcome.dropped = [], None
-            elif frame_outcome.results:
-                frame_outcome.dropped = None
+            timings.append((step.name, time.perf_counter() - started, count))
+        conclude(live, owners, outcomes, outcomes)
         return ChainRun(outcomes, timings)
+
+    def run_columns(self, live: Live) -> ColumnRun:
+        """Run a list through all stages, as columns wherever a stage takes them. Never raises."""
+        run = ColumnRun(None, (), defaultdict(FrameOutcome))
+        progress = this_thread.progress
+        for step in self.steps:
+            started = time.perf_counter()
+            if live.batch is None and step.takes_batches and (batch := stacked(live.frames)) is not None:
+                live = Live(batch, live.owners, (), ())
+            count = len(live.rows) + len(live.frames)
+            if not count:
+                break
+            outcomes: Sequence[StepOutcome]
+            if live.batch is not None:
+                live, outcomes, columns = step.run_batch(live)
+                if columns:
+                    run.columns.append((step.name, columns))
+            else:
+                outcomes = step.run(live.frames)
+            if outcomes:
+                live = Live(live.batch, live.rows, *next_frames(step.name, live.owners, outcomes, run.outcomes))
+            if progress is not None:
+                progress.leave()
+            run.timings.append((step.name, time.perf_counter() - started, count))
+        run.batch, run.rows = live.batch, live.rows
+        conclude(live.frames, live.owners, run.outcomes, run.outcomes.values())
+        return run
 
     def close(self) -> None:
         """Close every stage, even if closing one of them fails."""
@@ -257,39 +311,3 @@ class Chain:
                 step.stage.close()
             except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
                 step._on_event("stage-close-failed", {"stage": step.name, "error": text_of(error)})
-
-
-def _listed(outcomes: Any, count: int) -> list[Any]:
-    """Return what `process_many` returned as a list, at most one longer than it should be."""
-    if isinstance(outcomes, (Set, Mapping)):
-        raise TypeError(f"process_many returned a {type(outcomes).__name__}, which has no order")
-    return list(islice(outcomes, count + 1))
-
-
-def _checked(outcome: Any, stream: str) -> Drop | Frame | tuple[Frame, ...]:
-    """Return what a stage returned for a frame of `stream`, as a drop, a frame, or the frames that it was split into.
-
-    Raises: TypeError, ValueError: it is something else; and whatever a generator raises.
-    """
-    kind = type(outcome)
-    if outcome is None:
-        return ()
-    if issubclass(kind, Drop):
-        return Drop(visible(text_of(outcome.reason)[:_LONGEST_REASON]) or "dropped")
-    parts: tuple[Any, ...]
-    if kind is list:  # before those that ask an abstract class, which takes longer than all the rest
-        parts = tuple(outcome)
-    elif issubclass(kind, Frame):
-        parts = (outcome,)
-    elif issubclass(kind, (str, bytes, Mapping)) or not issubclass(kind, Iterable):
-        raise TypeError(f"process returned a {kind.__name__} instead of a Frame")
-    else:
-        parts = tuple(islice(outcome, MOST_PARTS + 1))
-    if len(parts) > MOST_PARTS:
-        raise ValueError(f"process returned more than {MOST_PARTS:,} frames for one frame")
-    for part in parts:
-        if not issubclass(type(part), Frame):
-            raise TypeError(f"process returned a {type(part).__name__} instead of a Frame")
-        if part.stream != stream:
-            raise ValueError(f"process returned a frame of stream {part.stream!r} for a frame of stream {stream!r}")
-    return parts[0] if len(parts) == 1 and type(parts[0]) is Frame else parts

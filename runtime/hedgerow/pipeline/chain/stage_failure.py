@@ -16,7 +16,10 @@ log = structlog.get_logger(__name__)
 _LONGEST_TRACEBACK: Final = 8_000
 """Most characters of a traceback in a dead letter and in the log."""
 _MOST_CALLS: Final = 20
-_OUR_FILES: Final = tuple(str(Path(__file__).parents[2] / name) for name in ("pipeline/chain/chain.py", "stage.py"))
+_OUR_FILES: Final = tuple(
+    str(Path(__file__).parents[2] / name)
+    for name in ("pipeline/chain/chain.py", "pipeline/chain/returned.py", "stage.py")
+)
 
 
 class StageFailed(HedgerowError):
@@ -57,6 +60,18 @@ def log_failure(pipeline: str, stage: str, failure: HedgerowError) -> None:
         place=_place(cause.__traceback__),
         error=text_of(failure),
         **fields,
+    )
+
+
+def log_no_columns(stage: str, error: BaseException) -> None:
+    """Log that a stage raised in `process_batch`, so that its frames were processed one by one, which takes longer."""
+    log.warning(
+        "stage-columns-failed",
+        stage=stage,
+        type=type(error).__name__,
+        place=_place(error.__traceback__),
+        error=text_of(error),
+        remedy="Fix its process_batch(), or let it raise Irregular for batches that it does not take.",
     )
 
 

@@ -88,6 +88,11 @@ class Intake:
             stream for stream in streams if stream not in known
         ]  # a difference of sets would go through all known ones
 
+    def _forget(self, stream: str) -> None:
+        """Discard a stream's state in the stages; while one of them uses it, `forgotten` tells when its list has run."""
+        if not any(queue.runs(stream) for queue in self.queues):
+            self._built.forget(stream)
+
     def receive(self, messages: Sequence[Message]) -> None:
         """Account for messages and queue them."""
         tally, queues, built, stream_key = self._tally, self.queues, self._built, self._stream_key
@@ -108,7 +113,7 @@ class Intake:
                     problem = error if isinstance(error, FrameError) else internal(error)
             else:
                 problem = message_error(message, built.config.max_payload_bytes)
-            delivery = Delivery(message, stream, number_of(stream, most, built.forget), max_age_s)
+            delivery = Delivery(message, stream, number_of(stream, most, self._forget), max_age_s)
             if expiry_s is not None:
                 delivery.expire_in(expiry_s)
             if deadline_s is not None:

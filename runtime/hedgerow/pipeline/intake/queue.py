@@ -152,6 +152,11 @@ class FrameQueue(Generic[T]):
         """Whether items of a stream are queued or being processed."""
         return stream in self._streams
 
+    def runs(self, stream: str) -> bool:
+        """Whether an item of a stream is being processed."""
+        found = self._streams.get(stream)
+        return found is not None and found.busy
+
     def put(self, item: T) -> list[Shed[T]]:
         """Add an item; return what was shed to make room, possibly the item itself."""
         shed: list[Shed[T]] = []
