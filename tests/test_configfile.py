@@ -107,6 +107,12 @@ def test_every_path_in_a_file_is_relative_to_its_folder_and_says_so(
         )
         if isinstance(value, dict) and keys[:2] == ("pipelines", "p") and key == keys[-1]:
             value |= {"subscribe": "a", "stages": ["parse"]}
+    assert isinstance(value, dict)
+    if keys[0] == "broker":  # what makes the setting take effect
+        value["broker"] |= {"url": "mqtts://broker"}
+        value["broker"].get("tls", {}).setdefault("cert_file", "here/cert")
+    if keys[0] == "fleet":
+        value["fleet"].setdefault("root_file", "here/root")
     Path("configs/node.yaml").write_text(json.dumps(value))
 
     found: object = configfile.load(Path("configs/node.yaml"))

@@ -116,6 +116,7 @@ class NodeSection(Section):
     threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="Cores this node may use; by default those that the container or the affinity mask allows.",
     )
     event_loop: Literal["asyncio", "uvloop"] = Field(
@@ -178,7 +179,10 @@ class BrokerSection(Section):
     tls: TlsSection = Field(TlsSection(), description="Certificates, for mqtts:// and wss://.")
     keepalive_s: int = Field(30, ge=5, le=65535, description="Longest silence before the link is considered dead.")
     session_expiry_s: int = Field(
-        86_400, ge=0, description="How long the broker keeps QoS 1 frames for this node while it is disconnected."
+        86_400,
+        ge=0,
+        le=2**32 - 1,
+        description="How long the broker keeps QoS 1 frames for this node while it is disconnected.",
     )
 
     @field_validator("url")
@@ -188,6 +192,11 @@ class BrokerSection(Section):
             raise ValueError(
                 "must be a broker address\n  → Write mqtt://HOST:PORT, mqtts://HOST:PORT, wss://HOST:PORT/PATH or "
                 "unix:///path/to/socket. User name and password have their own settings."
+            )
+        port = re.search(r"^[a-z]+://[^/]*:([0-9]+)(/|$)", url)
+        if port is not None and not 1 <= int(port[1]) <= 65_535:
+            raise ValueError(
+                "must have a port from 1 to 65535\n  → Write the port that the broker listens on, or none."
             )
         return url
 
@@ -235,9 +244,11 @@ class ModelConfig(Section):
     max_batch: int | None = Field(
         None, ge=1, description="Maximum number of frames in one inference; by default as tuned, else 16."
     )
-    streams: int | None = Field(None, ge=1, description="Inferences that run in parallel; by default as tuned, else 1.")
+    streams: int | None = Field(
+        None, ge=1, le=1024, description="Inferences that run in parallel; by default as tuned, else 1."
+    )
     threads: int | None = Field(
-        None, ge=1, description="Threads an inference may use; by default the node's cores ÷ streams."
+        None, ge=1, le=1024, description="Threads an inference may use; by default the node's cores ÷ streams."
     )
     constants: dict[str, bool | int | float] = Field(
         default_factory=dict, description="Inputs with a fixed value, e.g. a sampling rate."
@@ -361,7 +372,7 @@ class PublishSection(Section):
     format: Literal["json", "msgpack"] = Field("json", description="Encoding of results.")
     qos: Literal[0, 1] = Field(1, description="QoS of results.")
     expiry_s: int | None = Field(
-        None, ge=1, description="The broker discards a result that was not delivered within this time."
+        None, ge=1, le=2**32 - 1, description="The broker discards a result that was not delivered within this time."
     )
     durable: bool = Field(
         False,
@@ -777,7 +788,7 @@ class MetricsSection(Section):
     enabled: bool = Field(True, description="Whether to listen.")
     host: str = Field(
         "127.0.0.1",
-        pattern=r"^[A-Za-z0-9.:_-]{0,255}$",
+        pattern=r"^[A-Za-z0-9.:_-]{1,255}$",
         description="Address to listen on; 0.0.0.0 inside a container.",
     )
     port: int = Field(9464, ge=0, le=65_535, description="Port; 0 picks a free one and logs it.")

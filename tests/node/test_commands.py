@@ -128,7 +128,7 @@ async def test_the_event_of_an_open_circuit_quotes_no_frame(site: Site) -> None:
 
 
 async def test_a_pipeline_without_frames_makes_the_node_unready_after_flow_timeout_s(site: Site) -> None:
-    async with site.node(metrics={"enabled": False, "flow_timeout_s": 0.2}) as node:
+    async with site.node(metrics={"flow_timeout_s": 0.2}) as node:
         await until(lambda: any("no frame for" in reason for reason in node._probes.why_unready()))
 
         async def feed() -> None:  # a single frame makes it ready for only 0.2 s, which a busy machine may miss
@@ -390,7 +390,7 @@ async def test_an_invalid_configuration_is_refused_and_the_node_keeps_the_old_on
 
 
 async def test_renaming_a_key_needs_no_restart(site: Site) -> None:
-    origins = ["https://models.example/a"]
+    origins: list[str] = []
     with capture_logs() as logs:
         async with site.node(fleet={"sources": origins}):
             reply = await site.reload({"p": site.pipeline()}, fleet={"origins": origins})

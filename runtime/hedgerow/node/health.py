@@ -15,6 +15,7 @@ from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.errors import published
 from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.built_pipeline import REPLACED
+from hedgerow.text import visible
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
 
@@ -37,6 +38,8 @@ STUCK_AFTER_S: Final = 30.0
 """A stage that finishes no frame for longer, or for its `timeout_s`, makes the node `failing`."""
 
 _CRASH_REPORTED_S: Final = 600.0
+
+_LONGEST_TOPIC: Final = 200
 
 _FEWEST_FRAMES: Final = 10
 """Fewest frames to judge a model by its share of NaN."""
@@ -125,6 +128,8 @@ class HealthReporter:
             )
             for name, runner in self._pipelines.runners.items()
         }
+        for runner in self._pipelines.runners.values():
+            runner.losses.clear()
 
     def report(self) -> Health:
         """Return a current report."""
@@ -173,7 +178,7 @@ class HealthReporter:
                 findings.degraded(f"pipeline {name}: not connected to the broker")
             findings.degraded(*self._dead_letters(name, runner))
             findings.failing(*refused_subscriptions(name, runner))
-            findings.degraded(*self._frames_at_risk(name, runner))
+            findings.degraded(*self._frames_at_risk(name, runner), *_floods(name, runner))
             findings.failing(*hanging_stage(name, runner))
             findings.degraded(*self._worker_problems(name, runner))
             findings.degraded(*(f"pipeline {name}: stage {stage} keeps failing" for stage in runner.built.failing()))
@@ -182,6 +187,7 @@ class HealthReporter:
     def _report_pipeline(self, name: str, runner: PipelineRunner) -> PipelineHealth:
         tally, now = runner.tally, time.monotonic()
         before = self._period.get(name) or _PeriodStart(self._started_at, 0, [0] * len(tally.latency.counts))
+        lost = runner.losses.most()
         p50, p99 = (tally.latency.quantile(q, before.latency) for q in (0.5, 0.99))
         return PipelineHealth(
             state=runner.state,
@@ -200,6 +206,8 @@ class HealthReporter:
             last_result_at=tally.last_result_at,
             models=sorted({model.name for model in runner.built.models()}),
             worker_memory_bytes=sum(runner.built.workers().memory_bytes),
+            most_lost=None if lost is None else _topic(lost),
+            most_lost_frames=0 if lost is None else lost[1],
         )
 
     def _dead_letters(self, name: str, runner: PipelineRunner) -> Iterator[str]:
@@ -209,7 +217,9 @@ class HealthReporter:
         out = runner.tally.out - (before.out if before else 0)
         if dead and dead.total() > out:
             (worst, _), *_ = dead.most_common(1)
-            yield f"pipeline {name}: {dead.total()} frames dead-lettered, most with {worst}; {out} gave results"
+            lost = runner.losses.most()
+            most = f", most from {_topic(lost)}" if lost is not None and lost[1] > dead.total() / 2 else ""
+            yield f"pipeline {name}: {dead.total()} frames dead-lettered, most with {worst}{most}; {out} gave results"
 
     def _frames_at_risk(self, name: str, runner: PipelineRunner) -> Iterator[str]:
         """Yield a reason for each way in which the broker may lose, or has lost, QoS 1 frames."""
@@ -276,6 +286,25 @@ def running_models(runners: Iterable[PipelineRunner]) -> dict[str, ServedModel]:
 def refused_subscriptions(name: str, runner: PipelineRunner) -> list[str]:
     """Return a reason for each of a pipeline's subscriptions that the broker refuses."""
     return [f"pipeline {name}: the broker refuses {pattern}: {reason}" for pattern, reason in runner.refused.items()]
+
+
+def _floods(name: str, runner: PipelineRunner) -> Iterator[str]:
+    """Yield a reason if a topic sends more QoS 1 frames than the stages process: which, and what becomes of them."""
+    if (found := runner.flooding) is not None:
+        yield (
+            f"pipeline {name}: {_topic(found)} floods, {found[1]} of its frames wait, and those of others behind it at the "
+            "broker; see `max_qos1_frames_per_topic`"
+        )
+    lost = runner.losses.most()
+    if runner.losses.limited and lost is not None:
+        yield (
+            f"pipeline {name}: {runner.losses.limited} QoS 1 frames dropped above `max_qos1_frames_per_topic`, most from "
+            f"{_topic(lost)}"
+        )
+
+
+def _topic(counted: tuple[str, int]) -> str:
+    return visible(counted[0][:_LONGEST_TOPIC])
 
 
 def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> dict[str, ModelHealth]:

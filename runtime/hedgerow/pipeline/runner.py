@@ -31,6 +31,7 @@ from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.intake.intake import Intake
 from hedgerow.pipeline.lanes.dispatcher import Dispatcher
 from hedgerow.pipeline.lanes.hang_watch import Hang
+from hedgerow.pipeline.settlement.losses import LossesByTopic
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import Tally
 
@@ -242,6 +243,16 @@ class PipelineRunner:
     def streams(self) -> int:
         """Number of streams seen and not forgotten."""
         return self._intake.streams
+
+    @property
+    def losses(self) -> LossesByTopic:
+        """Frames lost since the last health report, by topic."""
+        return self._settler.losses
+
+    @property
+    def flooding(self) -> tuple[str, int] | None:
+        """The topic that fills the window for QoS 1 frames, so that the broker holds back all others, and its frames; None: none."""
+        return self._intake.flooding()
 
     @property
     def snapshot(self) -> Snapshot | None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import AliasChoices, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
 
 from hedgerow.config import BrokerSection, LogSection, MetricsSection, Name, Section
 from hedgerow.configfile import BadConfigFile, Document, Problem
+from hedgerow.errors import ConfigError
+from hedgerow.labels import parse_selector
 
 _OLD_PING: Final = "canary"
 """Name of the setting `ping` before a canary meant the first wave of a rollout only; deprecated."""
@@ -43,17 +45,29 @@ class StoreSection(Section):
             )
         return url
 
+    @model_validator(mode="after")
+    def _group_of_a_file(self) -> StoreSection:
+        if self.group_access and on_postgres(self.url):
+            raise ValueError(
+                "`group_access` has no effect with PostgreSQL\n  → Remove it, and grant roles in the database."
+            )
+        return self
+
 
 class RetentionSection(Section):
     """Limits of the store. The oldest entries are deleted first."""
 
-    days: float | None = Field(30, gt=0, description="Days to keep results, events and gaps; empty: forever.")
+    days: float | None = Field(
+        30, gt=0, allow_inf_nan=False, description="Days to keep results, events and gaps; empty: forever."
+    )
     max_bytes: int | None = Field(
         None,
         ge=1 << 20,
         description="Maximum size of all results in bytes; each counts as its payload plus about 200 bytes.",
     )
-    health_days: float = Field(3, gt=0, description="Days to keep health reports. A node's last state stays known.")
+    health_days: float = Field(
+        3, gt=0, allow_inf_nan=False, description="Days to keep health reports. A node's last state stays known."
+    )
 
 
 class QuotasSection(Section):
@@ -62,7 +76,7 @@ class QuotasSection(Section):
     nodes: int = Field(1000, ge=1, le=100_000, description="Nodes of a site. A stolen site can invent names.")
     messages_per_s: float = Field(
         1000,
-        gt=0,
+        ge=0.01,
         le=1_000_000,
         description="Messages per second over a long time; four minutes' worth may come at once. Durable results beyond it are not lost: "
         "their outbox sends them again.",
@@ -84,12 +98,21 @@ class QuotasSection(Section):
         256, ge=1, le=10_000, description="Pipelines, models, labels and reasons, each, in one report of a node."
     )
 
+    @model_validator(mode="after")
+    def _events_are_rows(self) -> QuotasSection:
+        if "events_per_day" in self.model_fields_set and self.events_per_day > self.rows_per_day:
+            raise ValueError(
+                f"`events_per_day` {self.events_per_day:,} is never reached: events count as rows, and `rows_per_day` is "
+                f"{self.rows_per_day:,}\n  → Set it to {self.rows_per_day:,} at most."
+            )
+        return self
+
 
 class PingSection(Section):
     """Pings to every node, through all bridges and back: a bridge that claims to be connected may forward nothing."""
 
     every_s: float | None = Field(
-        60, gt=0, description="Average interval between two pings to a node; empty: no pings."
+        60, gt=0, allow_inf_nan=False, description="Average interval between two pings to a node; empty: no pings."
     )
     timeout_s: float = Field(15, gt=0, description="A ping without a reply within this time counts as unanswered.")
 
@@ -107,6 +130,12 @@ class ModelsSection(Section):
         "comes from HEDGEROW_TRUST_PASSPHRASE.",
     )
 
+    @model_validator(mode="after")
+    def _key_of_a_repository(self) -> ModelsSection:
+        if self.online_key is not None and self.repository is None:
+            raise ValueError("`online_key` has no effect without `repository`\n  → Add `repository: …`.")
+        return self
+
 
 class EnrolmentRule(Section):
     """A rule by which the service approves machines: all that is set must hold."""
@@ -123,6 +152,28 @@ class EnrolmentRule(Section):
         description="Approve every machine that shows a certificate of a known manufacturer: whoever buys one may have it approved.",
     )
     count: int = Field(ge=1, le=100_000, description="Most machines that it approves, ever.")
+
+    @field_validator("labels")
+    @classmethod
+    def _readable(cls, labels: str) -> str:
+        try:
+            parse_selector(labels)
+        except ConfigError as error:
+            raise ValueError(error.explain()) from error
+        return labels
+
+    @model_validator(mode="after")
+    def _one_kind_of_serials(self) -> EnrolmentRule:
+        if self.serials is not None and self.any_serial:
+            raise ValueError(
+                "`any_serial` has no effect beside `serials`: only those listed are approved\n  → Remove one of them."
+            )
+        if self.labels and (self.serials is not None or self.any_serial):
+            raise ValueError(
+                "`labels` are those of a claim, and a machine that shows its manufacturer's certificate has none: with `serials` the "
+                "rule would approve nothing, with `any_serial` no such machine\n  → Make a rule of each."
+            )
+        return self
 
 
 class EnrolmentSection(Section):
@@ -153,6 +204,33 @@ class EnrolmentSection(Section):
         le=10_000,
         description="Requests a second of one site that are read; more are dropped, and come again.",
     )
+
+    @model_validator(mode="after")
+    def _nothing_void(self) -> EnrolmentSection:
+        written = [name for name in ("pki", "manufacturers", "rules") if getattr(self, name)]
+        if written and self.places is None:
+            raise ValueError(
+                f"{written[0]!r} has no effect without `places`: no machine can enrol\n  → Add `places: …`."
+            )
+        if self.rules and self.pki is None:
+            raise ValueError(
+                "`rules` have no effect without `pki`: nobody would sign\n  → Add `pki: …`, or remove them."
+            )
+        names = [rule.name for rule in self.rules]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"two rules are named {twice!r}, and would share one count\n  → Give each a name of its own."
+            )
+        if self.manufacturers is None and any(rule.serials is not None or rule.any_serial for rule in self.rules):
+            raise ValueError(
+                "rules with `serials` or `any_serial` have no effect without `manufacturers`\n  → Add `manufacturers: …`."
+            )
+        if "pending_per_site" in self.model_fields_set and self.pending_per_site > self.pending:
+            raise ValueError(
+                f"`pending_per_site` {self.pending_per_site:,} is never reached: `pending`, of all sites, is {self.pending:,}\n"
+                f"  → Set it to {self.pending:,} at most."
+            )
+        return self
 
     def anchored(self, folder: Path) -> EnrolmentSection:
         """Return a copy with its paths relative to `folder`."""

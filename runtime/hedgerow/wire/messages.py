@@ -96,6 +96,10 @@ class PipelineHealth(WireMessage):
     last_result_at: UnixTime | None = None
     models: list[str] = Field(default_factory=list)
     worker_memory_bytes: Count = Field(0, description="Resident memory of its workers.")
+    most_lost: str | None = Field(
+        None, description="Topic with the most frames dead-lettered or dropped under overload since the last report."
+    )
+    most_lost_frames: Count = Field(0, description="How many.")
     error: str | None = None
     remedy: str | None = None
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from hedgerow import plugins
 from hedgerow.config import Adjustable, NodeConfig, PipelineConfig, RangeSection, StageEntry
+from hedgerow.configfile.adjustable import bounds, own_value
 from hedgerow.errors import HedgerowError
 from hedgerow.stage import is_threshold
 
@@ -25,17 +26,6 @@ the node's file; null in place of all changes: the pipeline does not run."""
 MOST_CHANGES: Final = 100
 """Most settings that one document or command may change."""
 
-_BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "batch": (1, 256),
-    "lanes": (1, 16),
-    "queue.max_age_s": (0.1, 7 * 86_400),
-    "queue.deadline_s": (0.01, 86_400),
-    "queue.max_rate_per_stream": (0.01, 1e6),
-    "queue.max_frames_per_stream": (1, 1024),
-    "queue.max_frames": (1, 65_536),
-    "queue.max_bytes": (2**20, 2**30),
-}
-"""Least and most by default, or what the node's file has, if that is further out."""
 _LARGEST: Final = 1e300
 _DROPPING: Final = ("queue.policy", "queue.max_age_s", "queue.deadline_s", "queue.max_rate_per_stream")
 """Settings that decide which frames are dropped: fixed where results are durable, or the pipeline has to keep running."""
@@ -182,12 +172,13 @@ def _check_limit(file: NodeConfig, name: str, path: str, value: Any) -> None:
         if value not in ("latest", "fifo"):
             raise AdjustmentRefused(f"{where} must be 'latest' or 'fifo'", remedy="Send one of these.")
         return
-    own = getattr(pipeline.queue if "." in path else pipeline, path.rpartition(".")[2])
-    low, high = _BOUNDS[path]
-    if path == "queue.max_bytes":  # a frame that is larger than the queue would never be processed
-        low = max(low, pipeline.max_payload_bytes)
-    if isinstance(own, int | float):
-        low, high = min(low, own), max(high, own)
+    if path == "lanes" and pipeline.workers:
+        raise AdjustmentRefused(
+            f"{where} has no effect: the pipeline runs in {pipeline.workers} workers",
+            remedy="Change `workers` in the node's file.",
+        )
+    low, high = bounds(pipeline, path)
+    if (own := own_value(pipeline, path)) is not None:
         by = (
             "publish: durable"
             if pipeline.publish.durable

@@ -25,6 +25,10 @@ from hedgerow.text import visible
 _FULL: Final = 0.9
 """Share of the window for QoS 1 frames from which it counts as full."""
 _FLOOD_TOLD_S: Final = 60.0
+FLOOD_REMEDY: Final = (
+    "Let it send less; or set the pipeline's `receive_maximum: 10000` and `queue: {max_qos1_frames_per_topic: 5000}`, or "
+    "`{max_rate_per_topic: …}`, which drop and count what is above them. Frames of other topics wait behind it at the broker meanwhile."
+)
 
 
 class Intake:
@@ -149,23 +153,27 @@ class Intake:
         if len(self._placement) > len(self._streams):
             self._placement.sweep(self._streams.names, lambda stream, lane: self.queues[lane].holds(stream))
 
-    def _report_flood(self, now: float) -> None:
-        """Tell, once a minute, if one topic fills the window for QoS 1 frames, so that the broker holds back all others."""
+    def flooding(self) -> tuple[str, int] | None:
+        """Return the topic that fills the window for QoS 1 frames, so that the broker holds back all others, and its frames."""
         window = self._built.config.receive_maximum
-        if len(self._streams) < 2 or (self._floods_at is not None and now < self._floods_at + _FLOOD_TOLD_S):
-            return
+        if len(self._streams) < 2:
+            return None
         for queue in self.queues:
             if len(queue) < window * _FULL:
                 continue
             topic, frames = queue.largest()
             if frames > window / 2:
-                self._floods_at = now
-                remedy = (
-                    "Let it send less; or set `queue: {max_rate_per_topic: …}` or `{max_qos1_frames_per_topic: …}`, which drop "
-                    "and count what is above them. Frames of other topics wait behind it at the broker meanwhile."
-                )
-                self._on_event("topic-floods", {"topic": visible(topic), "waiting": frames, "remedy": remedy})
-                return
+                return topic, frames
+        return None
+
+    def _report_flood(self, now: float) -> None:
+        """Tell of it once a minute."""
+        if self._floods_at is not None and now < self._floods_at + _FLOOD_TOLD_S:
+            return
+        if (found := self.flooding()) is not None:
+            self._floods_at = now
+            topic, frames = found
+            self._on_event("topic-floods", {"topic": visible(topic), "waiting": frames, "remedy": FLOOD_REMEDY})
 
     def drop_queued(self) -> None:
         """Drop every queued frame."""

@@ -22,6 +22,7 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
+from hedgerow.pipeline.settlement.losses import LossesByTopic
 from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
 from hedgerow.wire.messages import without_payload
@@ -47,6 +48,7 @@ class Settler:
         outbox: stores the results of a durable pipeline.
     Attributes:
         closing: the links are being closed, so failed publishes are not reported as refused.
+        losses: lost frames, by topic.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Settler:
         outbox: Outbox | None,
     ) -> None:
         self.closing = False
+        self.losses = LossesByTopic()
         self._source = source
         self._sink = sink
         self._tally = tally
@@ -113,6 +116,7 @@ class Settler:
         """Drop a delivery, and acknowledge it unless it is returned to the broker."""
         self._tally.held.discard(delivery)
         self._tally.count_drop(str(reason))
+        self.losses.dropped(delivery, reason)
         if reason is not DropReason.RETURNED:
             self._source.ack(delivery.message)
 
@@ -215,6 +219,7 @@ class Settler:
             self._on_event("dead-letter-refused", {"reason": reason, "error": str(error)})
         self._tally.held.discard(delivery)
         self._tally.count_death(reason)
+        self.losses.dead(delivery)
         self._source.ack(delivery.message)
         self._wake()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -11,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from hedgerow.config import Name, Section
-from hedgerow.configfile import Document
+from hedgerow.configfile import BadConfigFile, Document, Problem
 from hedgerow.errors import ConfigError
 from hedgerow.labels import Selector, parse_selector
 from hedgerow.wire.fleet import Digest, SwapPolicy, Version
@@ -235,7 +236,56 @@ def load_plan(path: Path) -> RolloutPlan:
 
     Raises: BadConfigFile: the file cannot be read, is not YAML, or is invalid; lists every problem with its line.
     """
-    return Document.read(path).as_a(RolloutPlan, "rollout")
+    document = Document.read(path)
+    plan = document.as_a(RolloutPlan, "rollout")
+    if problems := [
+        Problem(document.line_of(keys), ".".join(map(str, keys)), *rest) for keys, *rest in _without_effect(plan)
+    ]:
+        raise BadConfigFile(path, problems, "rollout")
+    return plan
+
+
+def _without_effect(plan: RolloutPlan) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """Yield keys, message and remedy of what another setting of the plan makes void; plans in the store may have it."""
+    gate, swap = plan.gate, plan.swap
+    steps_s = swap.shadow_s + swap.split_s + swap.probation_s
+    for keys, timeout_s in ((("swap", "timeout_s"), swap.timeout_s), (("gate", "timeout_s"), gate.timeout_s)):
+        if steps_s >= timeout_s and any(
+            each != "none" for each in plan.models.values()
+        ):  # to withdraw one takes no swap
+            yield (
+                keys,
+                f"{timeout_s:g} s is over before a node can succeed: shadow, split and probation take {steps_s:g} s",
+                f"Set it well above {steps_s:g}.",
+            )
+    for keys, is_void, needed in (
+        (("swap", "split_percent"), swap.split_percent and not swap.split_s, "`split_s`"),
+        (("swap", "split_s"), swap.split_s and not swap.split_percent, "`split_percent`"),
+        (("swap", "max_disagreement"), "max_disagreement" in swap.model_fields_set and not swap.shadow_s, "`shadow_s`"),
+        (
+            ("gate", "slow_reports"),
+            "slow_reports" in gate.model_fields_set and gate.max_slowdown is None,
+            "`max_slowdown`",
+        ),
+    ):
+        if is_void:
+            yield keys, f"has no effect without {needed}", f"Set {needed}, or remove it."
+    if "max_silence_s" in gate.model_fields_set and gate.max_silence_s > gate.timeout_s:
+        yield (
+            ("gate", "max_silence_s"),
+            f"{gate.max_silence_s:g} s is never reached: `timeout_s` is {gate.timeout_s:g} s",
+            f"Set it to {gate.timeout_s:g} at most.",
+        )
+    reached = 0.0
+    for number, wave in enumerate(plan.waves):
+        share = percent(wave) if isinstance(wave, str) else None
+        if share is not None and share <= reached:
+            yield (
+                ("waves", number),
+                f"{wave} adds no node: {reached:.2%} of the nodes have it already",
+                "Let percentages rise.",
+            )
+        reached = share or reached
 
 
 def stored_plan(content: Any) -> RolloutPlan:

@@ -1,4 +1,4 @@
-"""Reads configuration files: YAML 1.2 into a `NodeConfig`, with errors that point to the line.
+"""Configuration files as written: YAML 1.2 into a `NodeConfig`, with errors that point to the line.
 
 All problems of a file are reported at once. For an unknown key the error suggests the nearest known one.
 """
@@ -23,6 +23,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from hedgerow.config import NodeConfig
+from hedgerow.configfile.without_effect import settings_without_effect
 from hedgerow.errors import ConfigError, without_secrets
 
 if TYPE_CHECKING:
@@ -143,17 +144,18 @@ class Document:
             if unknown := list(configenv.unknown_variables(os.environ)):
                 raise BadConfigFile(self._path, [_unknown_variable(*each) for each in unknown])
         try:
-            config = _anchored(config_type(**self.content), self._path.parent.absolute())
+            config = config_type(**self.content)
         except ValidationError as error:
             raise BadConfigFile(self._path, list(_problems(self._yaml, error))) from error
         except Exception as error:  # pydantic-settings: a HEDGEROW_* variable that is not valid JSON
             problem = Problem(None, "", str(error), "Check the HEDGEROW_* environment variables.")
             raise BadConfigFile(self._path, [problem]) from error
         if problems := [
-            Problem(self.line_of(keys), ".".join(map(str, keys)), *rest) for keys, *rest in _limits_of_nothing(config)
+            Problem(self.line_of(keys), ".".join(map(str, keys)), *rest)
+            for keys, *rest in settings_without_effect(config)
         ]:
             raise BadConfigFile(self._path, problems)
-        return config
+        return _anchored(config, self._path.parent.absolute())
 
     def as_a(self, model: type[Kind], check: str) -> Kind:
         """Return the content as another kind of file; the environment does not override it.
@@ -269,25 +271,6 @@ def merge(document: Any, changes: Mapping[str, Any]) -> None:
             document.insert(0, key, value)  # at the end it would separate a comment from the key that it describes
         else:
             document[key] = value
-
-
-def _limits_of_nothing(config: NodeConfig) -> Iterator[tuple[tuple[int | str, ...], str, str]]:
-    """Yield keys, message and remedy of limits for others on what does not exist: they would protect nothing."""
-    remote, known = config.remote, ", ".join(sorted(config.pipelines)) or "none"
-    named: list[tuple[int | str, ...]] = [("keep_running", number) for number in range(len(remote.keep_running))]
-    for keys, name in zip(
-        [*named, *(("thresholds", name) for name in remote.thresholds)],
-        [*remote.keep_running, *remote.thresholds],
-        strict=True,
-    ):
-        if name not in config.pipelines and not remote.signed_pipelines:
-            yield ("remote", *keys), f"there is no pipeline {name!r}", f"The pipelines: {known}."
-    for name, limits in remote.thresholds.items():
-        stages = [stage.name for stage in config.pipelines[name].stages] if name in config.pipelines else []
-        for path in limits:
-            if stages and path != "*" and path.partition(".")[0] not in stages:
-                remedy = f"Write STAGE.SETTING with one of {', '.join(stages)}, or `*`."
-                yield ("remote", "thresholds", name, path), "names no stage of that pipeline", remedy
 
 
 def _anchored(config: NodeConfig, folder: Path) -> NodeConfig:
