@@ -189,6 +189,10 @@ class EnrollingEstate(Running):
         with self.database() as database:
             return {one.fingerprint: one for one in EnrolmentStore(database).machines(state)}
 
+    def is_up(self, node: str) -> bool:
+        """Whether a node, REGION/SITE/NODE, reports to the region that it is well."""
+        return any(one["node"] == node for one in self.operator("nodes", "--health", "ok", "--json").json)
+
     def refused(self) -> dict[tuple[str, str], int]:
         """Return how many messages `region status` shows as refused, by site and reason."""
         from hedgerow.region.store.queries import status

@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import base64
 import io
 import secrets
 from contextlib import suppress
@@ -33,6 +32,7 @@ from hedgerow.configfile import BadConfigFile, Document, merge
 from hedgerow.enrolment.claim import Claim
 from hedgerow.enrolment.grant import BadGrant, NodeGrant, verify_grant
 from hedgerow.enrolment.request import CLIENT
+from hedgerow.enrolment.token_keys import named_in
 from hedgerow.errors import HedgerowError, first_problem
 from hedgerow.pki import files
 from hedgerow.pki.names import PkiError
@@ -126,9 +126,7 @@ class EnrolmentFolder:
             text = self.key_file.read_text("ascii", errors="replace")
         except OSError:
             return None
-        if "BEGIN PKCS#11 PROVIDER URI" not in text:
-            return None
-        return base64.b64decode("".join(text.splitlines()[1:-1])).decode()
+        return named_in(text)
 
     def root(self) -> x509.Certificate:
         """Return the region's root. Raises: PkiError: it cannot be read."""

@@ -29,7 +29,10 @@ from hedgerow.pki import certificates
 SCHEME: Final = "pkcs11:"
 PIN: Final = "HEDGEROW_TOKEN_PIN"
 MODULE: Final = "PYKCS11LIB"
-
+_BEGIN: Final = "-----BEGIN PKCS#11 PROVIDER URI-----"
+_END: Final = "-----END PKCS#11 PROVIDER URI-----"
+_TPM: Final = "tpm2-software.github.io"
+"""Manufacturer that tpm2-pkcs11 names."""
 
 _opened: Final[dict[tuple[str, str, str], KeyOnToken]] = {}
 """Open keys by module, token and name: a process can log in at a token once. As many as the process names: one."""
@@ -127,7 +130,8 @@ def open_key(uri: str) -> KeyOnToken:
     pin = _pin(query)
 
     def find() -> KeyOnToken:
-        token = pkcs11.lib(module).get_token(token_label=named["token"])
+        library = pkcs11.lib(module)
+        token = library.get_token(token_label=named["token"])
         session = token.open(rw=True, user_pin=pin)
         label = named["object"]
         kinds = pkcs11.constants.ObjectClass
@@ -138,7 +142,12 @@ def open_key(uri: str) -> KeyOnToken:
 
             curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
             parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
-            _, private = parameters.generate_keypair(store=True, label=label)
+            flags = pkcs11.MechanismFlag
+            uses = flags.SIGN | flags.VERIFY
+            if library.manufacturer_id == _TPM:
+                uses |= flags.ENCRYPT | flags.DECRYPT  # it makes no keys that only sign
+            # OpenSSL's provider finds the public half of a key by its id.
+            _, private = parameters.generate_keypair(store=True, label=label, id=label.encode(), capabilities=uses)
         else:
             private = made[0]
         public = session.get_key(label=label, object_class=kinds.PUBLIC_KEY)
@@ -154,9 +163,24 @@ def open_key(uri: str) -> KeyOnToken:
 
 
 def reference(uri: str) -> bytes:
-    """Return the PEM by which OpenSSL's pkcs11-provider finds a key on a token, in place of a key's file."""
-    coded = base64.b64encode(uri.encode()).decode()
-    return f"-----BEGIN PKCS#11 PROVIDER URI-----\n{coded}\n-----END PKCS#11 PROVIDER URI-----\n".encode()
+    """Return the PEM by which OpenSSL's pkcs11-provider finds a key on a token, in place of a key's file.
+
+    The provider knows module and PIN from its own configuration, and refuses a URI with a query. The whole URI follows, for `named_in`.
+    """
+    path = uri.partition("?")[0]
+    der = _der(0x30, _der(0x1A, b"PKCS#11 Provider URI v1.0") + _der(0x0C, f"{path};type=private".encode()))
+    return f"{_BEGIN}\n{base64.encodebytes(der).decode()}{_END}\n{uri}\n".encode()
+
+
+def named_in(text: str) -> str | None:
+    """Return the URI that a `reference` was made of; None if the text is something else."""
+    return text.rpartition(f"{_END}\n")[2].strip() if _BEGIN in text else None
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    length = bytes([size]) if size < 0x80 else b"\x82" + size.to_bytes(2, "big")
+    return bytes([tag]) + length + content
 
 
 def why_not_in_tls(uri: str, key: KeyOnToken) -> str | None:

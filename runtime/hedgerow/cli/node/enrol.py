@@ -63,8 +63,8 @@ def enrol(
     (`hedgerow node approve`), by the fingerprint that is shown here. Interrupt it whenever you like: the next call goes on, and needs
     the token only if the machine has not asked yet. On a node, it renews the certificate if that is due; call it daily.
 
-    With --key the key is made on the token and cannot be read from it. The node's TLS needs OpenSSL's pkcs11-provider to use it;
-    Debian 12 has none, and then this refuses. PYKCS11LIB names the token's module, HEDGEROW_TOKEN_PIN its PIN.
+    With --key the key is made on the token, such as a TPM 2.0, and cannot be read from it. The node's TLS needs OpenSSL's
+    pkcs11-provider to use it, and without it this refuses. PYKCS11LIB names the token's module, HEDGEROW_TOKEN_PIN its PIN.
 
     A token given as an argument is visible to others on this machine while this runs: better give a file, or `-`.
     """
