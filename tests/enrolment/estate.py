@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 from tests.cli.command_output import CommandOutput
+from tests.enrolment.machines import Machine
 from tests.topology.conftest import Running, prepare
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ from hedgerow.enrolment.claim import Claim, read_claim
 from hedgerow.pki.folder import Pki
 from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig, load
-from hedgerow.region.enrolment.store import EnrolmentStore, StoredClaim
+from hedgerow.region.enrolment.store import PENDING, EnrolmentStore, StoredClaim, StoredMachine
 from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
@@ -176,6 +177,13 @@ class EnrollingEstate(Running):
         with closing(open_database(self.config.store.url, write=False, alongside=True)) as database:
             EnrolmentStore(database).add_claim(stored)
         return claim
+
+    def add_machine(self, machine: Machine, claim: str, site: str = "hall") -> None:
+        """Store a machine as one that has asked."""
+        now = time.time()
+        stored = StoredMachine(machine.fingerprint, site, claim, machine.csr(), {}, PENDING, now, now)
+        with closing(open_database(self.config.store.url, write=False, alongside=True)) as database:
+            EnrolmentStore(database).add_machine(stored)
 
     @property
     def counts(self) -> dict[str, float]:

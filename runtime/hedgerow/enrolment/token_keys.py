@@ -34,8 +34,8 @@ _END: Final = "-----END PKCS#11 PROVIDER URI-----"
 _TPM: Final = "tpm2-software.github.io"
 """Manufacturer that tpm2-pkcs11 names."""
 
-_opened: Final[dict[tuple[str, str, str], KeyOnToken]] = {}
-"""Open keys by module, token and name: a process can log in at a token once. As many as the process names: one."""
+_sessions: Final[dict[tuple[str, str], Any]] = {}
+"""Open sessions by module and token: a process can log in at a token once. As many as the process names: one or two."""
 
 
 class TokenUnusable(HedgerowError):
@@ -104,12 +104,14 @@ class KeyOnToken(ec.EllipticCurvePrivateKey):
         return copy.copy(self)
 
 
-def open_key(uri: str) -> KeyOnToken:
-    """Open a key on a token, and make it if it is not there: ECDSA on P-256, which cannot be exported.
+def open_key(uri: str, *, make: bool = True) -> KeyOnToken:
+    """Open a key on a token.
 
+    Args:
+        make: make it if it is not there: ECDSA on P-256, which cannot be exported.
     Raises:
         ConfigError: the URI is invalid, or something that it needs is missing.
-        TokenUnusable: the token refuses.
+        TokenUnusable: the token refuses, or has no such key.
     """
     named, query = _parse(uri)
     try:
@@ -124,32 +126,19 @@ def open_key(uri: str) -> KeyOnToken:
         raise ConfigError(
             "The token's module is not known", remedy=f"Set {MODULE}, or add ?module-path=PATH to the URI."
         )
-    opened = _opened.get((module, named["token"], named["object"]))
-    if opened is not None:
-        return opened
-    pin = _pin(query)
+    label, pin = named["object"], _pin(query)
 
     def find() -> KeyOnToken:
         library = pkcs11.lib(module)
-        token = library.get_token(token_label=named["token"])
-        session = token.open(rw=True, user_pin=pin)
-        label = named["object"]
+        session = _sessions.get((module, named["token"]))
+        if session is None:
+            token = library.get_token(token_label=named["token"])
+            session = _sessions[module, named["token"]] = token.open(rw=True, user_pin=pin)
         kinds = pkcs11.constants.ObjectClass
         made = list(session.get_objects({pkcs11.Attribute.LABEL: label, pkcs11.Attribute.CLASS: kinds.PRIVATE_KEY}))
-        private: Any
-        if not made:
-            from pkcs11.util.ec import encode_named_curve_parameters
-
-            curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
-            parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
-            flags = pkcs11.MechanismFlag
-            uses = flags.SIGN | flags.VERIFY
-            if library.manufacturer_id == _TPM:
-                uses |= flags.ENCRYPT | flags.DECRYPT  # it makes no keys that only sign
-            # OpenSSL's provider finds the public half of a key by its id.
-            _, private = parameters.generate_keypair(store=True, label=label, id=label.encode(), capabilities=uses)
-        else:
-            private = made[0]
+        if not made and not make:
+            raise TokenUnusable(f"The token has no key {label!r}", remedy="`pkcs11-tool -O` lists keys.")
+        private = made[0] if made else _make(session, label, tpm=library.manufacturer_id == _TPM)
         public = session.get_key(label=label, object_class=kinds.PUBLIC_KEY)
         point = bytes(public[pkcs11.Attribute.EC_POINT])
         point = (
@@ -157,9 +146,23 @@ def open_key(uri: str) -> KeyOnToken:
         )  # without the DER head of an octet string
         return KeyOnToken(private, ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
 
-    key: KeyOnToken = _translated(find)
-    _opened[module, named["token"], named["object"]] = key
-    return key
+    found: KeyOnToken = _translated(find)
+    return found
+
+
+def _make(session: Any, label: str, *, tpm: bool) -> Any:
+    import pkcs11
+    from pkcs11.util.ec import encode_named_curve_parameters
+
+    curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
+    parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
+    flags = pkcs11.MechanismFlag
+    uses = flags.SIGN | flags.VERIFY
+    if tpm:
+        uses |= flags.ENCRYPT | flags.DECRYPT  # tpm2-pkcs11 makes no keys that only sign
+    # OpenSSL's provider finds the public half of a key by its id.
+    _, private = parameters.generate_keypair(store=True, label=label, id=label.encode(), capabilities=uses)
+    return private
 
 
 def reference(uri: str) -> bytes:
