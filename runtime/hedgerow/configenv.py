@@ -36,8 +36,8 @@ class OverriddenConfig(BaseSettings, NodeConfig):
 
 
 PREFIX: Final = "HEDGEROW_"
-_OTHERS: Final = frozenset({"HEDGEROW_TRUST_PASSPHRASE", "HEDGEROW_TRUST_PIN"})
-"""Variables that override no setting: those of `trust.keys`."""
+_OTHERS: Final = frozenset({"HEDGEROW_TRUST_PASSPHRASE", "HEDGEROW_TRUST_PIN", "HEDGEROW_TOKEN_PIN"})
+"""Variables that override no setting: those of `trust.keys` and `enrolment.token_keys`."""
 
 
 def unknown_variables(names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import orjson
@@ -18,6 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from tests.enrolment.estate import EnrollingEstate, enrolling_estate, until
 from tests.enrolment.machines import Machine
+from tests.enrolment.makers import Manufacturer, asks, new_key
 from tests.topology.raw import Raw, connect, publish, subscribe
 
 from hedgerow.enrolment.answer import Answer, read_answer
@@ -27,9 +29,16 @@ BASE = "hedgerow/v1/north/hall"
 PLACES = "[" + ", ".join(f"n{number}" for number in range(8)) + "]"
 
 
+MAKER, STRANGER = Manufacturer(), Manufacturer()
+GENUINE = MAKER.certify("SN-1")
+"""A machine's key and certificate, which it used already."""
+
+
 @pytest.fixture(scope="module")
-def estate() -> Iterator[EnrollingEstate]:
-    with enrolling_estate(PLACES, places="places.json", requests_per_s=5000, pending_per_site=20) as made:
+def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrollingEstate]:
+    makers = MAKER.write(tmp_path_factory.mktemp("makers"))
+    settings = {"places": "places.json", "requests_per_s": 5000, "pending_per_site": 20, "manufacturers": makers}
+    with enrolling_estate(PLACES, **settings) as made:
         made.honest, made.honest_claim = Machine(), made.add_claim()
         yield made
 
@@ -221,6 +230,40 @@ def anothers_key(estate: EnrollingEstate, machine: Machine) -> bytes:
     return machine.request(estate.add_claim(), csr=Machine().csr())
 
 
+def certified(**how: Any) -> Callable[[EnrollingEstate, Machine], bytes]:
+    return lambda _, machine: MAKER.request(machine, **how)
+
+
+def used_certificate(estate: EnrollingEstate, machine: Machine) -> bytes:
+    """The machine of this certificate has asked already; a copy of its key comes too late."""
+    if "maker:SN-1" not in {one.claim for one in estate.machines().values()}:
+        estate.add_machine(Machine(), "maker:SN-1")
+    return MAKER.request(machine, device=GENUINE)
+
+
+def captured_certificate(estate: EnrollingEstate, machine: Machine) -> bytes:
+    """Certificate and signature of another machine's request, beside the thief's own body and key."""
+    genuine, own = orjson.loads(MAKER.request(Machine())), orjson.loads(machine.request(None))
+    return orjson.dumps(own | {name: genuine[name] for name in ("maker", "certificates")})
+
+
+def claim_and_stranger(estate: EnrollingEstate, machine: Machine) -> bytes:
+    """A good claim does not help a certificate that proves nothing."""
+    shown = orjson.loads(STRANGER.request(machine))["certificates"]
+    return orjson.dumps(orjson.loads(machine.request(estate.add_claim())) | {"certificates": shown})
+
+
+def by_a_machine(estate: EnrollingEstate, machine: Machine) -> bytes:
+    """A genuine machine certifies others."""
+    return MAKER.request(machine, "SN-2", by=GENUINE[::-1], chain=[GENUINE[1]])
+
+
+def by_the_region(estate: EnrollingEstate, machine: Machine) -> bytes:
+    """A certificate of the region itself, which every node has, with its key not held."""
+    node = estate.pki.authority("hall").certificate()
+    return asks(machine, new_key(), [node])
+
+
 def changed_body(envelope: dict[str, Any], machine: Machine) -> dict[str, Any]:
     return envelope | {"body": envelope["body"].replace('"gw"', '"gx"')}
 
@@ -246,6 +289,17 @@ REQUESTS = [
     Forged("a-claims-proof-as-ones-own", "no-claim", enveloped(lambda one, _: one | {"claim": one["proof"]})),
     Forged("an-unknown-manufacturer", "bad-request", enveloped(lambda one, _: one | {"certificates": ["AAAA"]})),
     Forged("too-many-certificates", "bad-request", enveloped(lambda one, _: one | {"certificates": ["AAAA"] * 99})),
+    Forged("a-certificate-of-another-manufacturer", "unknown-manufacturer", lambda _, machine: STRANGER.request(machine)),
+    Forged("a-certificate-that-expired", "certificate-expired", certified(ends=timedelta(hours=-1))),
+    Forged("a-certificate-not-yet-valid", "certificate-expired", certified(begins=timedelta(hours=1))),
+    Forged("a-certificate-whose-key-is-not-held", "bad-proof", lambda _, machine: asks(machine, new_key(), [GENUINE[1]])),
+    Forged("a-certificate-of-a-machine-that-has-asked", "certificate-used", used_certificate),
+    Forged("a-certificate-of-a-captured-request", "bad-proof", captured_certificate),
+    Forged("a-certificate-signed-by-a-machine", "unknown-manufacturer", by_a_machine),
+    Forged("a-certificate-of-the-manufacturer-itself", "unknown-manufacturer", lambda _, machine: asks(machine, MAKER.key, [MAKER.root])),
+    Forged("a-certificate-of-the-regions-authority", "unknown-manufacturer", by_the_region),
+    Forged("a-claim-beside-a-strangers-certificate", "unknown-manufacturer", claim_and_stranger),
+    Forged("a-request-with-a-certificate-of-another-client", "another-client", lambda *_: MAKER.request(Machine(), device=GENUINE)),
     Forged("an-unknown-field", "bad-request", enveloped(lambda one, _: one | {"state": "approved"})),
     Forged("a-body-that-is-a-map", "bad-request", enveloped(lambda one, _: one | {"body": {}})),
     Forged("a-csr-that-is-not-one", "bad-request", changed(csr="-----BEGIN")),

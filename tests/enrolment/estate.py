@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 from tests.cli.command_output import CommandOutput
+from tests.enrolment.machines import Machine
 from tests.topology.conftest import Running, prepare
 from typer.testing import CliRunner
 
@@ -24,7 +25,7 @@ from hedgerow.enrolment.claim import Claim, read_claim
 from hedgerow.pki.folder import Pki
 from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig, load
-from hedgerow.region.enrolment.store import EnrolmentStore, StoredClaim
+from hedgerow.region.enrolment.store import PENDING, EnrolmentStore, StoredClaim, StoredMachine
 from hedgerow.region.store.audit import Actor
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
@@ -177,6 +178,13 @@ class EnrollingEstate(Running):
             EnrolmentStore(database).add_claim(stored)
         return claim
 
+    def add_machine(self, machine: Machine, claim: str, site: str = "hall") -> None:
+        """Store a machine as one that has asked."""
+        now = time.time()
+        stored = StoredMachine(machine.fingerprint, site, claim, machine.csr(), {}, PENDING, now, now)
+        with closing(open_database(self.config.store.url, write=False, alongside=True)) as database:
+            EnrolmentStore(database).add_machine(stored)
+
     @property
     def counts(self) -> dict[str, float]:
         """Requests to enrol by outcome, as /metrics has them."""
@@ -188,6 +196,10 @@ class EnrollingEstate(Running):
         """Return the machines in the store by fingerprint."""
         with self.database() as database:
             return {one.fingerprint: one for one in EnrolmentStore(database).machines(state)}
+
+    def is_up(self, node: str) -> bool:
+        """Whether a node, REGION/SITE/NODE, reports to the region that it is well."""
+        return any(one["node"] == node for one in self.operator("nodes", "--health", "ok", "--json").json)
 
     def refused(self) -> dict[tuple[str, str], int]:
         """Return how many messages `region status` shows as refused, by site and reason."""

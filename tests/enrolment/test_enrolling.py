@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from tests.enrolment.estate import PATIENCE_S, EnrollingEstate, enrolling_estate, until
 from tests.enrolment.machines import Machine
+from tests.enrolment.makers import Manufacturer, write_device
 
 from hedgerow.configfile import load
 from hedgerow.enrolment.claim import read_claim
@@ -21,11 +22,14 @@ from hedgerow.enrolment.folder import EnrolmentFolder
 from hedgerow.errors import CommandError
 from hedgerow.node.node import Node
 from hedgerow.pki.names import Identity, IdentityKind
+from hedgerow.topology.brokers import enrolment_url
+
+MAKER = Manufacturer()
 
 
 @pytest.fixture(scope="module")
-def estate() -> Iterator[EnrollingEstate]:
-    with enrolling_estate() as made:
+def estate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrollingEstate]:
+    with enrolling_estate(places="places.json", manufacturers=MAKER.write(tmp_path_factory.mktemp("maker"))) as made:
         yield made
 
 
@@ -98,6 +102,36 @@ async def test_a_machine_enrols_over_the_regions_broker(estate: EnrollingEstate,
     assert approved.code == 0, approved.err
 
     assert (await enrolling).node == "north/yard/free"
+
+
+async def test_a_machine_enrols_with_its_manufacturers_certificate(estate: EnrollingEstate, tmp_path: Path) -> None:
+    """By command, on the machine; it goes on without naming the certificate again."""
+    key, own = MAKER.certify("SN-1")
+    certificate, key_file = write_device(tmp_path, key, own)
+    where = ("--site", "hall", "--broker", enrolment_url(estate.described.topology.sites["hall"]))
+    shown = ("--certificate", certificate, "--certificate-key", key_file, "--root", estate.folder / "pki/root.crt")
+    state = ("--state", tmp_path / "node", "--once", "--json")
+    asked = await asyncio.to_thread(estate.hedgerow, "enrol", *shown, *where, *state)
+    assert (asked.code, "not approved: pending" in asked.err) == (1, True), asked.err
+    (machine,) = waiting(estate)
+    assert machine["claim"] == "maker:SN-1"
+    approval = ("node", "approve", machine["fingerprint"], "--folder", estate.folder / "pki")
+    assert (await asyncio.to_thread(estate.operator, *approval)).code == 0
+
+    done = await asyncio.to_thread(estate.hedgerow, "enrol", *state)
+
+    assert done.json["node"] in {f"north/hall/{name}" for name in ("gate", "dock", "belt", "lamp")}
+
+
+@pytest.mark.parametrize("left_out", ["--certificate-key", "--site", "--broker", "--root"])
+def test_a_certificate_without_where_to_ask_is_refused(estate: EnrollingEstate, tmp_path: Path, left_out: str) -> None:
+    given = {"--certificate-key": "k", "--site": "hall", "--broker": "mqtts://hall.lan", "--root": "root.crt"}
+    options = [text for name, value in given.items() if name != left_out for text in (name, value)]
+    refused = estate.hedgerow("enrol", "--certificate", "c", *options, "--state", tmp_path / "node")
+
+    assert refused.code == 2
+    assert "does not say where to ask" in refused.err
+    assert not (tmp_path / "node").exists()
 
 
 async def test_a_rejected_machine_is_told(estate: EnrollingEstate, tmp_path: Path) -> None:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from tests.enrolment.machines import Machine
 from tests.enrolment.world import World
 from tests.region.conftest import postgres, store_url
 
 from hedgerow.enrolment.claim import Claim
 from hedgerow.enrolment.grant import verify_grant
-from hedgerow.enrolment.request import RequestBody, encode_request
 from hedgerow.errors import CommandError
-from hedgerow.pki import certificates
 from hedgerow.pki.names import Identity, IdentityKind, PkiError
 
 __all__ = ["postgres", "store_url"]
@@ -216,54 +209,6 @@ def test_a_rule_approves_so_many_and_no_more(make_world: MakeWorld, tmp_path: Pa
     claim = world.claim(uses=9)
 
     assert [world.ask(Machine(), claim).state for _ in range(4)] == ["approved", "approved", "pending", "pending"]
-
-
-class Manufacturer:
-    """Certifies machines when it makes them."""
-
-    def __init__(self) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.root = certificates.root("maker", self.key, datetime.now(UTC))
-
-    def certify(self, machine: Machine, serial: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, serial)])
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder().subject_name(name).issuer_name(self.root.subject).public_key(key.public_key())
-        )
-        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
-        return key, builder.not_valid_after(now + timedelta(days=999)).sign(self.key, hashes.SHA256())
-
-    def ask(self, world: World, serial: str) -> Any:
-        machine = Machine()
-        key, certificate = self.certify(machine, serial)
-        body = RequestBody.model_validate(
-            {
-                "schema": "hedgerow.enrol/1", "client": machine.client, "region": "north", "site": "hall",
-                "csr": machine.csr(), "machine": {"serial": "forged"},
-            }
-        )  # fmt: skip
-        payload = encode_request(
-            body,
-            machine.prove,
-            maker=lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())),
-            certificates=[certificate],
-        )
-        return world.answer(payload, machine.client)
-
-
-def test_a_manufacturers_certificate_stands_in_place_of_a_claim(make_world: MakeWorld, tmp_path: Path) -> None:
-    """A rule's list counts the serial number that the manufacturer certified, not what the machine says."""
-    maker, stranger = Manufacturer(), Manufacturer()
-    (tmp_path / "makers.pem").write_bytes(maker.root.public_bytes(Encoding.PEM))
-    (tmp_path / "serials.txt").write_text("# bought in May\nSN-1\nforged\n")
-    rules = [{"name": "bought", "count": 9, "serials": tmp_path / "serials.txt"}]
-    world = make_world(pki=tmp_path / "pki", manufacturers=tmp_path / "makers.pem", rules=rules)
-
-    assert maker.ask(world, "SN-1").state == "approved"
-    assert maker.ask(world, "SN-2").state == "pending"
-    assert stranger.ask(world, "SN-1").code == "unknown-manufacturer"
 
 
 def test_a_claim_made_by_hand_is_refused(world: World) -> None:

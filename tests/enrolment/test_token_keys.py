@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.enrolment.world import World
 
 from hedgerow.bus.connect import ClientOptions, tls_context
+from hedgerow.configenv import unknown_variables
 from hedgerow.enrolment.enrol import enrol
 from hedgerow.enrolment.folder import EnrolmentFolder
-from hedgerow.enrolment.token_keys import TokenUnusable, open_key, request_of
+from hedgerow.enrolment.token_keys import TokenUnusable, named_in, open_key, reference, request_of
 from hedgerow.errors import ConfigError
+from hedgerow.pki import files, inspect
 from hedgerow.pki.files import read_certificates
 
 URI = "pkcs11:token=line%203+4;object=gate"
@@ -68,6 +73,48 @@ async def test_a_key_that_tls_cannot_use_is_refused_before_the_machine_asks(
     with pytest.raises(ConfigError, match=r"on a PKCS#11 token"):
         tls_context(options)
     await enrol(folder, None, machine={}, unusable_key=True)  # the key is remembered
+
+
+def values(der: bytes) -> list[tuple[int, bytes]]:
+    """Return tag and content of each value in DER."""
+    found = []
+    while der:
+        size, start = der[1], 2
+        if size & 0x80:
+            start += size & 0x7F
+            size = int.from_bytes(der[2:start], "big")
+        found.append((der[0], der[start : start + size]))
+        der = der[start + size :]
+    return found
+
+
+@pytest.mark.parametrize("query", ["", "?module-path=/usr/lib/x.so&pin-source=file:/etc/pin"])
+@pytest.mark.parametrize("name", ["gate", "g" * 200])
+def test_a_reference_is_what_openssls_provider_reads_and_keeps_the_whole_uri(query: str, name: str) -> None:
+    """The provider refuses a URI with a query, and text that is not DER."""
+    text = reference(f"pkcs11:token=t;object={name}{query}").decode()
+    der = base64.b64decode("".join(text.splitlines()[1:-2]))
+    (whole,) = values(der)
+    what, uri = values(whole[1])
+
+    assert whole[0] == 0x30
+    assert what == (0x1A, b"PKCS#11 Provider URI v1.0")
+    assert uri == (0x0C, f"pkcs11:token=t;object={name};type=private".encode())
+    assert named_in(text) == f"pkcs11:token=t;object={name}{query}"
+    assert named_in("-----BEGIN PRIVATE KEY-----") is None
+
+
+def test_the_variable_with_the_pin_is_no_setting_of_a_node() -> None:
+    assert list(unknown_variables(["HEDGEROW_TOKEN_PIN"])) == []
+
+
+def test_doctor_takes_a_key_on_a_token_for_one(tmp_path: Path) -> None:
+    certificate = trustme.CA().issue_cert("node")
+    (tmp_path / "tls.crt").write_bytes(certificate.cert_chain_pems[0].bytes())
+    files.write(tmp_path / "tls.key", reference(URI), private=True)
+    found = [one.detail for one in inspect.examine(datetime.now(UTC), tmp_path / "tls.crt", tmp_path / "tls.key")]
+
+    assert not [detail for detail in found if "key" in detail]
 
 
 @pytest.mark.usefixtures("pin")

@@ -14,6 +14,7 @@ from hedgerow.enrolment.folder import Enrolment, EnrolmentFolder
 from hedgerow.enrolment.grant import NodeGrant, verify_grant
 from hedgerow.enrolment.keys import node_key
 from hedgerow.enrolment.machine import describe_machine
+from hedgerow.enrolment.maker import MakerProof
 from hedgerow.enrolment.request import RequestBody, encode_request, fingerprint
 from hedgerow.enrolment.token_keys import request_of
 from hedgerow.errors import CommandError
@@ -21,7 +22,7 @@ from hedgerow.errors import CommandError
 
 async def enrol(
     folder: EnrolmentFolder,
-    claim: Claim | None,
+    claim: Claim | MakerProof | None,
     *,
     broker: str | None = None,
     once: bool = False,
@@ -34,7 +35,7 @@ async def enrol(
 
     Args:
         claim: what the machine asks with; None: it has asked before.
-        broker: where to ask, if not where the claim says.
+        broker: where to ask, if not where that says.
         once: ask only once.
         told: called with what happens, for people.
         machine: what it says of itself; None: what this machine is.
@@ -72,8 +73,12 @@ async def enrol(
 
 
 def _request(
-    enrolment: Enrolment, key: ec.EllipticCurvePrivateKey, claim: Claim | None, machine: Mapping[str, str] | None
+    enrolment: Enrolment,
+    key: ec.EllipticCurvePrivateKey,
+    proof: Claim | MakerProof | None,
+    machine: Mapping[str, str] | None,
 ) -> bytes:
+    claim, maker = (proof if isinstance(proof, Claim) else None), (proof if isinstance(proof, MakerProof) else None)
     body = RequestBody(
         schema="hedgerow.enrol/1",
         client=enrolment.client,
@@ -84,7 +89,11 @@ def _request(
         machine=dict(describe_machine() if machine is None else machine),
     )
     return encode_request(
-        body, lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())), None if claim is None else claim.sign
+        body,
+        lambda data: key.sign(data, ec.ECDSA(hashes.SHA256())),
+        None if claim is None else claim.sign,
+        None if maker is None else maker.sign,
+        () if maker is None else maker.certificates,
     )
 
 

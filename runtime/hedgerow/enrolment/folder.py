@@ -14,7 +14,6 @@ Rules:
 
 from __future__ import annotations
 
-import base64
 import io
 import secrets
 from contextlib import suppress
@@ -32,7 +31,9 @@ from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, merge
 from hedgerow.enrolment.claim import Claim
 from hedgerow.enrolment.grant import BadGrant, NodeGrant, verify_grant
+from hedgerow.enrolment.maker import MakerProof
 from hedgerow.enrolment.request import CLIENT
+from hedgerow.enrolment.token_keys import named_in
 from hedgerow.errors import HedgerowError, first_problem
 from hedgerow.pki import files
 from hedgerow.pki.names import PkiError
@@ -80,12 +81,12 @@ class EnrolmentFolder:
         self._enrolment_file = path / "enrolment.json"
         self._grant_file = path / "grant.json"
 
-    def begin(self, claim: Claim | None, broker: str | None = None) -> Enrolment:
+    def begin(self, claim: Claim | MakerProof | None, broker: str | None = None) -> Enrolment:
         """Prepare the folder for asking, or read what is prepared.
 
         Args:
             claim: what the machine asks with; None: it has asked before.
-            broker: where to ask, if not where the claim says.
+            broker: where to ask, if not where that says.
         Raises:
             NotEnrolled: there is nothing to go on with, or the folder is another site's.
             PkiError: it cannot be written.
@@ -95,7 +96,7 @@ class EnrolmentFolder:
             if there is None or not self.root_file.exists():
                 raise NotEnrolled(
                     f"{self.path} has not begun to enrol",
-                    remedy="Give the token of a claim: `hedgerow claim create SITE`, in the region, makes one.",
+                    remedy="Give the token of a claim, which `hedgerow claim create SITE` makes in the region, or --certificate.",
                 )
             return there if broker is None else there.model_copy(update={"broker": broker})
         same = (
@@ -103,7 +104,7 @@ class EnrolmentFolder:
         )
         if there is not None and not same and self._grant_file.exists():
             raise NotEnrolled(
-                f"{self.path} is a node of {there.region}/{there.site}, and the claim is for {claim.region}/{claim.site}",
+                f"{self.path} is a node of {there.region}/{there.site}, and this asks for {claim.region}/{claim.site}",
                 remedy="Use another folder: --state DIR.",
             )
         client = there.client if there is not None and same else secrets.token_hex(16)
@@ -126,9 +127,7 @@ class EnrolmentFolder:
             text = self.key_file.read_text("ascii", errors="replace")
         except OSError:
             return None
-        if "BEGIN PKCS#11 PROVIDER URI" not in text:
-            return None
-        return base64.b64decode("".join(text.splitlines()[1:-1])).decode()
+        return named_in(text)
 
     def root(self) -> x509.Certificate:
         """Return the region's root. Raises: PkiError: it cannot be read."""

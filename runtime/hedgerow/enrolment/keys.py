@@ -30,8 +30,9 @@ def node_key(folder: EnrolmentFolder, uri: str | None, *, unusable: bool = False
     if not unusable and (why := why_not_in_tls(uri, key)) is not None:
         raise ConfigError(
             f"The node could not connect with this key: {why}",
-            remedy="Install and activate OpenSSL's pkcs11-provider, or use a key in a file, on an encrypted disk. To get a certificate "
-            "for the key all the same: --accept-unusable-key.",
+            remedy="Install OpenSSL's pkcs11-provider (Debian 12 has it in bookworm-backports), activate it in the file that OPENSSL_CONF "
+            "names, and try again; or use a key in a file, on an encrypted disk. To get a certificate for the key all the same: "
+            "--accept-unusable-key.",
         )
     files.write(folder.key_file, reference(uri), private=True)
     return key

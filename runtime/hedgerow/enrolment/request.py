@@ -34,7 +34,7 @@ CLIENT: Final = re.compile(r"[0-9a-f]{32}")
 """Client ids of machines that enrol: nobody can guess one, and with it read another's answer."""
 _LONGEST: Final = 120
 _MOST_SAID: Final = 16
-_MOST_CERTIFICATES: Final = 4
+MAX_CERTIFICATES: Final = 4
 
 Sign = Callable[[bytes], bytes]
 """Signs with a machine's key: ECDSA with SHA-256."""
@@ -96,7 +96,7 @@ class _Envelope(BaseModel):
     proof: str = Field(max_length=200)
     claim: str = Field("", max_length=200)
     maker: str = Field("", max_length=200)
-    certificates: list[str] = Field(default_factory=list, max_length=_MOST_CERTIFICATES)
+    certificates: list[str] = Field(default_factory=list, max_length=MAX_CERTIFICATES)
 
 
 @dataclass(frozen=True, slots=True)

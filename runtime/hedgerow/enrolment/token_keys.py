@@ -29,10 +29,13 @@ from hedgerow.pki import certificates
 SCHEME: Final = "pkcs11:"
 PIN: Final = "HEDGEROW_TOKEN_PIN"
 MODULE: Final = "PYKCS11LIB"
+_BEGIN: Final = "-----BEGIN PKCS#11 PROVIDER URI-----"
+_END: Final = "-----END PKCS#11 PROVIDER URI-----"
+_TPM: Final = "tpm2-software.github.io"
+"""Manufacturer that tpm2-pkcs11 names."""
 
-
-_opened: Final[dict[tuple[str, str, str], KeyOnToken]] = {}
-"""Open keys by module, token and name: a process can log in at a token once. As many as the process names: one."""
+_sessions: Final[dict[tuple[str, str], Any]] = {}
+"""Open sessions by module and token: a process can log in at a token once. As many as the process names: one or two."""
 
 
 class TokenUnusable(HedgerowError):
@@ -101,12 +104,14 @@ class KeyOnToken(ec.EllipticCurvePrivateKey):
         return copy.copy(self)
 
 
-def open_key(uri: str) -> KeyOnToken:
-    """Open a key on a token, and make it if it is not there: ECDSA on P-256, which cannot be exported.
+def open_key(uri: str, *, make: bool = True) -> KeyOnToken:
+    """Open a key on a token.
 
+    Args:
+        make: make it if it is not there: ECDSA on P-256, which cannot be exported.
     Raises:
         ConfigError: the URI is invalid, or something that it needs is missing.
-        TokenUnusable: the token refuses.
+        TokenUnusable: the token refuses, or has no such key.
     """
     named, query = _parse(uri)
     try:
@@ -121,26 +126,19 @@ def open_key(uri: str) -> KeyOnToken:
         raise ConfigError(
             "The token's module is not known", remedy=f"Set {MODULE}, or add ?module-path=PATH to the URI."
         )
-    opened = _opened.get((module, named["token"], named["object"]))
-    if opened is not None:
-        return opened
-    pin = _pin(query)
+    label, pin = named["object"], _pin(query)
 
     def find() -> KeyOnToken:
-        token = pkcs11.lib(module).get_token(token_label=named["token"])
-        session = token.open(rw=True, user_pin=pin)
-        label = named["object"]
+        library = pkcs11.lib(module)
+        session = _sessions.get((module, named["token"]))
+        if session is None:
+            token = library.get_token(token_label=named["token"])
+            session = _sessions[module, named["token"]] = token.open(rw=True, user_pin=pin)
         kinds = pkcs11.constants.ObjectClass
         made = list(session.get_objects({pkcs11.Attribute.LABEL: label, pkcs11.Attribute.CLASS: kinds.PRIVATE_KEY}))
-        private: Any
-        if not made:
-            from pkcs11.util.ec import encode_named_curve_parameters
-
-            curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
-            parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
-            _, private = parameters.generate_keypair(store=True, label=label)
-        else:
-            private = made[0]
+        if not made and not make:
+            raise TokenUnusable(f"The token has no key {label!r}", remedy="`pkcs11-tool -O` lists keys.")
+        private = made[0] if made else _make(session, label, tpm=library.manufacturer_id == _TPM)
         public = session.get_key(label=label, object_class=kinds.PUBLIC_KEY)
         point = bytes(public[pkcs11.Attribute.EC_POINT])
         point = (
@@ -148,15 +146,44 @@ def open_key(uri: str) -> KeyOnToken:
         )  # without the DER head of an octet string
         return KeyOnToken(private, ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
 
-    key: KeyOnToken = _translated(find)
-    _opened[module, named["token"], named["object"]] = key
-    return key
+    found: KeyOnToken = _translated(find)
+    return found
+
+
+def _make(session: Any, label: str, *, tpm: bool) -> Any:
+    import pkcs11
+    from pkcs11.util.ec import encode_named_curve_parameters
+
+    curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
+    parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
+    flags = pkcs11.MechanismFlag
+    uses = flags.SIGN | flags.VERIFY
+    if tpm:
+        uses |= flags.ENCRYPT | flags.DECRYPT  # tpm2-pkcs11 makes no keys that only sign
+    # OpenSSL's provider finds the public half of a key by its id.
+    _, private = parameters.generate_keypair(store=True, label=label, id=label.encode(), capabilities=uses)
+    return private
 
 
 def reference(uri: str) -> bytes:
-    """Return the PEM by which OpenSSL's pkcs11-provider finds a key on a token, in place of a key's file."""
-    coded = base64.b64encode(uri.encode()).decode()
-    return f"-----BEGIN PKCS#11 PROVIDER URI-----\n{coded}\n-----END PKCS#11 PROVIDER URI-----\n".encode()
+    """Return the PEM by which OpenSSL's pkcs11-provider finds a key on a token, in place of a key's file.
+
+    The provider knows module and PIN from its own configuration, and refuses a URI with a query. The whole URI follows, for `named_in`.
+    """
+    path = uri.partition("?")[0]
+    der = _der(0x30, _der(0x1A, b"PKCS#11 Provider URI v1.0") + _der(0x0C, f"{path};type=private".encode()))
+    return f"{_BEGIN}\n{base64.encodebytes(der).decode()}{_END}\n{uri}\n".encode()
+
+
+def named_in(text: str) -> str | None:
+    """Return the URI that a `reference` was made of; None if the text is something else."""
+    return text.rpartition(f"{_END}\n")[2].strip() if _BEGIN in text else None
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    length = bytes([size]) if size < 0x80 else b"\x82" + size.to_bytes(2, "big")
+    return bytes([tag]) + length + content
 
 
 def why_not_in_tls(uri: str, key: KeyOnToken) -> str | None:

@@ -201,6 +201,8 @@ def _key(key_file: Path, certificate: x509.Certificate) -> Iterator[Trouble]:
         yield Trouble(
             True, f"{key_file} is readable by every user on this machine ({mode:04o})", f"`chmod 600 {key_file}`"
         )
+    if b"BEGIN PKCS#11 PROVIDER URI" in data:
+        return  # on a token: a connection shows whether it can be used
     try:
         key = serialization.load_pem_private_key(data, None)
     except (ValueError, TypeError) as error:

@@ -49,6 +49,22 @@ def enrol(
             help="With --key: go on although TLS cannot use the key here; the node then cannot connect.",
         ),
     ] = False,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate",
+            metavar="FILE",
+            help="Ask with the certificate that the manufacturer gave this machine, in place of a token.",
+        ),
+    ] = None,
+    certificate_key: Annotated[
+        str | None, typer.Option("--certificate-key", metavar="FILE|URI", help="Its key: a PEM file, or pkcs11:….")
+    ] = None,
+    site: Annotated[str | None, typer.Option("--site", metavar="SITE", help="With --certificate: the site.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="FILE", help="With --certificate: the region's root certificate, `root.crt`."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Ask once; exit with 1 unless it is approved.")] = False,
     json: Json = False,
 ) -> None:
@@ -63,20 +79,32 @@ def enrol(
     (`hedgerow node approve`), by the fingerprint that is shown here. Interrupt it whenever you like: the next call goes on, and needs
     the token only if the machine has not asked yet. On a node, it renews the certificate if that is due; call it daily.
 
-    With --key the key is made on the token and cannot be read from it. The node's TLS needs OpenSSL's pkcs11-provider to use it;
-    Debian 12 has none, and then this refuses. PYKCS11LIB names the token's module, HEDGEROW_TOKEN_PIN its PIN.
+    With --key the key is made on the token, such as a TPM 2.0, and cannot be read from it. The node's TLS needs OpenSSL's
+    pkcs11-provider to use it, and without it this refuses. PYKCS11LIB names the token's module, HEDGEROW_TOKEN_PIN its PIN.
+
+    --certificate needs --certificate-key, --site, --broker and --root the first time:
+
+      hedgerow enrol --certificate device.crt --certificate-key device.key --site hall --broker mqtts://hall.lan:8884 --root root.crt
 
     A token given as an argument is visible to others on this machine while this runs: better give a file, or `-`.
     """
-    from hedgerow.enrolment.claim import read_claim
+    from hedgerow.enrolment.claim import Claim, read_claim
     from hedgerow.enrolment.enrol import enrol as become_node
     from hedgerow.enrolment.folder import EnrolmentFolder
+    from hedgerow.enrolment.maker import MakerProof, read_maker_proof
 
     def told(text: str) -> None:
         if not json:
             echo(text, err=True)
 
-    claim = None if token is None else read_claim(_token(token))
+    claim: Claim | MakerProof | None = None if token is None else read_claim(_token(token))
+    if certificate is not None:
+        if token is not None or certificate_key is None or site is None or broker is None or root is None:
+            raise ConfigError(
+                "--certificate stands in place of a token, and does not say where to ask",
+                remedy="Give --certificate-key, --site, --broker and --root with it, and no token.",
+            )
+        claim = read_maker_proof(certificate, certificate_key, site, broker, root)
     folder = EnrolmentFolder(state)
     grant = asyncio.run(
         become_node(folder, claim, broker=broker, once=once, told=told, key_uri=key, unusable_key=accept_unusable_key)

@@ -23,7 +23,7 @@ from hedgerow.errors import CommandError, ConfigError, HedgerowError
 from hedgerow.pki.folder import Pki
 from hedgerow.region.config import EnrolmentSection
 from hedgerow.region.enrolment.approval import choose_place, make_grant
-from hedgerow.region.enrolment.rules import Rules
+from hedgerow.region.enrolment.rules import MAKER, Rules
 from hedgerow.region.enrolment.store import APPROVED, PENDING, REJECTED, EnrolmentStore, StoredClaim, StoredMachine
 from hedgerow.region.store.audit import SERVICE, Actor, save_audit
 from hedgerow.region.store.database.database import Database, StoreRefused
@@ -107,11 +107,24 @@ class Registrar:
         with self._database.transaction():
             if certified is None and not self._store.use_claim(str(ident)):
                 raise EnrolmentRefused("claim-used", f"The claim {ident} has been used as often as it may be")
+            if certified is not None:
+                self._require_unused(certified)
             self._store.add_machine(machine)
             detail = {"fingerprint": machine.fingerprint, "site": site, "claim": machine.claim}
             save_audit(self._database, Actor(SERVICE), "enrolment-asked", now, **detail)
         log.info("enrolment-asked", site=site, fingerprint=machine.fingerprint, claim=machine.claim)
         return machine
+
+    def _require_unused(self, certified: str) -> None:
+        """Raises: EnrolmentRefused: a machine that asked with this manufacturer's certificate is pending or a node."""
+        for other in self._store.with_claim(certified):
+            if other.state != REJECTED:
+                shown = other.fingerprint[:16]
+                raise EnrolmentRefused(
+                    "certificate-used",
+                    f"Another key asked with the certificate of {certified.removeprefix(MAKER)} before: {shown}, {other.state}",
+                    remedy=f"If the machine was reset, reject that one, and try again: `hedgerow node reject {shown}`.",
+                )
 
     def _claim(self, request: EnrolmentRequest, now: float) -> StoredClaim:
         """Return the claim that lets a machine ask.
@@ -135,6 +148,8 @@ class Registrar:
         rule = self._rules.match(machine, claim, self._store)
         if rule is None or self._config.pki is None:
             return machine
+        if machine.claim.startswith(MAKER) and len(self._store.with_claim(machine.claim)) > 1:
+            return replace(machine, reason="a machine with this certificate was rejected before: this takes a person")
         try:
             places = self._places()
             wanted = claim.place if claim is not None else None

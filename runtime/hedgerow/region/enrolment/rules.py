@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -63,44 +64,58 @@ class Rules:
                 remedy="Set `enrolment: {manufacturers: FILE}`, or use a claim.",
             )
         own = request.certificates[0]
+        remedy = "Check `enrolment: {manufacturers: FILE}` and the machine's certificate."
+        if not all(one.not_valid_before_utc <= now <= one.not_valid_after_utc for one in request.certificates):
+            raise EnrolmentRefused(
+                "certificate-expired", "Its manufacturer's certificate is not valid now", remedy=remedy
+            )
         try:
-            _check_chain(request.certificates, _roots(self._config.manufacturers), now)
-            key = own.public_key()
+            _check_chain(request.certificates, _roots(self._config.manufacturers))
+            serial = serial_of(own)
+        except (InvalidSignature, x509.InvalidVersion, *certificates.UNREADABLE) as error:
+            raise EnrolmentRefused(
+                "unknown-manufacturer", f"Its manufacturer's certificate proves nothing: {error}", remedy=remedy
+            ) from error
+        key = own.public_key()
+        try:
             if not isinstance(key, ec.EllipticCurvePublicKey):
                 raise InvalidSignature
             key.verify(request.maker, request.signed, ec.ECDSA(hashes.SHA256()))
         except (InvalidSignature, *certificates.UNREADABLE) as error:
             raise EnrolmentRefused(
-                "unknown-manufacturer",
-                f"Its manufacturer's certificate proves nothing: {error}",
-                remedy="Check `enrolment: {manufacturers: FILE}` and the machine's certificate.",
+                "bad-proof", "The request does not prove that the machine has the key of its manufacturer's certificate"
             ) from error
-        return MAKER + serial_of(own)
+        return MAKER + serial
 
 
-MAKER = "maker:"
+_LONGEST_SERIAL: Final = 64
+MAKER: Final = "maker:"
 """Begins what the store has in place of a claim for machines that show a manufacturer's certificate."""
 
 
 def serial_of(certificate: x509.Certificate) -> str:
-    """Return the serial number of a machine, which its manufacturer's certificate names (IEEE 802.1AR §8.6)."""
+    """Return the serial number of a machine, which its manufacturer's certificate names (IEEE 802.1AR §8.6).
+
+    Raises: ValueError: it is not one that a person could compare.
+    """
     found = certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
-    return str(found[0].value)[:64] if found else f"{certificate.serial_number:x}"[:64]
+    text = str(found[0].value) if found else f"{certificate.serial_number:x}"
+    if len(text) > _LONGEST_SERIAL or not text.isprintable() or text != text.strip():
+        raise ValueError(f"its serial number is not plain text of up to {_LONGEST_SERIAL} characters")
+    return text
 
 
-def _check_chain(chain: Iterable[x509.Certificate], roots: Iterable[x509.Certificate], now: datetime) -> None:
+def _check_chain(chain: Sequence[x509.Certificate], roots: Iterable[x509.Certificate]) -> None:
     """Check that each certificate is signed by the next one, and the last one by a root.
 
-    Raises: InvalidSignature, ValueError, TypeError: it is not, has expired, or an issuer may not issue.
+    Raises: InvalidSignature, ValueError, TypeError: it is not, or an issuer may not issue.
     """
-    own, *issuers = chain
-    for one in (own, *issuers):
-        if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
-            raise ValueError("it has expired")
-    below = own
-    for issuer in issuers:
-        if not certificates.is_authority(issuer):
-            raise ValueError("an issuer is no authority")
+    below, *issuers = chain
+    if certificates.is_authority(below):
+        raise ValueError("it is an authority's, not a machine's")
+    for depth, issuer in enumerate(issuers):
+        if not _may_issue(issuer, depth):
+            raise ValueError("an issuer is no authority, or not for so many below it")
         below.verify_directly_issued_by(issuer)
         below = issuer
     for root in roots:
@@ -108,9 +123,17 @@ def _check_chain(chain: Iterable[x509.Certificate], roots: Iterable[x509.Certifi
             below.verify_directly_issued_by(root)
         except (InvalidSignature, *certificates.UNREADABLE):
             continue
-        if certificates.is_authority(root):
+        if _may_issue(root, len(issuers)):
             return
     raise ValueError("no known manufacturer issued it")
+
+
+def _may_issue(authority: x509.Certificate, below: int) -> bool:
+    """Whether it is an authority's that may have so many authorities below it."""
+    if not certificates.is_authority(authority):
+        return False
+    longest = authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+    return longest is None or below <= longest
 
 
 def _roots(path: Path) -> list[x509.Certificate]:

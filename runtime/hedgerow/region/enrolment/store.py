@@ -146,6 +146,10 @@ class EnrolmentStore:
             sql, values = f"{sql} AND state = ?", [*values, state]
         return [_machine(row) for row in self.database.rows(f"{sql} ORDER BY asked_at, fingerprint", values)]
 
+    def with_claim(self, claim: str) -> list[StoredMachine]:
+        """Return the machines that asked with a claim, or a manufacturer's certificate."""
+        return [_machine(row) for row in self.database.rows(f"{_MACHINES} WHERE claim = ? ORDER BY asked_at", (claim,))]
+
     def add_machine(self, one: StoredMachine) -> None:
         """Insert a machine that asks for the first time."""
         values: tuple[Any, ...] = (
