@@ -11,7 +11,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/p
 # Two for each core, because tests wait for other processes half of the time.
 PARALLEL := -n $(shell echo $$((2 * $$(nproc))))
 
-.PHONY: help demo demo-region demo-rollout test test-long test-faults coverage test-images mutants fuzz images release notice audit check format lint types bench lock clean
+.PHONY: help demo demo-region demo-rollout demo-life test test-long test-faults coverage test-images mutants fuzz images release notice audit check format lint types bench lock clean
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
@@ -23,6 +23,9 @@ demo-region: ready-for-demo ## Run three sites and their region; one site is off
 
 demo-rollout: ready-for-demo ## Roll out a good, a bad and a forged version of a model to three sites. ARGS="--json"
 	@$(BIN)/hedgerow demo rollout $(ARGS)
+
+demo-life: ready-for-demo ## Enrol three nodes; clone, replace and forget one each; restore their region. ARGS="--json"
+	@$(BIN)/hedgerow demo life $(ARGS)
 
 test: $(READY) ## Run the tests of every module; takes minutes.
 	$(PYTEST) $(PARALLEL) -m "not slow and not long" $(ARGS)
@@ -95,7 +98,7 @@ lock: $(READY) ## Update all lock files: of the project, the demos, the benchmar
 	done
 
 clean: ## Remove all generated files.
-	rm -rf $(VENV) .venv-peers .fuzz configs/models demo-out demo-region-out demo-rollout-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .fuzz configs/models demo-out demo-region-out demo-rollout-out demo-life-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Both do nothing if everything is up to date.
 .PHONY: ready-for-demo $(READY)

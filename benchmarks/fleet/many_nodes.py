@@ -28,7 +28,7 @@ import structlog
 from benchmarks.harness.process import ended
 from hedgerow.bus import Client, ClientOptions, Message
 from hedgerow.bus.properties import Property, encode_properties
-from hedgerow.cli.demo.processes import model_bytes
+from hedgerow.cli.demo.results import model_bytes
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.database.open import open_database
 from hedgerow.testing import Mosquitto, processes

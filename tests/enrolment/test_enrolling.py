@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ from hedgerow.enrolment.folder import EnrolmentFolder
 from hedgerow.errors import CommandError
 from hedgerow.node.node import Node
 from hedgerow.pki.names import Identity, IdentityKind
+from hedgerow.testing import processes
 from hedgerow.topology.brokers import enrolment_url
 
 MAKER = Manufacturer()
@@ -132,6 +135,32 @@ def test_a_certificate_without_where_to_ask_is_refused(estate: EnrollingEstate, 
     assert refused.code == 2
     assert "does not say where to ask" in refused.err
     assert not (tmp_path / "node").exists()
+
+
+async def test_the_command_prints_its_json_and_nothing_of_its_connections(
+    estate: EnrollingEstate, tmp_path: Path
+) -> None:
+    token = await asyncio.to_thread(estate.claim, "hall", "--place", "belt")
+    (tmp_path / "claim.txt").write_text(token.token())
+    enrolling = await processes.start_async(
+        [sys.executable, "-m", "hedgerow", "enrol", tmp_path / "claim.txt", "--state", tmp_path / "node", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        (machine,) = await asyncio.to_thread(until, lambda: waiting(estate))
+        approved = await asyncio.to_thread(
+            estate.operator, "node", "approve", machine["fingerprint"], "--folder", estate.folder / "pki"
+        )
+        assert approved.code == 0, approved.err
+        out, err = await enrolling.communicate()
+    finally:
+        if enrolling.returncode is None:
+            enrolling.kill()
+            await enrolling.wait()
+
+    assert (enrolling.returncode, err.decode()) == (0, "")
+    assert json.loads(out)["node"] == "north/hall/belt"
 
 
 async def test_a_rejected_machine_is_told(estate: EnrollingEstate, tmp_path: Path) -> None:

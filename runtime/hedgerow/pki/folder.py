@@ -364,6 +364,10 @@ class Pki:
             signer.name, files.read_certificates(home / "tls.crt")[0], home, signer.revoked()
         )
 
+    def keeps_own_key(self, who: Identity) -> bool:
+        """Whether an identity's last certificate is for a key that its machine made and keeps."""
+        return (self.home(who) / _REQUEST).exists()
+
     def home(self, who: Identity) -> Path:
         """Return the folder of an identity's files."""
         return self.folder / who.authority / "issued" / who.name

@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from tests.enrolment.machines import Machine
 from tests.region.rollouts.life.test_rename import come_up
 from tests.region.world import World
 from typer.testing import CliRunner
@@ -139,6 +141,21 @@ def test_a_replaced_machine_gets_a_new_key_and_the_old_one_is_revoked(desk: Desk
     assert len(desk.pki.authority("s0").revoked()) == 1
     code, out = desk.say("replace", "n000")
     assert (code != 0, "--why" in out) == (True, True)
+
+
+def test_a_replaced_machine_that_enrolled_makes_way_for_one_that_enrols(desk: Desk) -> None:
+    """No certificate is issued for a key made elsewhere: it would keep the new machine from getting its own."""
+    who, life = parse("s0/n000"), timedelta(days=30)
+    old, new = (x509.load_pem_x509_csr(Machine().csr().encode()) for _ in range(2))
+    desk.pki.certify(who, old, life)
+    for _ in range(2):  # the operator's machine may have died anywhere in between
+        done = desk.run("replace", "n000", "--pki", str(desk.pki.folder))
+        assert "hedgerow claim create s0 --place n000" in str(done["left"])
+        assert not desk.valid("s0/n000")
+    assert "hedgerow claim create s0 --place n000" in str(desk.run("replace", "n000")["left"])
+
+    desk.pki.certify(who, new, life)
+    assert desk.valid("s0/n000")
 
 
 def test_a_node_is_forgotten_with_its_certificate_and_admitted_again(desk: Desk) -> None:

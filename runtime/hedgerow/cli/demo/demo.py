@@ -6,7 +6,6 @@ import asyncio
 import json as jsonlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -37,10 +36,10 @@ _SETTLE_S: Final = 20.0
 
 def demo(
     what: Annotated[
-        Literal["node", "region", "rollout"],
+        Literal["node", "region", "rollout", "life"],
         typer.Argument(
             help="`node`: one broker and one node. `region`: three sites and their region. `rollout`: four versions of a "
-            "model for three sites."
+            "model for three sites. `life`: nodes enrol, and are cloned, replaced and forgotten."
         ),
     ] = "node",
     seconds: Annotated[
@@ -49,9 +48,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON at the end, and no table.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for configurations, pictures and logs; by default demo-out, demo-region-out or demo-rollout-out."
-        ),
+        typer.Option(help="Folder for configurations, pictures and logs; by default demo-out, or demo-WHAT-out."),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the broker; 0 picks a free one.")] = 0,
 ) -> None:
@@ -72,25 +69,18 @@ def demo(
 
     `hedgerow demo rollout` rolls out four versions of a model to three sites while sound flows. The first is
     followed by a better one, one that fails only on live frames, and one that was tampered with. It ends by itself, after about two minutes.
+
+    `hedgerow demo life` leads three nodes through their lives. They enrol; the disk of one is copied, and both copies run; one is
+    destroyed and replaced while results wait on its disk; one is forgotten, and comes back; then the region loses its disk, and is
+    restored from a backup. At the end it compares what was made with what the region has. It ends by itself, after a minute or two.
     """
     from hedgerow.cli.demo.processes import silent
     from hedgerow.config import BrokerSection
     from hedgerow.testing import Mosquitto
     from hedgerow.testing.processes import end
 
-    if what == "region":
-        from hedgerow.cli.demo import region
-
-        folder = out or Path("demo-region-out")
-        report = region.run(seconds, folder, json=json)
-        _finish(report, lambda: region.print_report(report, folder), json=json)
-        return
-    if what == "rollout":
-        from hedgerow.cli.demo import rollout
-
-        folder = out or Path("demo-rollout-out")
-        report = rollout.run(folder, json=json)
-        _finish(report, lambda: rollout.print_report(report, folder), json=json)
+    if what != "node":
+        _run_other(what, seconds, out or Path(f"demo-{what}-out"), json=json)
         return
     out = out or Path("demo-out")
     out.mkdir(parents=True, exist_ok=True)
@@ -110,6 +100,25 @@ def demo(
         finally:
             end(node)
     _finish(report, lambda: _print_report(report, out), json=json)
+
+
+def _run_other(what: Literal["region", "rollout", "life"], seconds: float | None, out: Path, *, json: bool) -> None:
+    """Run a demo of a region."""
+    if what == "region":
+        from hedgerow.cli.demo import region
+
+        report = region.run(seconds, out, json=json)
+        _finish(report, lambda: region.print_report(report, out), json=json)
+    elif what == "rollout":
+        from hedgerow.cli.demo import rollout
+
+        report = rollout.run(out, json=json)
+        _finish(report, lambda: rollout.print_report(report, out), json=json)
+    else:
+        from hedgerow.cli.demo import life
+
+        report = life.run(out, json=json)
+        _finish(report, lambda: life.print_report(report, out), json=json)
 
 
 def _finish(report: dict[str, Any], print_report: Callable[[], None], *, json: bool) -> None:
@@ -148,15 +157,13 @@ async def _run(
 ) -> dict[str, Any]:
     from hedgerow import tasks
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
+    from hedgerow.cli.demo.waiting import stop_on_signals
     from hedgerow.cli.frames.message_board import Board
     from hedgerow.cli.frames.watch import LiveTable, print_outage
 
     feeds = demo_feeds(skipped)
     totals = _ResultTotals(Board())
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_on_signals()
     table = None if quiet else LiveTable(totals.board)
     watching = tasks.start(_watch(broker, totals, print_outage if table is None else table.show_outage), "watching")
     drawing = None

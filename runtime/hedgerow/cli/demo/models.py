@@ -5,20 +5,16 @@ One version has a flaw that its samples do not show, and one is tampered with af
 
 from __future__ import annotations
 
-import json as jsonlib
 import secrets
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+from hedgerow.cli.demo.commands import run_command
 from hedgerow.cli.demo.processes import Log
-from hedgerow.errors import HedgerowError
-from hedgerow.testing.processes import run
 
 MODEL: Final = "voice"
 SILERO: Final = "package:silero_vad/data/silero_vad_16k_op15.onnx"
@@ -103,18 +99,8 @@ class ModelPublisher:
         (self.folder / f"{name}.yaml").write_bytes(encode_json(rollout))  # JSON is YAML
         self._run("rollout", "start", "-f", f"{name}.yaml", "--config", "region.yaml")
 
-    def _run(self, *arguments: str) -> dict[str, Any]:
-        """Run a command as a user would, and return its JSON. Raises: HedgerowError: it failed."""
-        self._log(f"$ hedgerow {' '.join(arguments)}")
-        command = [sys.executable, "-m", "hedgerow", *arguments, "--json"]
-        done = run(command, cwd=self.folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise HedgerowError(
-                f"`hedgerow {' '.join(arguments)}` exited with code {done.returncode}:\n{done.stderr.strip()[-1200:]}",
-                remedy=f"To reproduce it, run it in {self.folder}.",
-            )
-        report: dict[str, Any] = jsonlib.loads(done.stdout)
-        return report
+    def _run(self, *arguments: str) -> Any:
+        return run_command(self.folder, self._log, *arguments)
 
 
 def _bytes(folder: Path) -> int:

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +28,6 @@ from pathlib import Path
 from string import Template
 from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
-from urllib.request import urlopen
 
 from hedgerow.cli.demo.prepare import without
 from hedgerow.errors import HedgerowError
@@ -85,6 +85,7 @@ class DemoProcesses:
         node: settings to add to every node's configuration.
         region: settings to add to the configuration of the region's service.
         skipped: pipelines that the template names and the base file lacks.
+        enrols: whether nodes enrol; then they have no certificates, and are not started.
     Attributes:
         region_file: configuration of the region's service.
         store: the service's store, an SQLite file.
@@ -100,6 +101,7 @@ class DemoProcesses:
         node: Mapping[str, Any] | None = None,
         region: Mapping[str, Any] | None = None,
         skipped: Collection[str] = (),
+        enrols: bool = False,
     ) -> None:
         self.folder = folder.absolute()
         self.sites: list[SiteProcesses] = []
@@ -111,8 +113,9 @@ class DemoProcesses:
         self._node_settings = node or {}
         self._region_settings = region or {}
         self._skipped = skipped
+        self._enrols = enrols
         self._stack = ExitStack()
-        self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> DemoProcesses:
         try:
@@ -126,7 +129,7 @@ class DemoProcesses:
         self._stack.close()
 
     def _start_all(self) -> None:
-        for old in ("rendered", "pki", "state", "nodes"):
+        for old in ("rendered", "pki", "state", "nodes", "logs"):
             shutil.rmtree(self.folder / old, ignore_errors=True)
         for old_file in self.folder.glob("region.db*"):
             old_file.unlink()
@@ -136,16 +139,18 @@ class DemoProcesses:
         self._certify(topology)
         metrics_port = self._reserve_port()
         self._write_region_file(topology, metrics_port)
-        self._start_broker(topology.region.name)
-        self.run("collector", "region", "run", str(self.region_file), until="region-started")
+        self.start_broker(topology.region.name)
+        self.start_service()
         for name in topology.sites:
             self._start_site(topology, name)
+        self._log(f"Metrics of the region: http://127.0.0.1:{metrics_port}/metrics")
+        if self._enrols:
+            return
         count = sum(len(site.nodes) for site in self.sites)
         self._log(f"Starting {count} nodes… (logs: {self.folder / 'logs'})")
         for site in self.sites:
             for node in site.nodes:
                 self.run(f"node-{site.name}-{node.node}", "node", "run", f"rendered/{site.name}/nodes/{node.node}.yaml")
-        self._log(f"Metrics of the region: http://127.0.0.1:{metrics_port}/metrics")
 
     def _reserve_port(self) -> int:
         """Reserve a port until the processes end."""
@@ -161,7 +166,7 @@ class DemoProcesses:
 
         override: dict[str, Any] = {"metrics": {"port": 0}}
         merge(override, self._node_settings)
-        sites = {
+        sites: dict[str, dict[str, Any]] = {
             name: {
                 "broker": f"mqtts://localhost:{self._reserve_port()}",
                 "loopback_port": self._reserve_port(),
@@ -170,6 +175,9 @@ class DemoProcesses:
             }
             for name, nodes in self._node_names.items()
         }
+        if self._enrols:
+            for site in sites.values():
+                site |= {"enrolment_port": self._reserve_port(), "enrols": True}
         written = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
@@ -222,13 +230,18 @@ class DemoProcesses:
         text, count = re.subn(rf"^address localhost:{port}$", f"address localhost:{wan.port}", conf.read_text("utf-8"), flags=re.MULTILINE)  # fmt: skip
         assert count == 1  # noqa: S101 - the template's region is on localhost
         conf.write_text(text, "utf-8")
-        self._start_broker(name)
+        self.start_broker(name)
         nodes = tuple(Address(topology.region.name, name, node) for node in place.nodes)
         operator = BrokerSection.model_validate({"url": place.broker, "tls": tls(topology, name, "operator")})
         sensors = BrokerSection(url=f"mqtt://127.0.0.1:{place.loopback_port}")
         self.sites.append(SiteProcesses(name, nodes, operator, sensors, wan))
 
-    def _start_broker(self, name: str) -> None:
+    def start_service(self) -> None:
+        """Start the region's service."""
+        self.run("collector", "region", "run", str(self.region_file), until="region-started")
+
+    def start_broker(self, name: str) -> None:
+        """Start the broker of a site or the region."""
         from hedgerow.testing.mosquitto import find_mosquitto
 
         (self.folder / "state" / name / "broker").mkdir(parents=True, exist_ok=True)
@@ -238,48 +251,66 @@ class DemoProcesses:
         self._start(f"broker-{name}", ["sh", str(script)], until=" running", environment={"PATH": path})
 
     def run(self, name: str, *arguments: str, until: str | None = None) -> None:
-        """Start `hedgerow ARGUMENTS…` in the folder, to run until the demo ends.
+        """Start `hedgerow ARGUMENTS…` in the folder, to run until the demo ends or stops it.
 
         Args:
             name: name of its log.
             until: text in its log to wait for; None: do not wait.
         Raises: HedgerowError: it does not start, or a process has exited.
         """
-        self._start(name, [sys.executable, "-m", "hedgerow", *arguments], until=until)
+        self._start(name, _hedgerow(*arguments), until=until)
+
+    def begin(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `hedgerow ARGUMENTS…` in the folder, which ends by itself; return the process."""
+        return self._popen(name, _hedgerow(*arguments), {})
 
     def _start(
         self, name: str, command: Sequence[str], until: str | None, environment: Mapping[str, str] | None = None
     ) -> None:
-        path = self.folder / "logs" / f"{name}.log"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as log:
-            process = start(
-                command,
-                cwd=self.folder,
-                env=os.environ | (environment or {}),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._processes.append((name, process))
-        self._stack.callback(end, process)
+        path = self.log_file(name)
+        before = path.stat().st_size if path.exists() else 0
+        self._processes[name] = self._popen(name, command, environment or {})
         deadline = time.monotonic() + _START_S
-        while until is not None and until not in path.read_text("utf-8", errors="replace"):
+        while until is not None and until not in path.read_bytes()[before:].decode("utf-8", errors="replace"):
             self.check()
             if time.monotonic() > deadline:
                 raise HedgerowError(f"{name} has not started within {_START_S:.0f} s", remedy=f"See {path}.")
             time.sleep(0.02)
 
+    def _popen(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        path = self.log_file(name)
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as log:
+            process = start(
+                command,
+                cwd=self.folder,
+                env=os.environ | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # so that Ctrl-C reaches it only when the demo stops it
+            )
+        self._stack.callback(end, process)
+        return process
+
+    def stop(self, name: str, sig: signal.Signals = signal.SIGTERM) -> None:
+        """End a process with a signal, and wait for its end."""
+        end(self._processes.pop(name), sig=sig)
+
+    def log_file(self, name: str) -> Path:
+        """Return the file with what a process logs."""
+        return self.folder / "logs" / f"{name}.log"
+
     def check(self) -> None:
         """Check that all processes run. Raises: HedgerowError: one has exited."""
-        for name, process in self._processes:
+        for name, process in list(self._processes.items()):
             if process.poll() is not None:
-                path = self.folder / "logs" / f"{name}.log"
-                last = path.read_text("utf-8", errors="replace")[-600:]
-                raise HedgerowError(f"{name} exited with code {process.returncode}:\n{last}", remedy=f"See {path}.")
+                last = self.log_file(name).read_text("utf-8", errors="replace")[-600:]
+                raise HedgerowError(
+                    f"{name} exited with code {process.returncode}:\n{last}", remedy=f"See {self.log_file(name)}."
+                )
 
-    async def refresh_health(self) -> None:
-        """Read the health of all nodes at their own sites, which needs no WAN."""
+    async def refresh_health(self, *sites: SiteProcesses) -> None:
+        """Read the health of the nodes of these sites, by default of all, at their own brokers, which needs no WAN."""
         from hedgerow.cli.frames.command import send_command
 
         async def read(site: SiteProcesses, node: Address) -> None:
@@ -287,7 +318,7 @@ class DemoProcesses:
                 for reply in await send_command(site.broker, node, "health", {}, 5.0):
                     site.health[node.node] = reply.value or site.health.get(node.node, {})
 
-        await asyncio.gather(*(read(site, node) for site in self.sites for node in site.nodes))
+        await asyncio.gather(*(read(site, node) for site in sites or self.sites for node in site.nodes))
 
     async def ready(self, stop: asyncio.Event) -> None:
         """Wait until all nodes run all their pipelines and the region knows them, or until `stop` is set.
@@ -323,9 +354,5 @@ class DemoProcesses:
             return int(database.execute("SELECT count(*) FROM node").fetchone()[0])
 
 
-def model_bytes(metrics_port: int) -> int:
-    """Return the bytes of models that a region's service on this machine has sent to sites, from its metrics."""
-    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
-    return 0 if found is None else int(float(found[1]))
+def _hedgerow(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "hedgerow", *arguments]

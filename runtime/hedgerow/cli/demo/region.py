@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.prepare import Skipped, log_skipped, prepare, reasons
 from hedgerow.cli.demo.processes import DemoProcesses, Log, SiteProcesses, silent
 from hedgerow.cli.demo.results import count_by_site, wait_until_settled
+from hedgerow.cli.demo.waiting import stop_on_signals
 
 SITES: Final = ("north", "harbour", "mill")
 CUT_SITE: Final = "harbour"
@@ -42,9 +42,7 @@ def run(seconds: float | None, folder: Path, *, json: bool) -> dict[str, Any]:
 async def _run(processes: DemoProcesses, seconds: float, skipped: Skipped, log: Log) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import demo_feeds, run_feeds
 
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_on_signals()
     await processes.ready(stop)
     feeds = {site.name: demo_feeds(skipped) for site in processes.sites}
     feeding = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
 from hedgerow.cli.demo.processes import DemoProcesses, Log
 
@@ -67,3 +69,11 @@ def _stored(store: Path) -> dict[str, dict[str, int]]:
         for site, count, lost in database.execute(gaps):
             found[site].update(gaps=count, declared_lost=lost)
     return found
+
+
+def model_bytes(metrics_port: int) -> int:
+    """Return the bytes of models that a region's service on this machine has sent to sites, from its metrics."""
+    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    found = re.search(r'^hedgerow_region_blob_bytes(?:_total)?\{of="chunks"\} (\S+)$', text, re.MULTILINE)
+    return 0 if found is None else int(float(found[1]))

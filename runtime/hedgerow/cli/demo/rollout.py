@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import json as jsonlib
 import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,9 +33,9 @@ from hedgerow.cli.demo.models import (
     PublishedVersion,
     write_recipes,
 )
-from hedgerow.cli.demo.processes import DemoProcesses, Log, model_bytes, silent
-from hedgerow.cli.demo.results import count_by_site, wait_until_settled
-from hedgerow.errors import HedgerowError
+from hedgerow.cli.demo.processes import DemoProcesses, Log, silent
+from hedgerow.cli.demo.results import count_by_site, model_bytes, wait_until_settled
+from hedgerow.cli.demo.waiting import Waiting, stop_on_signals
 
 if TYPE_CHECKING:
     from hedgerow.cli.demo.feeds import Feed
@@ -53,7 +51,6 @@ DIAGRAM: Final = """\
   region     rollout ▸ waves ▸ gate ▸ desired version per node ═══╗        ╔═══ verified version per node
   3 sites    sound ▸ broker ▸ node ▸ voice activity ▸ results     ╚═▸ node ╝
 """
-_TIMEOUT_S: Final = 180.0
 
 
 def run(folder: Path, *, json: bool) -> dict[str, Any]:
@@ -83,9 +80,7 @@ async def _run(
 ) -> dict[str, Any]:
     from hedgerow.cli.demo.feeds import microphones, muted, run_feeds
 
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_on_signals()
     demo = _RolloutDemo(processes, publisher, versions, log, stop)
     await demo.wait_for_reports()
     await demo.roll_out(FIRST, "first version", waves=[], gate={**GATE, "min_frames": 0})
@@ -97,12 +92,12 @@ async def _run(
     stop_feeds = asyncio.Event()
     feeding = [asyncio.create_task(run_feeds(site.sensors, feeds[site.name], stop_feeds)) for site in processes.sites]
     try:
-        await demo.pause(3.0)
+        await demo.waiting.pause(3.0)
         await demo.roll_out(BETTER, "half the bytes", waves=[1], swap={**SWAP, "shadow_s": 1})
         await demo.roll_out(BAD, "loud halls; no time for a shadow", waves=[1])
         publisher.tamper()
         await demo.roll_out(TAMPERED, "no reason given", waves=[1])
-        await demo.pause(2.0)
+        await demo.waiting.pause(2.0)
     finally:
         stop_feeds.set()
         for result in await asyncio.gather(*feeding, return_exceptions=True):
@@ -129,50 +124,37 @@ class _RolloutDemo:
         self._publisher = publisher
         self._versions = versions
         self._log = log
-        self._stop = stop
+        self.waiting = Waiting(processes, stop)
 
     async def wait_for_reports(self) -> None:
         """Wait until the region has a report of each node."""
-        await self._until(
-            lambda: [node["reported_at"] for node in self._inventory()],
-            lambda reported: len(reported) == len(SITES) and all(reported),
-        )
 
-    async def pause(self, seconds: float) -> None:
-        """Wait for some time. Raises: KeyboardInterrupt: the demo was stopped."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-            raise KeyboardInterrupt
+        async def reported() -> list[Any]:
+            return [node["reported_at"] for node in self._inventory()]
+
+        await self.waiting.until(reported, lambda reported: len(reported) == len(SITES) and all(reported))
 
     async def roll_out(self, version: str, why: str, **plan: Any) -> None:
         """Roll out a version, and print the progress until the rollout ends."""
+        from hedgerow.cli.region.rollout_progress import summary
+
         published, name = self._versions[version], f"{MODEL}-{version}"
         before = self._wan_bytes()
         plan = {"soak_s": 2, "gate": GATE, "swap": SWAP, **plan}
         await asyncio.to_thread(self._publisher.start_rollout, name, published, why, **plan)
-        await self._until(lambda: self._progress(name), lambda progress: bool(progress["ended"]))
+        shown = ""
+
+        async def progress() -> dict[str, Any]:
+            nonlocal shown
+            state = self._progress(name)
+            if (line := summary(state)) != shown:
+                self._log(f"  {line}")
+                shown = line
+            return state
+
+        await self.waiting.until(progress, lambda state: state["ended"])
         published.rollout = self._progress(name)
         published.wan_bytes = self._wan_bytes() - before
-
-    async def _until(self, read: Callable[[], Any], done: Callable[[Any], bool]) -> None:
-        from hedgerow.cli.region.rollout_progress import summary
-
-        deadline = time.monotonic() + _TIMEOUT_S
-        printed = ""
-        while not done(state := read()):
-            self._processes.check()
-            if isinstance(state, dict) and (line := summary(state)) != printed:
-                self._log(f"  {line}")
-                printed = line
-            if time.monotonic() > deadline:
-                raise HedgerowError(
-                    f"Timed out after {_TIMEOUT_S:.0f} s; last state: {state}",
-                    remedy=f"See {self._processes.folder}/logs/.",
-                )
-            await self.pause(0.3)
-        if isinstance(state, dict):
-            self._log(f"  {summary(state)}")
 
     def _progress(self, name: str) -> dict[str, Any]:
         from hedgerow.region.rollouts.progress import progress

@@ -92,6 +92,9 @@ def enrol(
     from hedgerow.enrolment.enrol import enrol as become_node
     from hedgerow.enrolment.folder import EnrolmentFolder
     from hedgerow.enrolment.maker import MakerProof, read_maker_proof
+    from hedgerow.telemetry import logs
+
+    logs.configure("error")  # each request is a connection; what an operator needs of it is told below
 
     def told(text: str) -> None:
         if not json:

@@ -175,12 +175,13 @@ def replace(
 
     Results that wait on the old disk arrive if you move its `state_dir` to the new machine before that starts. If the disk is gone, the
     region waits for the results that it knows to be missing until you declare them lost. Those that it has never heard of are not counted.
+    With --pki the old certificate is revoked, and a new one issued; a node that enrolled gets none, since its new machine makes its own key.
     """
     reply = options.request("node-replace", {"node": node, "declare_lost": declare_lost, "dry_run": dry_run})
     _, site, name = reply["node"].split("/")
     steps = LifeSteps(dry_run)
     steps.revoke(pki, f"{site}/{name}", "superseded")
-    steps.issue(pki, f"{site}/{name}")
+    steps.replace_key(pki, f"{site}/{name}")
     if options.store.json:
         print_json(reply | steps.reply())
         return

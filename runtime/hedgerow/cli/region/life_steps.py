@@ -45,6 +45,20 @@ class LifeSteps:
         lists = authorities.lists(identity.authority)
         self._left.append(f"copy to the brokers first, then `kill -HUP` each: {', '.join(str(path) for path in lists)}")
 
+    def replace_key(self, folder: Path | None, who: str) -> None:
+        """Issue a certificate for another machine, or have it enrol if the one before did: then it makes its own key."""
+        site, _, name = who.partition("/")
+        enrol = f"hedgerow claim create {site} --place {name}, and `hedgerow enrol` on the new machine"
+        if folder is None:
+            self._left.append(f"hedgerow pki issue {who}; or, if its machines enrol, {enrol}")
+            return
+        from hedgerow.pki.names import parse
+
+        if _open(folder).keeps_own_key(parse(who)):
+            self._left.append(enrol)
+        else:
+            self.issue(folder, who)
+
     def issue(self, folder: Path | None, who: str) -> None:
         """Issue a certificate, unless there is a valid one."""
         if folder is None or self._dry_run:
