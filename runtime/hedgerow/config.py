@@ -582,6 +582,19 @@ class OutboxSection(Section):
         "writes at once. Results reach the region later by that time. QoS 1 frames are acknowledged after the write, so none is "
         "lost; a crash or power cut loses results of QoS 0 frames from this time.",
     )
+    keep_acknowledged_s: float = Field(
+        86_400.0,
+        ge=0,
+        description="How long a result stays in the file after the region has acknowledged it, in seconds. If the region's store is put "
+        "back to a backup, what it had acknowledged since is sent again; so this should be longer than the time between two backups. "
+        "0: it is deleted at once, and a restore loses it.",
+    )
+    keep_acknowledged_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Maximum size of such results together, in bytes; the oldest are deleted first. A quarter of `max_bytes` at most, and "
+        "less whenever results that wait for the region need the space.",
+    )
 
 
 class OriginSection(Section):

@@ -23,8 +23,7 @@ from hedgerow import disk
 from hedgerow.bus.identity.client_ids import FILE as TOKEN
 from hedgerow.bus.identity.client_ids import new_client_token
 from hedgerow.bus.outbox import OutboxError
-from hedgerow.bus.outbox.database import count_entries
-from hedgerow.bus.outbox.store import copy_records
+from hedgerow.bus.outbox.copies import copy_records, count_entries
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import Document

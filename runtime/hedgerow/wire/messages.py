@@ -130,6 +130,20 @@ class ModelHealth(WireMessage):
     input_drift: Quantity | None = Field(None, description="Drift of the inputs, likewise.")
 
 
+class RegionStoreHealth(WireMessage):
+    """What a node's outbox knows of the region's store."""
+
+    mark: str = Field(
+        "",
+        max_length=100,
+        description="Which store it is, and its last restore; empty: none has acknowledged anything.",
+    )
+    resent: Count = Field(
+        0, description="Results that were sent again since that restore, because the store had lost them."
+    )
+    complete: bool = Field(True, description="Whether those were all that it had acknowledged and lost.")
+
+
 class OutboxHealth(WireMessage):
     """Health of the node's outbox."""
 
@@ -144,6 +158,12 @@ class OutboxHealth(WireMessage):
     moved: list[str] = Field(
         default_factory=list,
         description="What is not as when its file was last used: machine, key. A notice, no error.",
+    )
+    kept_bytes: Count = Field(
+        0, description="Size of acknowledged results that are kept in case the region's store is put back."
+    )
+    region: RegionStoreHealth | None = Field(
+        None, description="What it knows of the region's store; null: an earlier version."
     )
 
 

@@ -56,7 +56,7 @@ class NodeAndRegion(RuleBasedStateMachine):
         changes = self.store.take_changes()
         self.window.appended(appended, self.store.next_keys, up=up)
         self.window.discard(changes.given_up)
-        for key in changes.changed_gaps:
+        for key in changes.rewound:
             self.window.rewind(key)
 
     @rule(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hedgerow import configfile
 from hedgerow.bus.identity.client_ids import FILE as TOKEN
 from hedgerow.bus.identity.client_ids import client_token
-from hedgerow.bus.outbox.database import count_entries
+from hedgerow.bus.outbox.copies import count_entries
 from hedgerow.bus.outbox.records import OutboxError, Record
 from hedgerow.bus.outbox.store import OutboxStore
 from hedgerow.cli.main import app

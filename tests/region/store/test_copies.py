@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.examples import examples
 
 from hedgerow.bus.message import Message
+from hedgerow.bus.outbox.kept import KeepLimits
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import ACK_NOW, PRIORITIES, Ack, Gap, OutboxEntry, Record, key_of, priority_of
 from hedgerow.bus.outbox.store import OutboxStore
@@ -89,7 +90,10 @@ class Node:
         in_transit: messages on their way to the region.
         deleted: ids of results that it has deleted because they were acknowledged.
         given_up: ids of results that it has given up.
+        events: what it tells operators.
     """
+
+    max_bytes = 256 << 10
 
     def __init__(self, folder: Path, names: Iterator[int]) -> None:
         self.folder = folder
@@ -99,10 +103,12 @@ class Node:
         self.in_transit: list[Message] = []
         self.deleted: set[str] = set()
         self.given_up: set[str] = set()
+        self.events: list[tuple[str, Any]] = []
         self.open()
 
     def open(self) -> None:
-        self.store = OutboxStore(self.folder / "outbox.db", max_bytes=256 << 10, boot=lambda: self.boot)
+        path, keep = self.folder / "outbox.db", KeepLimits(1e9, self.max_bytes)
+        self.store = OutboxStore(path, max_bytes=self.max_bytes, boot=lambda: self.boot, keep=keep)
         self.store.take_changes()
         self.window = SendWindow(8, 1 << 20, 0.5)
         self._reset()
@@ -158,6 +164,10 @@ class Node:
     def acknowledge(self, payload: bytes) -> None:
         """Apply an acknowledgement, as `Outbox.acknowledge` and its writer do."""
         ack = Ack.decode(payload)
+        if ack.at is not None and self.store.stores.get(ack.at.store) != ack.at.lost:
+            with self.store.transaction():
+                self.store.learn(ack.at)
+            self._apply_changes([])
         span = self.store.epochs.named(ack.epoch)
         if span is None:
             return
@@ -168,7 +178,7 @@ class Node:
                 self.store.leave_epoch(span.epoch, "unassigned")
             else:
                 acked = self.window.acked(in_keys, self.now, span)
-                self.store.trim(span.epoch, in_keys, acked.keys)
+                self.store.trim(span.epoch, in_keys, acked.keys, ack.at)
                 if acked.clash:
                     self.store.leave_epoch(span.epoch, "another-result")
         self.deleted |= before - self.held()
@@ -183,11 +193,12 @@ class Node:
 
     def _apply_changes(self, appended: list[OutboxEntry]) -> None:
         changes = self.store.take_changes()
+        self.events += changes.events
         if changes.renumbered:
             self._reset()
         self.window.appended(appended, self.store.next_keys, up=True)
         self.window.discard(changes.given_up)
-        for key in changes.changed_gaps:
+        for key in changes.rewound:
             self.window.rewind(key)
 
     def wait(self, seconds: float) -> None:

@@ -20,13 +20,24 @@ from hedgerow.disk import open_private
 PAGE_BYTES: Final = 4096
 _LOG_PAGES: Final = 1000
 """Size of the write-ahead log, in pages, that triggers a checkpoint."""
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _ROWS_PER_INSERT: Final = (256, 32, 4, 1)
 """A few fixed sizes, so that SQLite can cache the prepared statements."""
 _COMPANIONS: Final = ("-wal", "-shm", "-journal")
 
 _EPOCHS: Final = """CREATE TABLE epoch (
   turn INTEGER PRIMARY KEY, epoch TEXT NOT NULL UNIQUE, bases TEXT NOT NULL, ends TEXT, former TEXT NOT NULL);"""
+_KEPT: Final = """
+CREATE TABLE kept (
+  first INTEGER PRIMARY KEY, last INTEGER NOT NULL, store TEXT NOT NULL, position INTEGER NOT NULL, age_s REAL NOT NULL,
+  records INTEGER NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE kept_gap (
+  first INTEGER PRIMARY KEY, last INTEGER NOT NULL, body BLOB NOT NULL, store TEXT NOT NULL, position INTEGER NOT NULL,
+  age_s REAL NOT NULL);
+CREATE TABLE region_store (
+  store TEXT PRIMARY KEY, lost TEXT NOT NULL, turn INTEGER NOT NULL, dropped INTEGER NOT NULL DEFAULT 0,
+  resent INTEGER NOT NULL DEFAULT 0, complete INTEGER NOT NULL DEFAULT 1);
+CREATE INDEX gaps ON entry (key) WHERE topic = '';"""
 _SCHEMA: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE entry (
@@ -39,6 +50,7 @@ CREATE TABLE state (
   age_s REAL NOT NULL, boot TEXT NOT NULL, boot_s REAL NOT NULL, clean INTEGER NOT NULL,
   machine TEXT NOT NULL DEFAULT '', identity TEXT NOT NULL DEFAULT '');
 {_EPOCHS}
+{_KEPT}
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """
@@ -50,10 +62,17 @@ ALTER TABLE state ADD COLUMN machine TEXT NOT NULL DEFAULT '';
 ALTER TABLE state ADD COLUMN identity TEXT NOT NULL DEFAULT '';
 {_EPOCHS}
 INSERT INTO epoch SELECT 1, epoch, '[0,0,0,0,0,0,0,0,0,0]', NULL, '[]' FROM state;
+{_KEPT}
 PRAGMA user_version = {_FORMAT};
 COMMIT;
 """  # noqa: S608 - our own names
-"""A file of the version before had one epoch, whose numbers were the sequences."""
+"""In a file of format 1 there is one epoch, whose numbers are the sequences."""
+_FROM_FORMAT_2: Final = f"""
+BEGIN IMMEDIATE;
+{_KEPT}
+PRAGMA user_version = {_FORMAT};
+COMMIT;
+"""
 
 
 class DiskTrouble(OutboxError):
@@ -135,6 +154,8 @@ class OutboxDatabase:
             self._connection.executescript(_SCHEMA)
         elif version == 1:
             self._connection.executescript(_FROM_FORMAT_1)
+        elif version == 2:
+            self._connection.executescript(_FROM_FORMAT_2)
         elif version != _FORMAT:
             raise OutboxError(
                 f"{self.path} has format {version}; this version of Hedgerow reads format {_FORMAT}",
@@ -207,6 +228,10 @@ class OutboxDatabase:
                 self._connection.execute(sql, list(itertools.chain.from_iterable(rows[start : start + size])))
                 start += size
 
+    def delete(self, table: str, keys: Sequence[int]) -> None:
+        """Delete rows by their key."""
+        self._connection.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])  # noqa: S608 - our own names
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Run reads outside a transaction, with error translation."""
@@ -234,16 +259,6 @@ class OutboxDatabase:
             yield
         except sqlite3.Error as error:
             raise _translate(error, self.path) from error
-
-
-def count_entries(path: Path) -> int:
-    """Return the number of records and gaps in an outbox that no node uses. Raises: OutboxError: it cannot be opened."""
-    database = OutboxDatabase(path)
-    try:
-        with database.reading():
-            return int(database.value("SELECT count(*) FROM entry"))
-    finally:
-        database.close()
 
 
 def set_aside(path: Path) -> Path:

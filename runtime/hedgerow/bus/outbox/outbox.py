@@ -30,6 +30,7 @@ from typing import Any, Final, Literal, Protocol, Self
 
 from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.epochs import Epochs
+from hedgerow.bus.outbox.kept import NOTHING, KeepLimits, KnownStore
 from hedgerow.bus.outbox.mark import Boot
 from hedgerow.bus.outbox.records import (
     ACK_NOW,
@@ -46,7 +47,18 @@ from hedgerow.bus.outbox.records import (
 )
 from hedgerow.bus.outbox.store import MAX_RECORD_FRACTION, NOWHERE, REMEMBERED_ORIGINS, MachineAndKey, OutboxStore
 from hedgerow.bus.outbox.window import SendWindow
-from hedgerow.bus.outbox.writer import Append, Close, CommitOutcome, Done, GiveUp, Leave, OutboxWriter, Sweep, Trim
+from hedgerow.bus.outbox.writer import (
+    Append,
+    Close,
+    CommitOutcome,
+    Done,
+    GiveUp,
+    Learn,
+    Leave,
+    OutboxWriter,
+    Sweep,
+    Trim,
+)
 from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.bus.set_aside.messages import MessageSetAside
 from hedgerow.errors import BusError
@@ -81,13 +93,15 @@ class OutboxStatus:
     Attributes:
         epoch: of this run's numbers; "" until it has stored a record.
         entries: records and gaps not acknowledged by the region.
-        used_bytes: their size on disk.
+        used_bytes: size on disk of these, and of what is kept.
         in_flight: entries sent and not acknowledged.
         appending: calls of `append` still in progress.
         stuck: records that the region does not acknowledge although it acknowledges later ones.
         lost: records lost since the start, by reason; each is declared to the region.
         failure: why nothing can be stored; None if it can.
         moved: what has changed since the last run: machine, key.
+        kept_bytes: size of what is acknowledged and kept, in case the region's store is put back.
+        region: what is known of the region's store.
     """
 
     epoch: str
@@ -99,6 +113,8 @@ class OutboxStatus:
     lost: dict[str, int]
     failure: str | None
     moved: list[str]
+    kept_bytes: int
+    region: KnownStore
 
 
 class Outbox:
@@ -119,6 +135,7 @@ class Outbox:
         commit_every_s: longest time that records wait for others before they are written together; 0: none.
         boot: returns the time since boot.
         runs_on: fingerprints of the machine and the node's key.
+        keep: how long what is acknowledged is kept, in case the region's store is put back.
     Attributes:
         max_record_bytes: size limit of a record.
         max_packet_bytes: largest packet that reaches the region. A stored record that exceeds it is given up; None: unknown.
@@ -141,6 +158,7 @@ class Outbox:
         boot: Callable[[], Boot] = Boot.now,
         readdress: Callable[[str], str] = str,
         runs_on: MachineAndKey = NOWHERE,
+        keep: KeepLimits = NOTHING,
     ) -> None:
         self._readdress = readdress
         self._gap_topic = gap_topic
@@ -149,7 +167,7 @@ class Outbox:
         self._on_event = on_event
         self._window = SendWindow(window, window_bytes, backlog_share)
         self._open_store = partial(
-            OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot, runs_on=runs_on
+            OutboxStore, path, max_bytes=max_bytes, when_full=when_full, boot=boot, runs_on=runs_on, keep=keep
         )
         self._commit_every_s = commit_every_s
         self._link_up = False
@@ -206,6 +224,8 @@ class Outbox:
             dict(self._lost),
             None if self._failure is None else str(self._failure),
             last.moved,
+            last.kept_bytes,
+            last.region,
         )
 
     def has_stored(self, origin: int) -> bool:
@@ -229,6 +249,9 @@ class Outbox:
 
     def acknowledge(self, ack: Ack) -> None:
         """Apply an acknowledgement from the region."""
+        at = ack.at
+        if at is not None and self._latest.is_open and self._latest.stores.get(at.store) != at.lost:
+            self._writer.submit(Learn(at))  # it was put back, or is another one
         span = self._epochs.named(ack.epoch)
         if span is None:
             return  # of another outbox, or nothing of it waits
@@ -239,7 +262,7 @@ class Outbox:
         acked = self._window.acked(in_keys, time.monotonic(), span)
         for key in acked.keys:
             self._giving_up.pop(key, None)
-        self._writer.submit(Trim(span.epoch, in_keys, acked.keys))
+        self._writer.submit(Trim(span.epoch, in_keys, acked.keys, at))
         if acked.clash:
             self._writer.submit(Leave(span.epoch, "another-result"))
         self._send_pending()
@@ -324,7 +347,7 @@ class Outbox:
         window.discard(changes.given_up)
         for key in changes.given_up:
             self._giving_up.pop(key, None)
-        for key in changes.changed_gaps:
+        for key in changes.rewound:
             window.rewind(key)
 
     def _send_pending(self) -> None:

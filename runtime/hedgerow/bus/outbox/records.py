@@ -36,6 +36,9 @@ PACKET_OVERHEAD_BYTES: Final = 480
 MAX_HELD: Final = 1024
 """Most records whose checks one acknowledgement carries, so that it has less than 64 KiB; the outbox sends others again."""
 _CHECK_BYTES: Final = 8
+MAX_LOST: Final = 8
+"""Most ranges of lost positions in an acknowledgement."""
+_MAX_STORE_ID: Final = 64
 
 
 def record_check(sender_id: str, payload: Any) -> int:
@@ -285,6 +288,37 @@ Held = Mapping[int, Sequence[tuple[int, int | None]]]
 
 
 @dataclass(frozen=True, slots=True)
+class StorePosition:
+    """How far the region's store is: it counts its transactions, so what it acknowledges at a position is in it there.
+
+    Attributes:
+        store: random id of the store.
+        position: number of the transaction.
+        lost: positions (first exclusive, last inclusive) that a restore from a backup has lost, oldest first. None of them is
+            given again.
+    """
+
+    store: str
+    position: int
+    lost: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def mark(self) -> str:
+        """What changes when the store is put back, or is another one."""
+        return f"{self.store}/{self.lost[-1][1] if self.lost else 0}"
+
+    @classmethod
+    def read(cls, body: Any) -> StorePosition | None:
+        """Decode it; None stands for none. Raises: ValueError, TypeError: it is invalid."""
+        if body is None:
+            return None
+        store, position, lost = body
+        if not isinstance(store, str) or not 0 < len(store) <= _MAX_STORE_ID or len(lost) > MAX_LOST:
+            raise ValueError("Not the position of a store")
+        return cls(store, _position(position), tuple((_position(first), _position(last)) for first, last in lost))
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """The numbers the region has stored: cumulative per priority, plus ranges beyond, and what it holds under the last ones.
 
@@ -296,12 +330,14 @@ class Ack:
         through: highest number without a missing one below it, by priority.
         also: ranges (first, last) above the first missing number, by priority.
         held: what arrived since the last acknowledgement; None: the region does not tell, as earlier versions.
+        at: when the region's store had all that; None: it does not tell, as earlier versions.
     """
 
     epoch: str
     through: Mapping[int, int]
     also: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     held: Held | None = None
+    at: StorePosition | None = None
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return all acknowledged numbers as ranges of keys."""
@@ -327,6 +363,8 @@ class Ack:
         content |= {"through": self.through, "also": self.also}
         if self.held is not None:
             content["held"] = {priority: _runs_of(entries) for priority, entries in self.held.items()}
+        if self.at is not None:
+            content["at"] = (self.at.store, self.at.position, self.at.lost)
         return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
 
     @classmethod
@@ -345,7 +383,7 @@ class Ack:
             held = content.get("held")
             if held is not None:
                 held = {_priority(name): _entries_of(runs) for name, runs in held.items()}
-            return cls(str(content["epoch"]), through, also, held)
+            return cls(str(content["epoch"]), through, also, held, StorePosition.read(content.get("at")))
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"Not an acknowledgement: {bytes(payload[:80])!r}") from error
 
@@ -399,6 +437,12 @@ def _priority(name: str) -> int:
     if not 0 <= (priority := int(name)) < PRIORITIES:
         raise ValueError(f"{priority} is not a priority")
     return priority
+
+
+def _position(value: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 62:
+        raise ValueError(f"{value!r} is not a position")
+    return value
 
 
 def _sequence(value: int) -> int:

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from hedgerow.bus.outbox.database import PAGE_BYTES, Damaged, OutboxDatabase, set_aside
 from hedgerow.bus.outbox.epochs import MAX_FORMER, Epochs, EpochSpan, FormerEpoch, KeyAck, new_epoch
+from hedgerow.bus.outbox.kept import NOTHING, KeepLimits, KeptEntries, KeptRange
 from hedgerow.bus.outbox.mark import RESERVE_BYTES, Boot, Mark, Reserve
 from hedgerow.bus.outbox.records import (
     PRIORITIES,
@@ -33,6 +34,7 @@ from hedgerow.bus.outbox.records import (
     OutboxError,
     PreviousEpoch,
     Record,
+    StorePosition,
     key_of,
     priority_of,
     record_check,
@@ -47,6 +49,8 @@ _MIN_BYTES: Final = 1 << 18
 """On a full disk, eviction stops at this size."""
 MAX_RECORD_FRACTION: Final = 4
 """A record may take at most a quarter of the quota: `max_bytes // 4`."""
+MAX_KEPT_FRACTION: Final = 4
+"""What is acknowledged may take at most a quarter of the quota, and makes room for what waits."""
 REMEMBERED_ORIGINS: Final = 16_384
 """Number of origins remembered. A broker redelivers only frames that were in flight, at most Receive Maximum per
 pipeline."""
@@ -66,22 +70,22 @@ class OutboxChanges:
 
     Attributes:
         given_up: keys of records replaced by a gap.
-        changed_gaps: first keys of gaps that are new or have grown.
+        rewound: keys from which on entries are to be sent again: gaps that are new or have grown, and what waits again.
         lost: records lost, by reason.
         events: for operators.
         renumbered: whether stored entries belong to another epoch now.
     """
 
     given_up: list[int] = field(default_factory=list)
-    changed_gaps: list[int] = field(default_factory=list)
+    rewound: list[int] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)
     events: list[Event] = field(default_factory=list)
     renumbered: bool = False
 
     def copy(self) -> OutboxChanges:
         """Return an independent copy."""
-        given_up, gaps, events = list(self.given_up), list(self.changed_gaps), [*self.events]
-        return OutboxChanges(given_up, gaps, self.lost.copy(), events, self.renumbered)
+        given_up, rewound, events = list(self.given_up), list(self.rewound), [*self.events]
+        return OutboxChanges(given_up, rewound, self.lost.copy(), events, self.renumbered)
 
 
 class MachineAndKey(NamedTuple):
@@ -104,13 +108,16 @@ class OutboxStore:
         when_full: evict the oldest records of the lowest priority, or refuse new ones.
         boot: returns the time since boot.
         runs_on: where this run is; a change since the last one is reported.
+        keep: how long what is acknowledged is kept, in case the region's store is put back.
     Raises: OutboxError: it cannot be opened. A damaged file is set aside instead.
     Attributes:
         epoch: of this run's numbers; "" until it has assigned one.
         epochs: of all stored entries.
         numbers: the next sequence of each priority.
         moved: what of `runs_on` has changed since the last run: machine, key.
-        entries: number of stored records and gaps.
+        entries: number of records and gaps that wait.
+        stores: stores of the region, with the positions that each has lost.
+        region: what is known of the region's store.
     """
 
     def __init__(
@@ -121,8 +128,10 @@ class OutboxStore:
         when_full: Literal["evict", "refuse"] = "evict",
         boot: Callable[[], Boot] = Boot.now,
         runs_on: MachineAndKey = NOWHERE,
+        keep: KeepLimits = NOTHING,
     ) -> None:
         self.path = path
+        self._keep = keep._replace(max_bytes=min(keep.max_bytes, max_bytes // MAX_KEPT_FRACTION))
         self.epoch, self.epochs = "", Epochs()
         self.numbers = list(_FIRST)
         self.moved: list[str] = []
@@ -133,6 +142,7 @@ class OutboxStore:
         self._boot = boot
         self._changes = OutboxChanges()
         self.entries = 0
+        self._dropped = False  # something that was kept: epochs may be done with
         self._age_s = 0.0
         damaged = False
         try:
@@ -144,6 +154,7 @@ class OutboxStore:
             self._changes.events.append(("outbox-set-aside", detail))
             database = self._open()
         self._database = database
+        self._kept = KeptEntries(database, self._keep)
         try:
             self._mark = Mark(path.with_name(path.name + ".mark"))
         except OSError as error:
@@ -166,7 +177,9 @@ class OutboxStore:
                 self._stored_spans = [
                     _span(*row) for row in database.rows("SELECT epoch, bases, ends, former FROM epoch ORDER BY turn")
                 ]
-                self.entries = int(database.value("SELECT count(*) FROM entry"))
+                self.entries = count_waiting(database)
+                kept = KeptEntries(database, self._keep)
+                self.stores, self.region = kept.stores(), kept.known()
                 self._turns = int(database.value("SELECT coalesce(max(turn), 0) + 1 FROM recent"))
         except OutboxError:
             database.close()
@@ -265,11 +278,11 @@ class OutboxStore:
         self.epochs = self.epochs.replaced(old, new)
 
     def _forget_if_done(self, span: EpochSpan) -> None:
-        """Forget an ended epoch of which nothing waits; of the last one, the next one still tells that it has ended."""
+        """Forget an ended epoch of which nothing waits or is kept; of the last one, the next one still tells that it has ended."""
         if span.ends is None or any(self._waits(first, last) for first, last in _key_ranges(span)):
             return
         ended = [one for one in self.epochs.spans if one.ends is not None]
-        if span is ended[-1]:
+        if span is ended[-1] or any(self._kept.has(first, last) for first, last in _key_ranges(span)):
             if not span.is_done:
                 self.epochs = self.epochs.replaced(span, replace(span, is_done=True))
             return
@@ -277,8 +290,9 @@ class OutboxStore:
         self.epochs = self.epochs.replaced(span, None)
 
     def _waits(self, first: int, last: int) -> bool:
-        return first <= last and bool(
-            self._database.rows("SELECT 1 FROM entry WHERE key BETWEEN ? AND ? LIMIT 1", (first, last))
+        return any(
+            self._database.rows("SELECT 1 FROM entry WHERE key >= ? AND key < ? LIMIT 1", part)
+            for part in self._kept.waiting(first, last + 1)
         )
 
     def _declare_epoch_end(self, previous: PreviousEpoch, kind: str = "outbox-epoch-lost", **more: Any) -> None:
@@ -311,6 +325,7 @@ class OutboxStore:
         Raises: OutboxError: it failed; nothing has changed.
         """
         before = self.epoch, self.epochs, list(self.numbers), self.entries
+        learned = self.stores, self.region
         saved = self._changes.copy()
         try:
             with self._database.transaction():
@@ -322,6 +337,7 @@ class OutboxStore:
                 )
         except BaseException:
             (self.epoch, self.epochs, self.numbers, self.entries), self._changes = before, saved
+            self.stores, self.region = learned
             raise
         if self.epoch:
             bases = self.epochs.spans[-1].bases
@@ -369,7 +385,7 @@ class OutboxStore:
         except BaseException:
             (self.epoch, self.epochs, self.numbers, self.entries), self._changes = before, changes
             raise
-        for name in ("given_up", "changed_gaps", "events"):
+        for name in ("given_up", "rewound", "events"):
             getattr(changes, name).extend(getattr(self._changes, name))
         changes.lost.update(self._changes.lost)
         self._changes = changes
@@ -398,6 +414,9 @@ class OutboxStore:
     def _enforce_quota(self) -> None:
         """Evict records until the quota is met."""
         while (excess := self._database.used_bytes - self._ceiling) > 0:
+            if self._kept.drop_oldest():
+                self._dropped = True
+                continue
             rows = self._when_full == "evict" and self._database.rows(
                 "SELECT key, length(payload) + length(properties) + length(topic) FROM entry"
                 " WHERE topic <> '' ORDER BY key LIMIT ?",
@@ -427,12 +446,7 @@ class OutboxStore:
         corrupt: list[int] = []
         size = 0
         with self._database.reading():
-            rows = self._database.rows(
-                "SELECT key, last, topic, properties, crc, length(payload) FROM entry WHERE key >= ? AND key < ?"
-                " ORDER BY key LIMIT ?",
-                (start, end, limit),
-            )
-            for key, last, topic, properties, crc, length in rows:
+            for key, last, topic, properties, crc, length in self._heads(start, end, limit):
                 size += length
                 if entries and size > max_bytes:
                     break
@@ -449,6 +463,19 @@ class OutboxStore:
             self._changes.events.append(("outbox-corrupt", {"records": len(corrupt)}))
         return self.read(start, end, limit, max_bytes)
 
+    def _heads(self, start: int, end: int, limit: int) -> Iterator[tuple[Any, ...]]:
+        """Yield the first entries that wait, without their payloads."""
+        for part in self._kept.waiting(start, end):
+            rows = self._database.rows(
+                "SELECT key, last, topic, properties, crc, length(payload) FROM entry WHERE key >= ? AND key < ?"
+                " ORDER BY key LIMIT ?",
+                (*part, limit),
+            )
+            yield from rows
+            limit -= len(rows)
+            if limit <= 0:
+                return
+
     def acknowledge(self, ack: Ack) -> bool:
         """Apply an acknowledgement that tells numbers only; see `trim`. Returns: False if a new epoch had to begin."""
         span = self.epochs.named(ack.epoch)
@@ -461,33 +488,109 @@ class OutboxStore:
         self.trim(span.epoch, acked)
         return True
 
-    def trim(self, epoch: str, acked: KeyAck, records: Sequence[int] = ()) -> None:
-        """Delete acknowledged entries.
+    def trim(self, epoch: str, acked: KeyAck, records: Sequence[int] = (), at: StorePosition | None = None) -> None:
+        """Delete acknowledged entries, or keep them for a while.
 
         Args:
             epoch: of the acknowledgement.
             acked: its ranges. If it does not tell what the region holds, they delete records too.
             records: keys of the records that the region holds.
+            at: when the region's store had them; None: it does not tell, so they are not kept.
         """
         span = self.epochs.named(epoch)
         if span is None:
             return
-        acknowledged = "DELETE FROM entry WHERE key BETWEEN ? AND ? AND last <= ?"
-        if acked.held is not None:  # records are proven one by one
-            acknowledged += " AND topic = ''"
+        if at is not None and any(first < at.position <= last for first, last in self.stores.get(at.store, ())):
+            self._changes.rewound.extend(records)  # the store has been put back since to a time before
+            return
+        keep_at = at if self._keep.are_set else None
         for first, last in acked.ranges:
-            self.entries -= self._database.change(acknowledged, (first, last, last))
+            if acked.held is None:
+                for part in self._kept.waiting(first, last + 1):
+                    self.entries -= self._database.change(
+                        "DELETE FROM entry WHERE key >= ? AND key < ? AND last <= ?", (*part, last)
+                    )
+            else:  # records are proven one by one
+                self._trim_gaps(first, last, keep_at)
             self._shorten_gaps(first, last)
         for first, last in _runs(sorted(records)):
-            self.entries -= self._database.change(
-                "DELETE FROM entry WHERE key BETWEEN ? AND ? AND topic <> ''", (first, last)
-            )
+            for start, end in self._kept.waiting(first, last + 1):
+                self.entries -= self._trim_records(start, end - 1, keep_at)
+        if keep_at is not None:
+            self._dropped |= self._kept.drop_excess()
+        elif at is not None:
+            self._kept.note_dropped(at.store, at.position)
         self._forget_if_done(span)
+
+    def _trim_records(self, first: int, last: int, keep_at: StorePosition | None) -> int:
+        if keep_at is not None:
+            return self._kept.keep(first, last, keep_at, self.age_s)
+        return self._database.change("DELETE FROM entry WHERE key BETWEEN ? AND ? AND topic <> ''", (first, last))
+
+    def _trim_gaps(self, first: int, last: int, keep_at: StorePosition | None) -> None:
+        rows = self._database.rows(
+            "SELECT key, last, payload FROM entry WHERE topic = '' AND key BETWEEN ? AND ? AND last <= ?",
+            (first, last, last),
+        )
+        for key, end, body in rows:
+            if keep_at is not None:
+                self._kept.keep_gap(Gap.read(key, end, body), keep_at, self.age_s)
+            self.entries -= self._database.change("DELETE FROM entry WHERE key = ?", (key,))
+
+    # What the region's store has lost
+
+    def learn(self, of: StorePosition) -> None:
+        """Note what the region says of its store. What that has lost and is kept here waits again."""
+        learned = self._kept.learn(of)
+        self.stores, self.region = self._kept.stores(), self._kept.known()
+        if learned is None:
+            return
+        ranges, gaps, incomplete = learned
+        results = self._wait_again(ranges, gaps)
+        self._kept.note_resent(of.store, results)
+        self.region = self._kept.known()
+        if results or incomplete:
+            remedy = (
+                "None. The region's store is as of an earlier time, or another one: what it had acknowledged and has lost is sent again."
+                if not incomplete
+                else "Some of what it had acknowledged and has lost is not here any more: see `outbox: {keep_acknowledged_s, "
+                "keep_acknowledged_bytes}`."
+            )
+            self._changes.events.append(
+                ("region-restored", {"results": results, "complete": not incomplete, "remedy": remedy})
+            )
+
+    def _wait_again(self, ranges: Sequence[KeptRange], gaps: Sequence[Gap]) -> int:
+        """Have entries wait that were kept. Returns: how many records."""
+        results = 0
+        for first, last in ranges:
+            keys = [
+                key for (key,) in self._database.rows("SELECT key FROM entry WHERE key BETWEEN ? AND ?", (first, last))
+            ]
+            self.entries += len(keys)
+            results += len(keys)
+            self._changes.rewound.append(first)
+            for before, after in itertools.pairwise([first - 1, *keys, last + 1]):
+                if after > before + 1:  # they have expired meanwhile
+                    self._declare_gap(Gap(before + 1, after - 1, {"expired": after - before - 1}))
+        for span in [one for one in self.epochs.spans if one.is_done]:
+            if any(self._waits(first, last) for first, last in _key_ranges(span)):
+                self.epochs = self.epochs.replaced(span, replace(span, is_done=False))
+        for gap in gaps:
+            self._declare_gap(gap)
+        return results
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what is acknowledged and kept."""
+        with self._database.reading():
+            return self._kept.used_bytes
 
     def _shorten_gaps(self, first: int, last: int) -> None:
         """Shorten gaps of which the region has the first part."""
         rows = self._database.rows(
-            "SELECT key, last, payload FROM entry WHERE key BETWEEN ? AND ? AND last > ?", (first, last, last)
+            "SELECT key, last, payload FROM entry WHERE topic = '' AND key BETWEEN ? AND ? AND last > ?",
+            (first, last, last),
         )
         for key, end, body in rows:
             gap = Gap.read(key, end, body)
@@ -514,6 +617,11 @@ class OutboxStore:
             return
         full = span.ended(self.numbers)
         assert full.ends is not None  # noqa: S101 - it has ended now
+        for first, last in _key_ranges(
+            full
+        ):  # the region knows them by their former number, and does not store them twice
+            self._wait_again(*self._kept.take(first, last))
+        span = self.epochs.named(epoch) or span
         previous = PreviousEpoch(
             epoch, tuple(end - base + 1 for base, end in zip(full.bases, full.ends, strict=True)), moved=True
         )
@@ -547,18 +655,28 @@ class OutboxStore:
     # Losing records
 
     def expire(self) -> bool:
-        """Give up expired records. Returns: whether there may be more."""
+        """Give up expired records, and drop what was kept for long enough. Returns: whether there may be more."""
+        if self._kept.drop_outlived(self.age_s):
+            self._dropped = True
+        if self._dropped:
+            self._dropped = False
+            for span in [one for one in self.epochs.spans if one.is_done]:
+                self._forget_if_done(span)
         rows = self._database.rows(
             "SELECT key FROM entry WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (self.age_s, _BATCH)
         )
+        kept = [key for (key,) in rows if self._kept.has(key, key)]
+        self._database.delete("entry", kept)
         self.give_up([key for (key,) in rows], "expired")
         return len(rows) == _BATCH
 
     @property
     def has_expired(self) -> bool:
-        """Whether any record has expired."""
+        """Whether any record has expired, or was kept for long enough."""
         with self._database.reading():
-            return bool(self._database.rows("SELECT 1 FROM entry WHERE expires_at <= ? LIMIT 1", (self.age_s,)))
+            return self._kept.has_outlived(self.age_s) or bool(
+                self._database.rows("SELECT 1 FROM entry WHERE expires_at <= ? LIMIT 1", (self.age_s,))
+            )
 
     def is_of(self, key: int, epoch: str) -> bool:
         """Whether a key belongs to an epoch."""
@@ -580,7 +698,8 @@ class OutboxStore:
             yield from _runs(part)
 
     def _is_record(self, key: int) -> bool:
-        return bool(self._database.rows("SELECT 1 FROM entry WHERE key = ? AND topic <> ''", (key,)))
+        found = self._database.rows("SELECT 1 FROM entry WHERE key = ? AND topic <> ''", (key,))
+        return bool(found) and not self._kept.has(key, key)
 
     def _declare_gap(self, gap: Gap) -> None:
         """Replace entries by a gap, merged with adjacent gaps."""
@@ -601,7 +720,7 @@ class OutboxStore:
             "INSERT INTO entry VALUES (?, ?, '', '', 0, NULL, 0, x'', ?)", (gap.first, gap.last, gap.body())
         )
         self.entries += 1
-        self._changes.changed_gaps.append(gap.first)
+        self._changes.rewound.append(gap.first)
 
     # Maintenance
 
@@ -640,42 +759,10 @@ class OutboxStore:
         self._mark.close()
 
 
-def copy_records(source: Path, target: Path) -> int:
-    """Copy the records of an outbox that no node uses to a new one, where their numbers begin anew. Gaps stay behind.
-
-    Args:
-        source: file of the outbox.
-        target: file of the new one, which must not exist.
-    Returns: how many there were.
-    Raises: OutboxError: one of them cannot be opened or written.
-    """
-    count, key = 0, -1
-    database = OutboxDatabase(source)
-    try:
-        store = OutboxStore(target, max_bytes=max(1 << 20, 8 * source.stat().st_size))
-        try:
-            with database.reading():
-                age_s = float(database.value("SELECT age_s FROM state"))
-            while True:
-                with database.reading():
-                    rows = database.rows(
-                        "SELECT key, pipeline, topic, payload, properties, created_at, expires_at FROM entry "
-                        "WHERE key > ? AND topic <> '' ORDER BY key LIMIT 100",
-                        (key,),
-                    )
-                if not rows:
-                    return count
-                records = [
-                    Record(pipeline, topic, payload, properties, priority_of(number), created_at, None if ends is None else ends - age_s)
-                    for number, pipeline, topic, payload, properties, created_at, ends in rows
-                ]  # fmt: skip
-                with store.transaction():
-                    store.append(records)
-                count, key = count + len(rows), rows[-1][0]
-        finally:
-            store.close()
-    finally:
-        database.close()
+def count_waiting(database: OutboxDatabase) -> int:
+    """Return how many entries of a file wait."""
+    parts = KeptEntries(database, NOTHING).waiting(0, key_of(PRIORITIES, 0))
+    return sum(int(database.value("SELECT count(*) FROM entry WHERE key >= ? AND key < ?", part)) for part in parts)
 
 
 def _row(key: int, record: Record, age_s: float, check: int) -> tuple[Any, ...]:

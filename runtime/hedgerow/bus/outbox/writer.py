@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +19,8 @@ import structlog
 
 from hedgerow.bus.outbox.database import DiskTrouble
 from hedgerow.bus.outbox.epochs import Epochs, KeyAck
-from hedgerow.bus.outbox.records import OutboxEntry, OutboxError, Record
+from hedgerow.bus.outbox.kept import KnownStore
+from hedgerow.bus.outbox.records import OutboxEntry, OutboxError, Record, StorePosition
 from hedgerow.bus.outbox.store import OutboxChanges, OutboxStore
 from hedgerow.bus.outbox.window import ReadRequest
 
@@ -54,11 +55,19 @@ class GiveUp:
 
 @dataclass(slots=True, eq=False)
 class Trim:
-    """Delete what the region has acknowledged of an epoch; see `OutboxStore.trim`."""
+    """Delete or keep what the region has acknowledged of an epoch; see `OutboxStore.trim`."""
 
     epoch: str
     acked: KeyAck
     records: Sequence[int]
+    at: StorePosition | None
+
+
+@dataclass(slots=True, eq=False)
+class Learn:
+    """Note what the region says of its store; see `OutboxStore.learn`."""
+
+    of: StorePosition
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +86,7 @@ class Close:
     """Close the store and end the thread."""
 
 
-Job = Append | Trim | Leave | GiveUp | ReadRequest | Sweep | Close
+Job = Append | Trim | Learn | Leave | GiveUp | ReadRequest | Sweep | Close
 
 
 @dataclass(slots=True)
@@ -86,7 +95,7 @@ class CommitOutcome:
 
     Attributes:
         is_open: whether the store has been opened.
-        epoch, epochs, next_keys, numbers, used_bytes, entries, moved: of the store.
+        epoch, epochs, next_keys, numbers, used_bytes, kept_bytes, entries, moved, stores, region: of the store.
         callbacks: the appends' callbacks, with their argument.
         appended: new entries.
         origins: of the new entries; after opening, the remembered ones.
@@ -102,6 +111,9 @@ class CommitOutcome:
     next_keys: list[int] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     used_bytes: int = 0
+    kept_bytes: int = 0
+    stores: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    region: KnownStore = field(default_factory=KnownStore)
     entries: int = 0
     moved: list[str] = field(default_factory=list)
     callbacks: list[tuple[Done, OutboxError | None]] = field(default_factory=list)
@@ -200,7 +212,7 @@ class OutboxWriter(threading.Thread):
             outcome.callbacks = [(job.done, outcome.failure) for job in appends]
             outcome.reads = [(request, None) for request in reads]
             return
-        changes = [job for job in jobs if isinstance(job, GiveUp | Leave)]
+        changes = [job for job in jobs if isinstance(job, GiveUp | Leave | Learn)]
         idle = all(isinstance(job, Trim) for job in jobs)
         for attempts_left in reversed(range(_ATTEMPTS)):
             try:
@@ -218,16 +230,25 @@ class OutboxWriter(threading.Thread):
             return
 
     def _write(
-        self, store: OutboxStore, appends: Sequence[Append], changed: Sequence[GiveUp | Leave], outcome: CommitOutcome
+        self,
+        store: OutboxStore,
+        appends: Sequence[Append],
+        changed: Sequence[GiveUp | Leave | Learn],
+        outcome: CommitOutcome,
     ) -> None:
         callbacks: list[tuple[Done, OutboxError | None]] = []
         appended: list[OutboxEntry] = []
         origins: list[int] = []
         with store.transaction():
+            for each in changed:
+                if isinstance(each, Learn):
+                    store.learn(each.of)
             self._trim(store)
             if store.expire():
                 self.submit(Sweep())
             for each in changed:
+                if isinstance(each, Learn):
+                    continue
                 if isinstance(each, Leave):
                     store.leave_epoch(each.epoch, each.why)
                 elif store.is_of(each.key, each.epoch):
@@ -255,7 +276,7 @@ class OutboxWriter(threading.Thread):
 
     def _trim(self, store: OutboxStore) -> None:
         for each in self._trims:
-            store.trim(each.epoch, each.acked, each.records)
+            store.trim(each.epoch, each.acked, each.records, each.at)
 
     def _failed(self, store: OutboxStore, error: OutboxError) -> bool:
         """Handle a failed group, of which nothing is stored: free space, and close the store if it still cannot be written.
@@ -278,9 +299,10 @@ class OutboxWriter(threading.Thread):
             outcome.is_open, outcome.moved = True, store.moved
             outcome.epoch, outcome.epochs = store.epoch, store.epochs
             outcome.next_keys, outcome.numbers, outcome.entries = store.next_keys, list(store.numbers), store.entries
+            outcome.stores, outcome.region = store.stores, store.region
             try:
                 outcome.changes = store.take_changes()
-                outcome.used_bytes = store.used_bytes
+                outcome.used_bytes, outcome.kept_bytes = store.used_bytes, store.kept_bytes
             except OutboxError:
                 pass  # the size is not known now
             except Exception as error:  # noqa: BLE001 - see `_explained`

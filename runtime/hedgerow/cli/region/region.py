@@ -257,11 +257,19 @@ def _restore_losses(current: dict[str, Any]) -> list[str]:
     if restored is None:
         return []
     since = f"the store was put back at {restored['at']} to a backup of {restored['backup_at']}"
-    ahead, missing = restored["ahead"], sum(node["awaited"] for node in current["nodes"])
-    lines = []
+    ahead, again = restored["ahead"], restored["resent"]
+    missing = sum(node["awaited"] for node in current["nodes"])
+    lines = [
+        f"{since}: {plural(again['nodes'], 'node')} sent again {plural(again['results'], 'result')} that it had lost"
+    ]
+    if again["not_heard"]:
+        lines.append(f"not heard of since, or of a version that keeps nothing: {_named(again['not_heard'])}")
+    if again["incomplete"]:
+        lines.append(
+            f"{_named(again['incomplete'])}: kept less than the store has lost (`outbox: {{keep_acknowledged_s}}`), so not all of it comes again"
+        )
     if missing:
-        results = plural(missing, "result")
-        lines.append(f"{since}: {results} missing; those acknowledged after the backup are gone, and not sent again")
+        lines.append(f"{plural(missing, 'result')} missing since then, or still on the way")
     if ahead:
         nodes = plural(len(ahead), "node")
         lines.append(
@@ -272,6 +280,11 @@ def _restore_losses(current: dict[str, Any]) -> list[str]:
         for node in ahead[:_MOST_LINES]
     ]
     return lines + _more(len(ahead), "node")
+
+
+def _named(nodes: list[str]) -> str:
+    more = f" and {len(nodes) - _MOST_LINES} more" if len(nodes) > _MOST_LINES else ""
+    return ", ".join(nodes[:_MOST_LINES]) + more
 
 
 def _more(count: int, noun: str) -> list[str]:

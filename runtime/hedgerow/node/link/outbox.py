@@ -14,13 +14,14 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.identity.client_ids import client_id, client_token
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import Ack, Outbox
+from hedgerow.bus.outbox.kept import KeepLimits
 from hedgerow.bus.outbox.store import MachineAndKey
 from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.config import NodeConfig
 from hedgerow.node.link.instance import key_hash, machine_hash
 from hedgerow.node.link.options import link_options
 from hedgerow.topics import Channel
-from hedgerow.wire.messages import OutboxHealth
+from hedgerow.wire.messages import OutboxHealth, RegionStoreHealth
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +99,7 @@ class NodeOutbox:
             backlog_share=limits.backlog_share,
             commit_every_s=limits.commit_every_s,
             runs_on=self._runs_on,
+            keep=KeepLimits(limits.keep_acknowledged_s, limits.keep_acknowledged_bytes),
         )
         outbox.max_packet_bytes = limits.max_packet_bytes
         await outbox.__aenter__()
@@ -143,6 +145,10 @@ class NodeOutbox:
             lost=status.lost,
             failure=status.failure,
             moved=status.moved,
+            kept_bytes=status.kept_bytes,
+            region=RegionStoreHealth(
+                mark=status.region.mark, resent=status.region.resent, complete=status.region.complete
+            ),
         )
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
@@ -155,6 +161,12 @@ class NodeOutbox:
         yield "hedgerow_refused_publishes", "QoS 1 messages that the broker refused.", {"link": "outbox"}, refused
         yield "hedgerow_outbox_entries", "Results and gaps that the region has not acknowledged.", {}, status.entries
         yield "hedgerow_outbox_bytes", "Bytes of the outbox on disk.", {}, status.used_bytes
+        yield (
+            "hedgerow_outbox_kept_bytes",
+            "Bytes of acknowledged results that are kept in case the region's store is put back to a backup.",
+            {},
+            status.kept_bytes,
+        )
         yield "hedgerow_outbox_max_bytes", "Maximum size of the outbox on disk, in bytes.", {}, self._limits.max_bytes
         yield "hedgerow_outbox_under_way", "Results sent and not yet acknowledged by the region.", {}, status.in_flight
         yield (

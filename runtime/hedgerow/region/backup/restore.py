@@ -38,11 +38,12 @@ _MAX_PER_S: Final = 20_000
 
 
 class GivenNumbers(NamedTuple):
-    """The highest generation of a desired document, fence of the lease and number of a restore."""
+    """The highest generation of a desired document, fence of the lease, number of a restore and position of the collector."""
 
     generation: int
     fence: int
     counter: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,11 @@ def _given(database: Database) -> GivenNumbers:
         _number(database, "SELECT coalesce(max(generation_floor), 0) FROM restoration"),
     )
     counter = _number(database, "SELECT coalesce(max(counter), 0) FROM restoration")
-    return GivenNumbers(generation, _number(database, "SELECT fence FROM lease"), counter)
+    position = max(
+        _number(database, "SELECT coalesce(max(position), 0) FROM collector"),
+        _number(database, "SELECT coalesce(max(lost_to), 0) FROM restoration"),
+    )
+    return GivenNumbers(generation, _number(database, "SELECT fence FROM lease"), counter, position)
 
 
 def _raise_numbers(
@@ -151,13 +156,22 @@ def _raise_numbers(
 
     Args:
         database: the restored store.
-        given: by the restored store, and by the one that it replaces if there is one.
+        given: by the one that it replaces, if there is one; last by the restored one.
     """
     # One a second at most, so that what was given between the backup and now is below, also by a store that is gone.
     step = _MORE + _seconds(manifest, now)
     floor = min(MAX_GENERATION, max(one.generation for one in given) + step)
-    raised = GivenNumbers(floor, max(one.fence for one in given) + step, max(one.counter for one in given) + 1)
-    database.run("INSERT INTO restoration VALUES (?, ?, ?, ?)", (raised.counter, now, manifest.at, floor))
+    lost_from, lost_to = (
+        given[-1].position,
+        max(one.position for one in given) + _MORE + _MAX_PER_S * _seconds(manifest, now),
+    )
+    raised = GivenNumbers(floor, max(one.fence for one in given) + step, max(one.counter for one in given) + 1, lost_to)
+    row = (raised.counter, now, manifest.at, floor, lost_from, lost_to)
+    database.run(
+        "INSERT INTO restoration (counter, at, backup_at, generation_floor, lost_from, lost_to) VALUES (?, ?, ?, ?, ?, ?)",
+        row,
+    )
+    database.run("UPDATE collector SET position = ?", (lost_to,))
     database.run("UPDATE lease SET fence = ?, renewals = 0, locked = 0, instance = ''", (raised.fence,))
     database.run("DELETE FROM standby")
     detail = orjson.dumps({"backup_at": manifest.at, "counter": raised.counter, "generation_floor": floor}).decode()

@@ -347,6 +347,7 @@ def _health(message: Message, head: tuple[Address | None, int, float, bool], max
         message.payload,
         uptime_s=health.uptime_s,
         instance=_instance(health.instance),
+        region=None if health.outbox is None else health.outbox.region,
     )
 
 

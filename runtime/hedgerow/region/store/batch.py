@@ -116,6 +116,7 @@ class Batch:
     held: dict[LedgerKey, list[tuple[int, int, int | None]]] = field(default_factory=dict)
     asked_again: set[LedgerKey] = field(default_factory=set)
     urgent: set[LedgerKey] = field(default_factory=set)
+    greeted: set[Address] = field(default_factory=set)  # whose outboxes learn of this store, or that it was put back
     details: dict[tuple[str, str], str] = field(default_factory=dict)
     added_bytes: int = 0
 

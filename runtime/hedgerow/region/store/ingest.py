@@ -27,6 +27,7 @@ from hedgerow.region.store.outboxes.ledgers import (
     OutboxLedger,
     json_text,
 )
+from hedgerow.region.store.outboxes.restores import Restores
 from hedgerow.region.store.quotas import SiteQuotas
 from hedgerow.region.store.records import (
     EventRecord,
@@ -91,6 +92,7 @@ class Ingest:
         self.twins = TwinWatch(database, self._by_row)
         self.quotas = SiteQuotas(database, quotas, list(self.nodes.values()))
         self._ledgers = Ledgers(database, quotas.epochs)
+        self.restores = Restores(database)
 
     def save_ledgers(self, batch: Batch) -> None:
         """Write the ledgers of a batch, within its transaction."""
@@ -141,6 +143,8 @@ class Ingest:
             is_back = record.session != node.health_session and self.twins.is_known(node, record.session)
             self._announce(self.twins.report(node, record, self._clock()), batch)
             node.update_health(record, is_back=is_back)
+            if record.region is not None and not self.restores.hear(node.id, record.region):
+                batch.greeted.add(record.address or node.address)
         elif isinstance(record, GapRecord):
             self._missing(record, node, batch)
         elif isinstance(record, EventRecord):

@@ -21,6 +21,7 @@ from hedgerow.region.store.life.identity import former_addresses
 from hedgerow.region.store.liveness import Liveness, judge
 from hedgerow.region.store.nodes import signs_from_row
 from hedgerow.region.store.outboxes.missing import count_missing
+from hedgerow.region.store.outboxes.restores import last_restore
 from hedgerow.region.store.twins.rows import TwinReport, other_services, twin_reports
 from hedgerow.wire.messages import JSON, MSGPACK, decode_payload
 from hedgerow.wire.ranges import LATEST_TIME, MAX_COUNT
@@ -220,20 +221,15 @@ def _lease(database: Database) -> dict[str, Any] | None:
 
 
 def _restored(database: Database) -> dict[str, Any] | None:
-    """Return the last restore, and what it lost that is known: nodes ahead of this store, and results that they do not send again.
+    """Return the last restore, what nodes have sent again since, and which are ahead of this store.
 
     A node is ahead if it reports a generation of its desired document that this store has not given.
     """
-    try:
-        rows = database.rows(
-            "SELECT counter, at, backup_at, generation_floor FROM restoration ORDER BY counter DESC LIMIT 1"
-        )
-        given: dict[int, int] = dict(database.rows("SELECT node, generation FROM desired"))
-    except RegionStoreError:  # the service has not been restarted since the upgrade: it creates the table
+    restore = last_restore(database)
+    if restore is None:
         return None
-    if not rows:
-        return None
-    ((counter, at, backup_at, floor),) = rows
+    floor = restore.pop("generation_floor")
+    given: dict[int, int] = dict(database.rows("SELECT node, generation FROM desired"))
     reports = database.rows(
         "SELECT n.id, n.region, n.site, n.name, s.payload FROM said s JOIN node n ON n.id = s.node "
         "WHERE s.channel = 'reported' ORDER BY n.region, n.site, n.name"
@@ -243,7 +239,7 @@ def _restored(database: Database) -> dict[str, Any] | None:
         generation = _generation_of(payload)
         if given.get(row, 0) < generation <= floor:
             ahead.append({"node": f"{region}/{site}/{name}", "generation": generation, "known": int(given.get(row, 0))})
-    return {"counter": counter, "at": iso(at), "backup_at": iso(backup_at), "ahead": ahead}
+    return restore | {"at": iso(restore["at"]), "backup_at": iso(restore["backup_at"]), "ahead": ahead}
 
 
 def _generation_of(payload: bytes) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hedgerow.bus.outbox.epochs import EpochEnd
 from hedgerow.bus.outbox.records import Gap, Number
 from hedgerow.topics import Address
-from hedgerow.wire.messages import Instance, clean
+from hedgerow.wire.messages import Instance, RegionStoreHealth, clean
 
 if TYPE_CHECKING:  # not at run time: frames import numpy, which a region does not need
     from hedgerow.frame import Buffer
@@ -86,6 +86,7 @@ class HealthRecord(StoreRecord):
     Attributes:
         uptime_s: how long the session lasts.
         instance: where it takes place, as it says itself; its texts are clean.
+        region: what its outbox knows of the region's store; None: it has none, or is of an earlier version.
     """
 
     at: float
@@ -96,6 +97,7 @@ class HealthRecord(StoreRecord):
     payload: Buffer
     uptime_s: float = field(default=0.0, kw_only=True)
     instance: Instance = field(default=Instance(), kw_only=True)
+    region: RegionStoreHealth | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

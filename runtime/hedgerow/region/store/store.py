@@ -23,7 +23,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
 from hedgerow.region.store.ingest import Ingest
-from hedgerow.region.store.life.identity import lock_changes
+from hedgerow.region.store.life.identity import begin_batch
 from hedgerow.region.store.liveness import Liveness, NodeStatus, judge
 from hedgerow.region.store.nodes import KnownNode
 from hedgerow.region.store.outboxes.ledgers import LedgerKey, newest_acks, newest_checks
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 _SAVE_COLLECTOR: Final = (
     "INSERT INTO collector (one, region, started_at, beat_at, connected, version, silent_after_s, canary_every_s, "
-    "stored_bytes) VALUES (1, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (one) DO UPDATE SET region = excluded.region, "
+    "stored_bytes, position) VALUES (1, ?, ?, ?, ?, ?, ?, ?, 0, (SELECT coalesce(max(lost_to), 0) FROM restoration)) ON CONFLICT (one) DO UPDATE SET region = excluded.region, "
     "started_at = excluded.started_at, beat_at = excluded.beat_at, connected = excluded.connected, "
     "version = excluded.version, silent_after_s = excluded.silent_after_s, canary_every_s = excluded.canary_every_s"
 )
@@ -76,7 +76,8 @@ class RegionStore:
 
     def acks(self) -> list[tuple[LedgerKey, Ack]]:
         """Return an acknowledgement for every outbox, to repeat at the start in case the last one was lost."""
-        return newest_acks(self._database)
+        ((position,),) = self._database.rows("SELECT position FROM collector")
+        return newest_acks(self._database, self._ingest.restores.at(position))
 
     def statuses(self, now: float) -> dict[Address, NodeStatus]:
         """Return the status of every node. Raises: RegionStoreError: it cannot be read."""
@@ -107,7 +108,8 @@ class RegionStore:
         try:
             self._ingest.begin()
             with self._database.transaction():
-                if lock_changes(self._database) != self._changes:
+                changes, position = begin_batch(self._database)
+                if changes != self._changes:
                     self._load()  # a node was renamed, forgotten or admitted
                 for record in records:
                     self._ingest.add(record, batch)
@@ -115,11 +117,14 @@ class RegionStore:
                 self._ingest.save_ledgers(batch)
                 self._ingest.quotas.save(self._database)
                 self._ingest.twins.save(self._database)
+                at = self._ingest.restores.at(position)
                 for key, outbox in batch.outboxes.items():
-                    ack = replace(outbox.ledger.ack(), held=batch.held_by(key))
+                    ack = replace(outbox.ledger.ack(), held=batch.held_by(key), at=at)
                     if key in batch.asked_again:  # it may have missed earlier acknowledgements
                         ack = ack.after(replace(ack, held=newest_checks(self._database, outbox.id, outbox.clashes)))
                     batch.outcome.acks[key] = AckDue(ack, batch.record_counts[key], key in batch.urgent)
+                for address in batch.greeted:
+                    batch.outcome.acks[address, ""] = AckDue(Ack("", {}, held={}, at=at), 0, False)
         except RegionStoreError:
             self._stale = True
             raise

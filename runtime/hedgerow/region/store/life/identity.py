@@ -65,6 +65,13 @@ def lock_changes(database: Database) -> int:
     return int(rows[0][0]) if rows else 0
 
 
+def begin_batch(database: Database) -> tuple[int, int]:
+    """Do as `lock_changes`, and count the transaction. Returns: the changes, and the store's position."""
+    query = "UPDATE collector SET position = position + 1 WHERE one = 1 RETURNING changes, position"
+    ((changes, position),) = database.rows(query)
+    return int(changes), int(position)
+
+
 def count_change(database: Database) -> None:
     """Have the collector read its nodes again, and keep it from storing anything until the end of the transaction.
 

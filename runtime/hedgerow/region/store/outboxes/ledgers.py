@@ -11,7 +11,7 @@ import orjson
 import structlog
 
 from hedgerow.bus.outbox.ledger import Ledger
-from hedgerow.bus.outbox.records import Ack, Held
+from hedgerow.bus.outbox.records import Ack, Held, StorePosition
 from hedgerow.region.store.database.database import Database
 from hedgerow.region.store.life.identity import CURRENT_ADDRESSES
 from hedgerow.region.store.nodes import KnownNode
@@ -198,8 +198,8 @@ def newest_checks(database: Database, outbox_id: int, clashes: Iterable[int] = (
     return dict(held)
 
 
-def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
-    """Return an acknowledgement for the newest epoch of every outbox."""
+def newest_acks(database: Database, at: StorePosition) -> list[tuple[LedgerKey, Ack]]:
+    """Return an acknowledgement for the newest epoch of every outbox, as of the store's present position."""
     rows = database.rows(
         f"SELECT n.region, n.site, n.name, l.id, l.epoch, l.state FROM ledger l JOIN {CURRENT_ADDRESSES} n ON n.id = l.node "  # noqa: S608
         "WHERE l.id IN (SELECT max(id) FROM ledger WHERE clash_of IS NULL GROUP BY node)"
@@ -207,7 +207,8 @@ def newest_acks(database: Database) -> list[tuple[LedgerKey, Ack]]:
     acks = []
     for region, site, name, row, epoch, state in rows:
         try:
-            ack = replace(ledger_of(epoch, state).ack(), held=newest_checks(database, row, limit=64))
+            clashes = [one for (one,) in database.rows("SELECT id FROM ledger WHERE clash_of = ? ORDER BY id", (row,))]
+            ack = replace(ledger_of(epoch, state).ack(), held=newest_checks(database, row, clashes, limit=64), at=at)
             acks.append(((Address(region, site, name), epoch), ack))
         except Exception:
             log.exception("ledger-unreadable", node=f"{region}/{site}/{name}", epoch=epoch)

@@ -1,0 +1,15 @@
+-- `position` counts the collector's transactions. What it acknowledges at a position is in the store there, so nodes can tell what a
+-- restore has lost: the positions above `lost_from`, up to `lost_to`. None of them is given again.
+ALTER TABLE collector ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE restoration ADD COLUMN lost_from INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE restoration ADD COLUMN lost_to INTEGER NOT NULL DEFAULT 0;
+
+-- Results that nodes have sent again since a restore (`counter`), and whether those were all that it had lost of them.
+CREATE TABLE resent (
+  node INTEGER PRIMARY KEY REFERENCES node, counter INTEGER NOT NULL, results INTEGER NOT NULL, complete INTEGER NOT NULL);
+
+-- Results that are stored under another number than they had first: what arrives late under the first one is the same.
+CREATE TABLE renumbered (
+  ledger INTEGER NOT NULL REFERENCES ledger, priority INTEGER NOT NULL, sequence INTEGER NOT NULL, check_value INTEGER NOT NULL,
+  received_at REAL NOT NULL,
+  PRIMARY KEY (ledger, priority, sequence, check_value));
