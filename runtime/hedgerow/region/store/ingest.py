@@ -140,6 +140,8 @@ class Ingest:
             self.quotas.add(record, node)
             is_back = record.session != node.health_session and self.twins.is_known(node, record.session)
             self._announce(self.twins.report(node, record, self._clock()), batch)
+            if runs := self.twins.sharing_name(node.id):
+                batch.outcome.shared_names[record.address or node.address] = runs
             node.update_health(record, is_back=is_back)
         elif isinstance(record, GapRecord):
             self._missing(record, node, batch)
