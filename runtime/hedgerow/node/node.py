@@ -303,6 +303,10 @@ class Node:
     def _status_topic(self) -> str:
         return self.address.topic(Channel.STATUS)
 
+    @property
+    def _ping_topic(self) -> str:
+        return self.address.topic(Channel.COMMAND, "ping")
+
     async def _trust_state(self) -> None:
         await asyncio.sleep(_NEW_STATE_S)
         await self._pipelines.trust_state()
@@ -317,7 +321,7 @@ class Node:
                 self._fleet.agent.receive(message)
             elif message.topic == self._status_topic:
                 self._announcer.check_name(message, state_is_new=self._state_is_new)
-            else:
+            elif message.topic != self._ping_topic or not self._announcer.take_notice(message):
                 self._keep(tasks.start(self._commands.answer(message), "command"))
             self._link.ack(message)
 

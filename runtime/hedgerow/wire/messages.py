@@ -31,6 +31,8 @@ RESULT_SCHEMA: Final = "hedgerow.result/1"
 DEAD_SCHEMA: Final = "hedgerow.dead/1"
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
+NAME_NOTICE: Final = "name-in-use"
+"""Name of the user property with a `NameNotice`."""
 LARGEST_DEAD_PAYLOAD: Final = 1 << 20
 """Largest payload, in bytes, that a dead letter includes."""
 
@@ -59,6 +61,23 @@ class Instance(WireMessage):
     key: str = Field("", max_length=64, description="Hash of the public key of the certificate that it uses.")
     state: str = Field("", max_length=64, description="Hash of the random token in the state folder.")
     started_at: UnixTime | None = Field(None, description="Unix seconds.")
+
+
+class NamedRun(WireMessage):
+    """A run of a node, and where it takes place."""
+
+    session: str = Field(max_length=64)
+    instance: Instance = Field(default_factory=Instance)
+
+
+class NameNotice(WireMessage):
+    """The last two runs under one name that were alive at once, as the region tells them: a user property of a `ping`."""
+
+    runs: list[NamedRun] = Field(max_length=2)
+
+    def pair(self) -> tuple[str, str]:
+        """Return the property."""
+        return NAME_NOTICE, self.encode().decode()
 
 
 class Status(WireMessage):

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from trial_site import Site, until
+from trial_site import Site, properties, until
 
 from hedgerow import configfile
 from hedgerow.bus import Client, ClientOptions, Message
@@ -20,7 +20,7 @@ from hedgerow.node.node import Node
 from hedgerow.node.pipelines import pipelines
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Channel
-from hedgerow.wire.messages import Status
+from hedgerow.wire.messages import NAME_NOTICE, Instance, NamedRun, NameNotice, Status
 
 _PLUGINS = [*Path("/usr/lib").glob("**/mosquitto_dynamic_security.so")]
 _CONNECTED = re.compile(r"New client connected from \S+ as (hedgerow/\S*) ")
@@ -135,6 +135,35 @@ async def test_one_late_will_of_the_run_before_is_no_other_node(own_site: Site) 
         assert list(node._announcer.twins()) == []
         node._announcer.check_name(Message(topic, late.encode(), 1, 0, 0.0), state_is_new=False)
         assert len(list(node._announcer.twins())) == 1, "it cannot come twice"
+
+
+async def test_a_node_takes_the_regions_word_for_its_twin_at_another_site(own_site: Site) -> None:
+    async with own_site.node() as node:
+
+        async def tell(text: str) -> None:
+            before = node._commands.counts["done"]
+            topic = f"hedgerow/v1/test/{own_site.name}/node/command/ping"
+            await own_site.client.publish(topic, qos=1, properties=properties(user={NAME_NOTICE: text}))
+            await own_site.command("ping")  # it has arrived
+            assert node._commands.counts["done"] == before + 1 + text.startswith("not")
+
+        def notice(*sessions: str) -> str:
+            runs = [NamedRun(session=one, instance=Instance(host=f"host-{one[:3]}", address="192.0.2.9")) for one in sessions]  # fmt: skip
+            return NameNotice(runs=runs).encode().decode()
+
+        await tell("not a notice")
+        await tell(notice("before", "twin"))
+        assert list(node._announcer.twins()) == [], "one of them is an earlier run of this node"
+        for _ in range(2):
+            await tell(notice(node.session, "twin"))
+        (reason,) = node._announcer.twins()
+        assert "host host-twi, address 192.0.2.9" in reason
+        assert "hedgerow node new-identity" in reason
+        (event,) = own_site.events("name-in-use")
+        assert event["detail"]["session"] == "twin"
+        await tell(notice(node.session))
+        (reason,) = node._announcer.twins()
+        assert f"host host-{node.session[:3]}" in reason, "a copy of this very process"
 
 
 async def test_a_node_that_has_lost_its_state_says_that_its_sessions_are_gone(own_site: Site) -> None:

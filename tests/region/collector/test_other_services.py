@@ -24,7 +24,7 @@ from hedgerow.region.store.records import OtherService
 from hedgerow.region.store.twins.contest import ALONE_REPORTS, PERIOD_S
 from hedgerow.testing import Mosquitto
 from hedgerow.topics import Address, Channel
-from hedgerow.wire.messages import Health, Instance, RunningService
+from hedgerow.wire.messages import Health, Instance, NameNotice, RunningService
 
 
 class FakeLink:
@@ -189,7 +189,9 @@ async def test_two_machines_of_one_name_are_logged_counted_and_kept_as_an_event(
     collector = RegionService(RegionConfig.model_validate(configured(mosquitto.url, tmp_path)))
     running = asyncio.create_task(collector.run())
     node = Address(REGION, "hall", "gateway")
-    async with Client(ClientOptions(url=mosquitto.url, client_id="hall"), lambda _: None) as bridge:
+    down: list[Message] = []
+    async with Client(ClientOptions(url=mosquitto.url, client_id="hall"), down.extend) as bridge:
+        await bridge.subscribe({node.topic(Channel.COMMAND, "+"): 1})
         await eventually(lambda: collector.counts.connected)
 
         def is_told() -> bool:
@@ -201,7 +203,10 @@ async def test_two_machines_of_one_name_are_logged_counted_and_kept_as_an_event(
                 bridge.publish(node.topic(Channel.HEALTH), report.encode(), qos=1)
             return collector.counts.statuses.get(node, NodeStatus(Liveness.OK, 0)).twins == ("name",)
 
-        await eventually(is_told)
+        await eventually(lambda: is_told() and down)
+    notice = NameNotice.model_validate_json(dict(down[0].properties.user_properties)["name-in-use"])
+    assert {(run.session, run.instance.host) for run in notice.runs} == {("one", "host-one"), ("two", "host-two")}
+    assert down[0].topic == node.topic(Channel.COMMAND, "ping")
     metrics = {
         tuple(sample.labels.values()): sample.value
         for family in RegionMetrics(collector.counts).collect()

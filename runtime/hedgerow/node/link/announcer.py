@@ -20,7 +20,7 @@ from hedgerow.bus.client import Client
 from hedgerow.bus.message import Message
 from hedgerow.bus.packets import Publication
 from hedgerow.bus.properties import Property, Value, encode_properties
-from hedgerow.errors import HedgerowError, published, without_secrets
+from hedgerow.errors import FrameError, HedgerowError, published, without_secrets
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.telemetry.throttle import Throttle, kind_of
 from hedgerow.topics import Address, Channel
@@ -58,6 +58,7 @@ class Announcer:
         self._client = client
         self._place = place
         self._twins: dict[str, _Twin] = {}
+        self._elsewhere: dict[str, _Twin] = {}  # as the region told last
         self._births = 0
         self._left: str | None = None
         self._ending = False
@@ -126,6 +127,24 @@ class Announcer:
             self._twins.pop(status.session, None)
             self._publish_status("online")  # the retained status is the other's, or that of an earlier run of this one
 
+    def take_notice(self, message: Message) -> bool:
+        """Notice another run of this name, at whatever broker, of which the region tells. Returns: whether it is a notice."""
+        try:
+            texts = [text for name, text in message.properties.user_properties if name == wire.NAME_NOTICE]
+            runs = [] if not texts else wire.NameNotice.model_validate_json(texts[0]).runs
+        except (FrameError, ValueError):
+            return False
+        if any(
+            run.session == self.session for run in runs
+        ):  # else it tells of an earlier run of this node, or of a third one
+            others = [run for run in runs if run.session != self.session] or runs  # or of a copy of this very process
+            known, until = self._present(), time.monotonic() + _SEEN_S
+            self._elsewhere = {run.session: _Twin(run.instance, time.time(), until) for run in others}
+            for session, twin in self._elsewhere.items():
+                if session not in known:
+                    self._warn_of(session, twin)
+        return bool(texts)
+
     def _check_retained(self, status: wire.Status) -> None:
         """Notice that another run's status came after that of this one: nodes with equal client ids end each other's link.
 
@@ -152,17 +171,21 @@ class Announcer:
         return twin
 
     def _warn_of_twin(self, status: wire.Status, until: float | None) -> None:
-        twin = self._keep_twin(status, until)
-        detail = {"error": f"Another node runs as {self.address}: {twin.where()}", "remedy": _REMEDY}
-        self.warn("name-in-use", {**detail, "session": status.session, **twin.known()})
+        self._warn_of(status.session, self._keep_twin(status, until))
 
-    def _present(self) -> list[_Twin]:
+    def _warn_of(self, session: str, twin: _Twin) -> None:
+        detail = {"error": f"Another node runs as {self.address}: {twin.where()}", "remedy": _REMEDY}
+        self.warn("name-in-use", {**detail, "session": session, **twin.known()})
+
+    def _present(self) -> dict[str, _Twin]:
+        """Return the other nodes of this name by session. The region knows the address, which a will has not."""
         now = time.monotonic()
-        return [twin for twin in list(self._twins.values()) if twin.until is None or now < twin.until]
+        known = {**self._twins, **self._elsewhere}
+        return {session: twin for session, twin in known.items() if twin.until is None or now < twin.until}
 
     def twins(self) -> Iterator[str]:
-        """Yield a reason for each other node of this name that is online at the same broker."""
-        for twin in self._present():
+        """Yield a reason for each other node of this name that is online, at this broker or as the region tells."""
+        for twin in self._present().values():
             yield (
                 f"another node runs as {self.address}: {twin.where()}, seen here at {wire.rfc3339(twin.seen_at)}; both process "
                 f"all frames. {_REMEDY}"
@@ -222,7 +245,12 @@ class Announcer:
                 count,
             )
         labels = {"node": str(self.address)}
-        yield "hedgerow_name_in_use", "Other nodes of this name at the same broker.", labels, len(self._present())
+        yield (
+            "hedgerow_name_in_use",
+            "Other nodes of this name, at this broker or elsewhere.",
+            labels,
+            len(self._present()),
+        )
 
     def _warn(self, kind: str, detail: dict[str, Any], pipeline: str | None, times: int) -> None:
         if times > 1:

@@ -31,6 +31,7 @@ from hedgerow.node.link.options import link_options
 from hedgerow.region.collector.ack_pacing import TICK_S, AckPacing
 from hedgerow.region.collector.decode import clears, decode_message, filters
 from hedgerow.region.collector.metrics import CollectorCounts
+from hedgerow.region.collector.name_notices import NameNotices
 from hedgerow.region.collector.other_services import OtherServices
 from hedgerow.region.collector.pinger import Pinger
 from hedgerow.region.collector.site_rates import REASON, SiteRates
@@ -105,6 +106,7 @@ class Collector:
             self._refresher = MetadataRefresher(config.models.repository, config.models.online_key, leads=leads)
         self._rollouts = RolloutService(config, self._client, self._loop, term, leads)
         self._services = OtherServices(self._region, self._client, self._record_services)
+        self._name_notices = NameNotices(self._client)
         self._enrolment = None
         if config.enrolment.places is not None:
             from hedgerow.region.enrolment.service import EnrolmentService  # imports cryptography
@@ -265,6 +267,8 @@ class Collector:
                 tell = log.warning if change.began else log.info
                 remedy = {"remedy": change.remedy} if change.began else {}
                 tell(EVENTS[change.kind, change.began], node=str(address), detail=change.text, **remedy)
+            if outcome.shared_names and self._leads():
+                self._name_notices.send(outcome.shared_names, now)
             if outcome.new_nodes:
                 self._rates.know(outcome.new_nodes, now)
                 if self._pinger is not None:

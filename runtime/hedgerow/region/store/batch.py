@@ -19,6 +19,7 @@ from hedgerow.region.store.records import (
     ResultRecord,
     StatusRecord,
 )
+from hedgerow.region.store.twins.rows import SeenRun
 from hedgerow.region.store.twins.watch import TwinChange
 from hedgerow.topics import Address, Channel
 from hedgerow.wire.messages import Event
@@ -79,6 +80,7 @@ class BatchOutcome:
         bytes_up: payload bytes, by site.
         new_nodes: nodes seen for the first time.
         twins: what two processes began or ceased to use.
+        shared_names: names under which health arrived and two processes run, and these.
         clashes: results stored beside another one of the same number.
     """
 
@@ -94,6 +96,7 @@ class BatchOutcome:
     bytes_up: Counter[str] = field(default_factory=Counter)
     new_nodes: list[Address] = field(default_factory=list)
     twins: list[tuple[Address, TwinChange]] = field(default_factory=list)
+    shared_names: dict[Address, Sequence[SeenRun]] = field(default_factory=dict)
     clashes: int = 0
 
 

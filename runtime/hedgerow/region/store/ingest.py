@@ -142,6 +142,8 @@ class Ingest:
             self.quotas.add(record, node)
             is_back = record.session != node.health_session and self.twins.is_known(node, record.session)
             self._announce(self.twins.report(node, record, self._clock()), batch)
+            if runs := self.twins.sharing_name(node.id):
+                batch.outcome.shared_names[record.address or node.address] = runs
             node.update_health(record, is_back=is_back)
             if record.region is not None and not self.restores.hear(node.id, record.region):
                 batch.greeted.add(record.address or node.address)

@@ -221,12 +221,20 @@ class TwinWatch:
         if known is None:
             changes.append(TwinChange(node, kind, True, self._text(twin, now, runs), twin.remedy))
 
+    def _runs_of(self, twin: Twin) -> list[SeenRun]:
+        of_node = self._runs.get(twin.node if twin.other is None else twin.other, {})
+        return [of_node[session] for session in dict.fromkeys(twin.sessions) if session in of_node]
+
     def _text(self, twin: Twin, now: float, runs: Sequence[SeenRun] | None = None) -> str:
         if runs is None:
-            of_node = self._runs.get(twin.node if twin.other is None else twin.other, {})
-            runs = [of_node[session] for session in dict.fromkeys(twin.sessions) if session in of_node]
+            runs = self._runs_of(twin)
         other = "" if twin.other is None else str(self._names.get(twin.other, "another node"))
         return describe(twin, runs, other, now)
+
+    def sharing_name(self, node: int) -> list[SeenRun]:
+        """Return the last two runs that use a node's name at once, or the one whose process was copied; empty if nobody does."""
+        twin = self.twins.get((node, "name"))
+        return [] if twin is None else self._runs_of(twin)
 
     def tidy(self, heard: dict[int, float], now: float) -> list[TwinChange]:
         """Forget what two processes used that are long gone.

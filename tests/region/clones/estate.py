@@ -1,0 +1,408 @@
+"""Real brokers and bridges with one region, machines that are copied, and a clock of health reports that tests turn.
+
+What is acknowledged is stored: `Estate.audit` reads the files of the outboxes and the store, with SQLite alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from tests.region.conftest import PATIENCE_S, REGION, eventually
+
+from hedgerow import configfile
+from hedgerow.bus.outbox.records import Record
+from hedgerow.bus.properties import Property, encode_properties
+from hedgerow.node.node import Node
+from hedgerow.region.collector.service import RegionService
+from hedgerow.region.config import RegionConfig
+from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.queries import status
+from hedgerow.region.store.records import HealthRecord
+from hedgerow.region.store.store import RegionStore
+from hedgerow.region.store.twins.contest import PERIOD_S
+from hedgerow.testing import Mosquitto
+from hedgerow.testing.faults import FaultProxy
+from hedgerow.topics import Address, Channel
+
+UP = ("status", "health", "event/#", "result/#", "reply/#")
+DOWN = ("ack", "command/#", "desired")
+FILE = "outbox.db"
+
+
+def bridge(name: str, port: int) -> list[str]:
+    """Return lines of a broker's configuration: its bridge to the broker above."""
+    nodes = f"hedgerow/v1/{REGION}/+/+"
+    return [
+        f"connection {name}",
+        f"address 127.0.0.1:{port}",
+        "bridge_protocol_version mqttv50",
+        "cleansession false",
+        "restart_timeout 1 1",
+        "keepalive_interval 60",
+        f"remote_clientid hedgerow-bridge/{name}",
+        "notifications true",
+        "notifications_local_only true",
+        f"notification_topic bridge/{name}",
+        *(f"topic {nodes}/{up} out {0 if up == 'health' else 1}" for up in UP),
+        *(f"topic {nodes}/{down} in 1" for down in DOWN),
+    ]
+
+
+class Brokers:
+    """A region's broker, and those of sites: `hall` and `yard` are bridged to it, `far` to the broker of an area, which is.
+
+    Attributes:
+        wans: the connection of each bridge, by the name of its lower end.
+    """
+
+    ABOVE = {"hall": "region", "yard": "region", "area": "region", "far": "area"}  # noqa: RUF012 - constant
+
+    def __init__(self) -> None:
+        self.at: dict[str, Mosquitto] = {"region": Mosquitto()}
+        self.wans: dict[str, FaultProxy] = {}
+        self.at["region"].start()
+        for name, above in self.ABOVE.items():
+            self.wans[name] = wan = FaultProxy("127.0.0.1", self.at[above].port)
+            wan.__enter__()
+            self.at[name] = Mosquitto(config=bridge(name, wan.port))
+            self.at[name].start()
+
+    def close(self) -> None:
+        for name in reversed(self.at):
+            self.at[name].close()
+        for wan in self.wans.values():
+            wan.__exit__(None, None, None)
+
+
+class HealthClock:
+    """The time by which nodes count their uptime, and the region the pace of their reports."""
+
+    def __init__(self) -> None:
+        self.at = 5000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+    @contextmanager
+    def patched(self, received: Counter[str]) -> Iterator[None]:
+        """Let nodes and regions use it. `received` counts the health reports that a store has taken, by run."""
+        node_time = SimpleNamespace(
+            monotonic=self, time=time.time, strftime=time.strftime, gmtime=time.gmtime, process_time=time.process_time
+        )
+        clock = self
+
+        class Store(RegionStore):
+            def __init__(self, database: Any, config: Any) -> None:
+                super().__init__(database, config, clock)
+
+            def apply(self, records: Any) -> Any:
+                outcome = super().apply(records)
+                received.update(record.session for record in records if isinstance(record, HealthRecord))
+                return outcome
+
+        with (
+            patch("hedgerow.node.health.time", node_time),
+            patch("hedgerow.node.health.FIRST_HEALTH_S", 3600.0),
+            patch("hedgerow.region.collector.collector.RegionStore", Store),
+        ):
+            yield
+
+
+async def store(append: Callable[..., None], address: Address, ids: list[str]) -> None:
+    """Store results in an outbox, and wait until they are on its disk."""
+    topic = address.topic(Channel.RESULT, "p")
+    records = []
+    for name in ids:
+        frame = {"id": name, "stream": "s", "topic": "s", "sequence": 1, "captured_at": time.time()}
+        body = {"schema": "hedgerow.result/1", "pipeline": "p", "id": name, "at": time.time(), "frame": frame}
+        properties = encode_properties([(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("id", name))])
+        payload = json.dumps({**body, "result": {}, "lineage": {}}).encode()
+        records.append(Record("p", topic, payload, properties, 0, time.time()))
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish(error: Exception | None) -> None:
+        done.set_exception(error) if error is not None else done.set_result(None)
+
+    append(records, [], finish)
+    async with asyncio.timeout(PATIENCE_S):
+        await done
+
+
+def copy_disk(source: Path, target: Path) -> None:
+    """Copy a state folder as a snapshot of the disk does: all files as of one moment, although a node may write them."""
+    before = None
+    while (now := {path: path.read_bytes() for path in sorted(source.rglob("*")) if path.is_file()}) != before:
+        before = now
+    for path, content in now.items():
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+        copy.chmod(0o600)
+
+
+def waiting(file: Path) -> set[str]:
+    """Return the ids of the results in an outbox, which a node may be writing; from a snapshot, so that nothing disturbs it."""
+    with tempfile.TemporaryDirectory(prefix="snapshot-") as folder:
+        before = None
+        while (now := [_read(path) for path in (file, Path(f"{file}-wal"))]) != before:
+            before = now
+        copy = Path(folder) / FILE
+        for end, content in zip(("", "-wal"), now, strict=True):
+            if content is not None:
+                Path(f"{copy}{end}").write_bytes(content)
+        with closing(sqlite3.connect(copy)) as database:
+            rows = database.execute("SELECT payload FROM entry WHERE topic <> ''").fetchall()
+    return {json.loads(payload)["id"] for (payload,) in rows}
+
+
+def _read(path: Path) -> bytes | None:
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
+
+
+class Machine:
+    """A machine with a disk, on which a node runs.
+
+    Args:
+        host: its name; also of the machine's id, unless `machine` is given.
+        folder: its disk.
+        broker: of its site.
+        address: the node's name.
+    Attributes:
+        had: ids of the results that its outbox has ever had.
+    """
+
+    def __init__(self, host: str, folder: Path, broker: Mosquitto, address: Address, *, machine: str = "") -> None:
+        self.host, self.folder, self.broker, self.address = host, folder, broker, address
+        self.machine = machine or f"machine-{host}"
+        self.had: set[str] = set()
+        self.node: Node | None = None
+        self._made = 0
+
+    @property
+    def running(self) -> Node:
+        assert self.node is not None
+        return self.node
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[Node]:
+        """Run its node; at the end it stops in order."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "node.yaml"
+        names = dict(zip(("region", "site", "name"), self.address, strict=True))
+        config = {
+            "node": {**names, "state_dir": str(self.folder / "state"), "drain_s": 5},
+            "broker": {"url": self.broker.url},
+            "metrics": {"port": 0},
+            "pipelines": {},
+        }
+        path.write_text(json.dumps(config))
+        with (
+            patch("hedgerow.node.link.instance.platform.node", lambda: self.host),
+            patch("hedgerow.node.link.instance.machine_hash", lambda: self.machine),
+            patch("hedgerow.node.link.outbox.machine_hash", lambda: self.machine),
+        ):
+            node = Node(configfile.load(path), path)
+        began = asyncio.Event()
+        running = asyncio.create_task(node.run(began.set))
+        try:
+            await eventually(lambda: began.is_set() or running.done())
+            if running.done():
+                await running
+            self.node = node
+            self.outbox = await node._outbox.open()
+            yield node
+        finally:
+            self.node = None
+            node.stop()
+            await running
+
+    async def make(self, count: int = 1) -> set[str]:
+        """Store results. Returns: their ids, once they are on its disk."""
+        ids = [f"{self.host}-{self._made + n}" for n in range(count)]
+        self._made += count
+        await store(self.outbox.append, self.address, ids)
+        self.had.update(ids)
+        return set(ids)
+
+    async def has_reason(self, text: str) -> None:
+        """Wait until its node's health has a reason with a text."""
+        report = self.running.health
+        await eventually(lambda: any(text in reason for reason in report().reasons), lambda: report().reasons)
+
+    @property
+    def entries(self) -> int:
+        status = self.outbox.status
+        return status.entries + status.appending
+
+    def copied_to(
+        self,
+        host: str,
+        folder: Path,
+        broker: Mosquitto | None = None,
+        *,
+        copy: Callable[[Path, Path], Any] = copy_disk,
+    ) -> Machine:
+        """Return a machine with a copy of this one's disk; its node may run meanwhile."""
+        folder.mkdir(parents=True)
+        copy(self.folder / "state", folder / "state")
+        machine = Machine(host, folder, broker or self.broker, self.address)
+        machine.had = waiting(folder / "state" / FILE)
+        return machine
+
+    def restore(self, backup: Machine) -> None:
+        """Put back an earlier copy of the disk. The node must not run."""
+        shutil.rmtree(self.folder / "state")
+        shutil.copytree(backup.folder / "state", self.folder / "state")
+        self.had = set(backup.had)
+
+
+class Estate:
+    """A region's service with a store of its own, and machines.
+
+    Args:
+        brokers: which may be those of other estates too.
+        folder: for the store and the disks.
+    Attributes:
+        url: of the store.
+        clock: turned by `periods`.
+        received: health reports that the store has, by run.
+        machines: whose books `audit` reads.
+    """
+
+    def __init__(self, brokers: Brokers, folder: Path) -> None:
+        self.brokers, self.folder = brokers, folder
+        self.url = str(folder / "region.db")
+        self.clock = HealthClock()
+        self.received: Counter[str] = Counter()
+        self.machines: list[Machine] = []
+        self.left: set[str] = set()
+
+    @asynccontextmanager
+    async def service(self, **sections: Any) -> AsyncIterator[RegionService]:
+        """Run the region's service, with the health clock for it and the nodes; audit all the time, and in the end."""
+        config = RegionConfig.model_validate(
+            {
+                "region": {"name": REGION, "state_dir": str(self.folder / "service")},
+                "broker": {"url": self.brokers.at["region"].url},
+                "store": {"url": self.url},
+                "ping": {"every_s": None},
+                "metrics": {"enabled": False},
+                **sections,
+            }
+        )
+        with self.clock.patched(self.received):
+            service = RegionService(config)
+            running = asyncio.create_task(service.run())
+            try:
+                await eventually(lambda: service.counts.connected)
+                auditing = asyncio.create_task(self._keep_auditing())
+                try:
+                    yield service
+                finally:
+                    auditing.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await auditing
+            finally:
+                service.stop()
+                await running
+        self.audit()
+
+    async def _keep_auditing(self) -> None:
+        while True:
+            await asyncio.to_thread(self.audit)
+            await asyncio.sleep(0.2)  # between audits
+
+    def audit(self) -> None:
+        """Check that all results that have left an outbox are in the store."""
+        left = set(self.left)
+        for machine in list(self.machines):
+            had, file = set(machine.had), machine.folder / "state" / FILE
+            if had:
+                left |= had - waiting(file)
+        assert left <= self.stored().keys(), f"acknowledged and not stored: {sorted(left - self.stored().keys())[:5]}"
+
+    def told(self, address: Address) -> list[str]:
+        """Return the kinds of all events about a node."""
+        rows = self.rows("SELECT e.kind FROM event e JOIN node n ON n.id = e.node WHERE n.name = ?", address.node)
+        return [kind for (kind,) in rows]
+
+    def missing(self, address: Address) -> int:
+        """Return how many numbers the region counts as missing or lost."""
+        database = open_database(self.url, write=False)
+        with closing(database):
+            (node,) = [one for one in status(database, time.time())["nodes"] if one["node"] == str(address)]
+        return int(node["awaited"]) + int(node["lost"])
+
+    def rows(self, query: str, *values: Any) -> list[Any]:
+        with closing(sqlite3.connect(f"file:{self.url}?mode=ro", uri=True, timeout=60)) as database:
+            return database.execute(query, values).fetchall()
+
+    def stored(self) -> Counter[str]:
+        """Return how often each result is in the store, by the id that the test gave it."""
+        return Counter(json.loads(payload)["id"] for (payload,) in self.rows("SELECT payload FROM result"))
+
+    def events(self, kind: str, *, of_nodes: bool = False) -> list[dict[str, Any]]:
+        """Return what the region has told of a kind of events, or its nodes have."""
+        events = [json.loads(payload) for (payload,) in self.rows("SELECT payload FROM event WHERE kind = ?", kind)]
+        return [event["detail"] for event in events if (event["session"] != "region") is of_nodes]
+
+    def machine(self, host: str, broker: str, address: Address, **more: Any) -> Machine:
+        """Return a new machine with an empty disk."""
+        machine = Machine(host, self.folder / host, self.brokers.at[broker], address, **more)
+        self.machines.append(machine)
+        return machine
+
+    def clone(self, source: Machine, host: str, broker: str = "", **more: Any) -> Machine:
+        """Return a machine with a copy of another one's disk."""
+        copy = source.copied_to(host, self.folder / host, self.brokers.at[broker] if broker else None, **more)
+        self.machines.append(copy)
+        return copy
+
+    async def settled(self, *machines: Machine) -> None:
+        """Wait until outboxes are empty."""
+        await eventually(lambda: not any(one.entries for one in machines), lambda: [one.entries for one in machines])
+
+    async def periods(self, count: int, *machines: Machine) -> None:
+        """Let health periods pass: in each, every machine reports once, and its report reaches the region's store."""
+        for _ in range(count):
+            for machine in machines:
+                self.clock.at += PERIOD_S / len(machines)
+                await self.report(machine)
+
+    async def report(self, machine: Machine) -> None:
+        """Send a health report, as a node does each period, until the region's store has one: QoS 0 may be lost with a link."""
+        node, before = machine.running, self.received[machine.running.session]
+        report, sent_at = node.health().encode(), 0.0
+
+        def arrived() -> bool:
+            nonlocal sent_at
+            if node._announcer.connected and time.monotonic() - sent_at > 2.0:
+                sent_at = time.monotonic()
+                node._announcer.publish(Channel.HEALTH, report)
+            return self.received[node.session] > before
+
+        await eventually(arrived, lambda: f"health of {machine.host}")
+
+
+def shown(estate: Estate, *command: str) -> str:
+    """Return what a command of the region prints, as one line."""
+    from typer.testing import CliRunner
+
+    from hedgerow.cli.main import app
+
+    done = CliRunner().invoke(app, [*command, "--store", estate.url], terminal_width=400)
+    return " ".join(done.output.split())
