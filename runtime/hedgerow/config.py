@@ -270,6 +270,11 @@ class ModelConfig(Section):
         description="Compile the model once for each of the batch sizes 1, 2, 3, 4, 6, 8, 12, 16 … `max_batch` and pad a batch "
         "to the next size. OpenVINO is slower whenever the batch size changes; each size costs load time and memory.",
     )
+    static_shapes: bool = Field(
+        True,
+        description="Compile a model whose inputs may have any size for the sizes that recur, in the background, and keep what is "
+        "measured to be faster: at most four. Each holds the weights again. OpenVINO only.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Options passed to the backend unchanged.")
 
 

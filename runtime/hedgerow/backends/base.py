@@ -150,6 +150,14 @@ class Session(Protocol):
         """
         ...
 
+    def for_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> Session | None:
+        """Compile the model again, for inputs of exactly these shapes, with which it has run. Reads its file.
+
+        Returns: a session of its own, to be closed by the caller; None: this backend gains nothing by it.
+        Raises: ModelUnreadable: the file cannot be read, or compiled for them.
+        """
+        ...
+
     def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
         """Return an operator whose output's size depends on the inputs' values, not on shapes alone; None: there is none.
 

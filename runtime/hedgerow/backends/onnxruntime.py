@@ -168,6 +168,9 @@ class OnnxRuntimeSession:
     def bound(self, rows: int) -> None:
         """Return None: binding saves nothing here in batches, and next to nothing alone; see `Session.bound`."""
 
+    def for_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Return None: it plans no run by shapes that others have not; see `Session.for_shapes`."""
+
     def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
         """Return an operator whose output's size depends on values; see `Session.value_sized`."""
         try:

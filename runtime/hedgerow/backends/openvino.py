@@ -21,6 +21,7 @@ import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -231,6 +232,18 @@ class OpenVinoSession:
             f"OpenVINO failed to run {self._path.name}: {reason_of(error)}",
             remedy="If other frames work, check this one's tensors; otherwise try `backend: onnxruntime`.",
         )
+
+    def for_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+        """Compile the model for inputs of exactly these shapes; see `Session.for_shapes`."""
+        options = replace(self._options, batch_sizes=(), cache_dir=None)  # shapes come and go; the cache would keep all
+        core = _shared_core()
+        model, state = _read(core, self._path, options)
+        try:
+            model.reshape({number: list(shapes[name]) for number, name in self._ports})
+            compiled = _compile(core, model, options.device.upper(), options)
+        except Exception as error:
+            raise _unreadable(self._path, error) from error
+        return OpenVinoSession(compiled, {}, self._path, self.inputs, self.outputs, options, self.metadata, state)
 
     def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
         """Return an operator whose output's size depends on values; see `Session.value_sized`."""

@@ -31,6 +31,7 @@ from hedgerow.models.session import batching
 from hedgerow.models.session.batch_verdicts import try_batches_once
 from hedgerow.models.session.combiner import Combiner, Ticket
 from hedgerow.models.session.load import Loaded, load, with_state
+from hedgerow.models.session.recurring_shapes import RecurringShapes
 from hedgerow.models.session.signature import Signature
 
 log = structlog.get_logger(__name__)
@@ -106,6 +107,8 @@ class Engine:
         self._signature = signature
         self._loaded = loaded
         self._session = session
+        helps = config.static_shapes and RecurringShapes.may_help(session)
+        self._recurring_shapes = RecurringShapes(name, session, self._file_is_unchanged) if helps else None
         self._unbatched = signature.unbatched
         limit = signature.limit(loaded.max_batch)
         self._sizes = (signature.fixed,) if signature.fixed is not None else session.batch_sizes if limit > 1 else ()
@@ -239,6 +242,8 @@ class Engine:
     def close(self) -> None:
         """Free the model."""
         self.observers = ()
+        if self._recurring_shapes is not None:
+            self._recurring_shapes.close()
         self._session.close()
 
     def _run(self, tickets: list[Ticket]) -> None:
@@ -288,12 +293,24 @@ class Engine:
         else:
             batch = batching.stack(requests, signature.axes, padded - total)
             batch.update(signature.constants)
-            started = time.perf_counter()
-            outputs = self._session.run(batch)
-            self._record(batch, outputs, total, time.perf_counter() - started)
+            outputs, took_s = self._run_session(batch)
+            self._record(batch, outputs, total, took_s)
         if len(tickets) == 1 and padded == total:
             return [outputs]
         return batching.split(outputs, signature.output_axes, rows, padded)
+
+    def _file_is_unchanged(self) -> bool:
+        try:
+            return digest(self.source.path) == self.source.digest
+        except HedgerowError:
+            return False
+
+    def _run_session(self, batch: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
+        if self._recurring_shapes is not None:
+            return self._recurring_shapes.run(batch)
+        started = time.perf_counter()
+        outputs = self._session.run(batch)
+        return outputs, time.perf_counter() - started
 
     def _run_bound(self, bound: BoundRequest, requests: Sequence[Mapping[str, Array]], total: int) -> dict[str, Array]:
         """Run one batch in a request with arrays of its own. Returns: copies, since its next run overwrites them."""
