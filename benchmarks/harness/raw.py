@@ -48,8 +48,12 @@ def vad_runner(batch: int) -> Run:
     return lambda feed: request.infer(feed, share_inputs=True).to_tuple()[1]
 
 
-def text_runner(backend: str, threads: int) -> Run:
-    """Load the text detector: (1, 3, H, W) → (1, 1, H, W). Not thread-safe."""
+def text_runner(backend: str, threads: int, static: tuple[int, ...] | None = None) -> Run:
+    """Load the text detector: (1, 3, H, W) → (1, 1, H, W). Not thread-safe.
+
+    Args:
+        static: the only shape of its input, if it is compiled for one; OpenVINO only.
+    """
     path = path_of(TEXT)
     if backend == "onnxruntime":
         import onnxruntime
@@ -69,7 +73,11 @@ def text_runner(backend: str, threads: int) -> Run:
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32",  # as the node does; the default may be bfloat16
     }
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    model = core.read_model(path)
+    if static is not None:
+        model.reshape(list(static))
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda tensor: next(iter(request.infer({0: tensor}, share_inputs=True, share_outputs=True).values()))
 
 
@@ -126,12 +134,14 @@ def vad(seconds: float, batches: list[int]) -> dict[str, Any]:
 
 
 def text(seconds: float, cases: list[str]) -> dict[str, Any]:
-    """Return rates by case, such as `openvino, 2 on 1 threads, batch 4`."""
+    """Return rates by case, such as `openvino, 2 on 1 threads, batch 4` or `openvino, 2 on 1 threads, batch 4, static`."""
 
     def run(case: str) -> dict[str, Any]:
-        backend, callers, threads, batch = re.fullmatch(r"(\w+), (\d+) on (\d+) threads, batch (\d+)", case).groups()  # type: ignore[union-attr]
+        pattern = r"(\w+), (\d+) on (\d+) threads, batch (\d+)(, static)?"
+        backend, callers, threads, batch, static = re.fullmatch(pattern, case).groups()  # type: ignore[union-attr]
         tensor = np.random.default_rng(0).normal(0, 1, (int(batch), 3, SIDE, SIDE)).astype(np.float32)
-        runners = [text_runner(backend, int(threads)) for _ in range(int(callers))]
+        shape = tensor.shape if static else None
+        runners = [text_runner(backend, int(threads), shape) for _ in range(int(callers))]
         return timed([partial(runner, tensor) for runner in runners], int(batch), seconds)
 
     return {case: run(case) for case in cases}
