@@ -9,6 +9,7 @@
 Rules:
 - Each file is replaced as a whole. The grant is written first, node.yaml last: killed at any point, there is a whole node or none, and
   the next call goes on from the grant.
+- Who writes holds a lock on `.lock`: a timer may renew while an operator enrols.
 - The key is made once. A configuration that is there stays: it may have been edited here; a renewed grant replaces certificates only.
 """
 
@@ -93,7 +94,7 @@ class EnrolmentFolder:
         """
         there = self._enrolment()
         if claim is None:
-            if there is None or not self.root_file.exists():
+            if there is None or not self.root_file.exists() or not self.key_file.exists():
                 raise NotEnrolled(
                     f"{self.path} has not begun to enrol",
                     remedy="Give the token of a claim: `hedgerow claim create SITE`, in the region, makes one.",
@@ -177,7 +178,9 @@ class EnrolmentFolder:
         with self.locked():
             self._write(text, signature, grant, contents, configuration)
 
-    def _write(self, text: str, signature: str, grant: NodeGrant, contents: Mapping[str, bytes], configuration: str) -> None:
+    def _write(
+        self, text: str, signature: str, grant: NodeGrant, contents: Mapping[str, bytes], configuration: str
+    ) -> None:
         files.write(self._grant_file, orjson.dumps({"grant": text, "signature": signature}))
         files.make_folder(self.path / "state", private=True)
         for path, content in contents.items():

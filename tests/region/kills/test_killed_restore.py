@@ -98,11 +98,6 @@ class Restoring:
         words = ["region", "restore", self.made.backup, "--config", self.file, "--json"]
         return self.made.region.forks.start(*words, *([] if self.empty else ["--replace"]), kill_at=kill_at)
 
-    def again(self) -> Command:
-        """The next call; a store that the first has restored holds something."""
-        words = ["region", "restore", self.made.backup, "--config", self.file, "--json", "--replace"]
-        return self.made.region.forks.start(*words)
-
     def results(self) -> list[int] | None:
         """Return the numbers of the stored results; None: there is no store yet."""
         if self.url.startswith("postgresql:"):
@@ -146,7 +141,7 @@ class Restoring:
 
     async def finish(self) -> None:
         """The next call finishes it, and all is as after an uninterrupted one."""
-        await asyncio.to_thread(self.again().finish)
+        await asyncio.to_thread(self.start().finish)
         self.check()
         state = self.state()
         assert not [*differences(state, self.made.expected.setdefault(self.empty, state))]
