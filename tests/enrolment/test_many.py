@@ -28,7 +28,7 @@ STRANGERS = 5
 async def test_many_machines_enrol_at_once(count: int) -> None:
     rules = [{"name": "batch", "labels": "batch=7", "count": count}]
     with enrolling_estate("[n0]", places="many.json", pki="../../../pki", rules=rules, requests_per_s=200) as estate:
-        many_places(estate.region_file.parent, count)
+        _many_places(estate.region_file.parent, count)
         known = estate.add_claim(uses=count, batch="7")
         unknown = estate.add_claim(uses=STRANGERS)
         root, root_file = estate.pki.root.certificate(), estate.folder / "pki/root.crt"
@@ -60,7 +60,7 @@ async def test_many_machines_enrol_at_once(count: int) -> None:
         print(f"{count} machines enrolled in {took_s:.1f} s, {worked_s:.1f} s of processor time, the broker's apart")
 
 
-def many_places(folder: Path, count: int) -> None:
+def _many_places(folder: Path, count: int) -> None:
     """Copy the only place under many names; the broker's access list does not matter here."""
     read = read_places(folder / "places.json")
     (place,) = read.sites["hall"].nodes.values()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import select
 import shlex
 import signal
@@ -167,7 +168,11 @@ class _Steps:
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = args
-            if isinstance(path, str) and flags & (os.O_WRONLY | os.O_RDWR) and not path.startswith(("/dev", "/proc")):
+            if (
+                isinstance(path, str)
+                and flags & (os.O_WRONLY | os.O_RDWR)
+                and not re.match(r"/dev/|/proc/|.*__pycache__", path)
+            ):
                 self(f"open {path}")
         elif event in _FILES:
             self(f"{event} {args[0]}")

@@ -20,13 +20,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from ruamel.yaml import YAML
 from tests.enrolment.estate import TOPOLOGY, EnrollingEstate
-from tests.enrolment.test_many import many_places
-from tests.region.conftest import PATIENCE_S
+from tests.region.conftest import PATIENCE_S, eventually
 from tests.region.kills.fleet import rows
 from tests.region.kills.forks import Command, Forks, spread
 from tests.region.kills.test_killed_life import differences, together
 from tests.topology.conftest import prepare
 
+from hedgerow.topics import Address, Channel
+
+PLACES = 150
 _ANSWERING = "hedgerow.region.enrolment.registrar:read_request"
 
 
@@ -36,16 +38,14 @@ class KilledEstate(EnrollingEstate):
     service: Command | None = None
     expected: Any = None
 
-    def configure_for(self, url: str | None, places: int) -> None:
+    def configure_for(self, url: str | None) -> None:
         self.forks = Forks(self.folder)
-        many_places(self.region_file.parent, places)
         yaml = YAML(typ="safe")
         document = yaml.load(self.region_file)
         document["enrolment"] |= {
-            "places": "many.json",
             "pki": "../../../pki",
             "requests_per_s": 200,
-            "rules": [{"name": "batch", "labels": "batch=7", "count": places}],
+            "rules": [{"name": "batch", "labels": "batch=7", "count": PLACES}],
         }
         document |= {"metrics": {"enabled": False}, "ping": {"every_s": None}}
         if url is not None:
@@ -170,14 +170,16 @@ class KilledMachine:
         assert not [*differences(state, self.estate.expected)]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=[pytest.param("sqlite", marks=pytest.mark.slow), "postgres"])
 def estate(request: pytest.FixtureRequest) -> Iterator[KilledEstate]:
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    made = prepare(folder, TOPOLOGY.replace("{NODES}", "[n0]"), KilledEstate)
+    made = prepare(
+        folder, TOPOLOGY.replace("{NODES}", f"[{', '.join(f'n{number}' for number in range(PLACES))}]"), KilledEstate
+    )
     assert isinstance(made, KilledEstate)
     try:
         url = None if request.param == "sqlite" else request.getfixturevalue("postgres").database()
-        made.configure_for(url, 300)
+        made.configure_for(url)
         for name in ("north", "hall"):
             made.start(name)
         made.serve()
@@ -268,3 +270,36 @@ async def test_a_service_killed_at_any_step_of_an_answer_leaves_one_of_two_state
     steps = await answer(0)
     for step in spread(steps, kills):
         await answer(step)
+
+
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.long), pytest.param(12, marks=pytest.mark.slow)])
+async def test_a_node_killed_at_any_step_of_its_first_start_comes_up_and_its_results_arrive_once(
+    estate: KilledEstate, kills: int
+) -> None:
+    async def start(step: int) -> int:
+        """Start a new node, and kill it at a step. Returns: the steps until it is online, if it is not killed."""
+        machine = await asyncio.to_thread(KilledMachine, estate, batch="7")
+        await machine.finish()
+        name = machine.node()
+        status = Address("north", "hall", name).topic(Channel.STATUS)
+        killed = estate.forks.start("node", "run", machine.state / "node.yaml", kill_at=step or None)
+        if step:
+            assert await asyncio.to_thread(killed.wait) == -signal.SIGKILL, killed.err
+        async with estate.window("hall") as window:
+            node = estate.forks.start("node", "run", machine.state / "node.yaml") if step else killed
+            await window.until(lambda: any(topic == status and '"online"' in said for topic, said in window.seen))
+            await eventually(lambda: '"node-started"' in node.err + node.out)  # now it is subscribed
+            steps = len(node.steps)
+        async with estate.client("hall", "hall", "camera") as camera:
+            for number in range(3):
+                await camera.publish("plant/1/door", f"[{number}]".encode(), qos=1)
+        stored = "SELECT r.payload FROM result r JOIN node n ON n.id = r.node WHERE n.name = ?"
+        await eventually(lambda: len(estate.rows(stored, name)) >= 3, lambda: node.err)
+        await asyncio.to_thread(node.end)
+        frames = [json.loads(bytes(payload))["frame"]["sequence"] for (payload,) in estate.rows(stored, name)]
+        assert len(frames) == len(set(frames)) == 3
+        return steps
+
+    steps = await start(0)
+    for step in spread(steps, kills):
+        await start(step)

@@ -20,6 +20,7 @@ from hedgerow.testing import Mosquitto
 
 TOGETHER = 10
 """Nodes whose commands are killed at the same time."""
+VERBS = ("rename", "move", "replace", "forget")
 ALL = [*range(1, 2 * SENT + 1)]
 
 
@@ -194,8 +195,13 @@ async def together(kill: Callable[[int], Any], steps: list[int]) -> None:
         raise ExceptionGroup(f"{len(failed)} of {len(steps)} kills", failed)
 
 
-@pytest.mark.parametrize("kills", [pytest.param(6, marks=pytest.mark.long), pytest.param(60, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("verb", ["rename", "move", "replace", "forget"])
+@pytest.mark.parametrize(
+    ("verb", "kills"),
+    [
+        *(pytest.param(verb, 4, marks=pytest.mark.long) for verb in ("rename", "forget")),
+        *(pytest.param(verb, 60, marks=pytest.mark.slow) for verb in VERBS),
+    ],
+)
 async def test_a_command_killed_at_any_step_is_finished_by_the_next(
     region: KilledRegion, verb: str, kills: int
 ) -> None:
@@ -206,8 +212,13 @@ async def test_a_command_killed_at_any_step_is_finished_by_the_next(
     await together(trial.kill_repeated, spread(trial.repeated, of_repeated))
 
 
-@pytest.mark.parametrize("kills", [pytest.param(2, marks=pytest.mark.long), pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("verb", ["rename", "move", "replace", "forget"])
+@pytest.mark.parametrize(
+    ("verb", "kills"),
+    [
+        pytest.param("rename", 2, marks=pytest.mark.long),
+        *(pytest.param(verb, 40, marks=pytest.mark.slow) for verb in VERBS),
+    ],
+)
 async def test_a_service_killed_at_any_step_while_a_command_waits_leaves_one_of_two_states(
     region: KilledRegion, verb: str, kills: int
 ) -> None:

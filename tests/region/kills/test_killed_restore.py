@@ -173,7 +173,7 @@ def made(request: pytest.FixtureRequest) -> Iterator[BackedUp]:
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["replaces", "onto-nothing"])
-@pytest.mark.parametrize("kills", [pytest.param(6, marks=pytest.mark.long), pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.long), pytest.param(50, marks=pytest.mark.slow)])
 async def test_a_restore_killed_at_any_step_is_finished_by_the_next(made: BackedUp, kills: int, *, empty: bool) -> None:
     if not made.backup.exists():
         await made.make()
