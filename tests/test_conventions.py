@@ -100,6 +100,7 @@ EXEMPT: dict[Rule, dict[str, str]] = {
         "runtime/hedgerow/testing/processes.py": "implements the rule",
         "benchmarks/peers/adapter.py": "runs without Hedgerow installed",
         "tests/pipeline/workers/hanging_stages.py": "children of workers, which the node kills with them: that is tested",
+        "tests/region/kills/forks.py": "forks to reuse imports; the kernel kills the forks with their server",
         "tests/mutants/run.py": "forks to reuse imports; waits for each child or kills it",
     },
     may_end_unseen: {

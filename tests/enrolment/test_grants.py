@@ -154,7 +154,7 @@ def test_a_file_of_a_grant_stays_in_the_folder_and_replaces_nothing_of_it(
 
     with pytest.raises((BadGrant, ValueError)):
         install()
-    assert sorted(one.name for one in tmp_path.rglob("*")) == ["enrolment.json", "node", "root.crt", "tls"]
+    assert sorted(one.name for one in tmp_path.rglob("*")) == [".lock", "enrolment.json", "node", "root.crt", "tls"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@
 Rules:
 - Each file is replaced as a whole. The grant is written first, node.yaml last: killed at any point, there is a whole node or none, and
   the next call goes on from the grant.
+- Who writes holds a lock on `.lock`: a timer may renew while an operator enrols.
 - The key is made once. A configuration that is there stays: it may have been edited here; a renewed grant replaces certificates only.
 """
 
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import io
 import secrets
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -93,7 +95,7 @@ class EnrolmentFolder:
         """
         there = self._enrolment()
         if claim is None:
-            if there is None or not self.root_file.exists():
+            if there is None or not self.root_file.exists() or not self.key_file.exists():
                 raise NotEnrolled(
                     f"{self.path} has not begun to enrol",
                     remedy="Give the token of a claim, which `hedgerow claim create SITE` makes in the region, or --certificate.",
@@ -117,9 +119,14 @@ class EnrolmentFolder:
         )
         files.make_folder(self.path, private=True)
         files.make_folder(self.tls, private=True)
-        files.write(self.root_file, claim.root.public_bytes(Encoding.PEM))
-        files.write(self._enrolment_file, made.model_dump_json(by_alias=True).encode(), private=True)
+        with self.locked():
+            files.write(self.root_file, claim.root.public_bytes(Encoding.PEM))
+            files.write(self._enrolment_file, made.model_dump_json(by_alias=True).encode(), private=True)
         return made
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the folder against another call that writes there; never held while a call waits for an answer."""
+        return files.locked(self.path)
 
     def key_uri(self) -> str | None:
         """Return the URI of the key, if it is on a token."""
@@ -167,6 +174,12 @@ class EnrolmentFolder:
         if own := sorted({path.split("/")[0] for path in contents} & _OWN):
             raise BadGrant(f"The grant would replace {own[0]}", remedy="Rename the file in the node's base file.")
         configuration = configured(grant, self.configuration)
+        with self.locked():
+            self._write(text, signature, grant, contents, configuration)
+
+    def _write(
+        self, text: str, signature: str, grant: NodeGrant, contents: Mapping[str, bytes], configuration: str
+    ) -> None:
         files.write(self._grant_file, orjson.dumps({"grant": text, "signature": signature}))
         files.make_folder(self.path / "state", private=True)
         for path, content in contents.items():

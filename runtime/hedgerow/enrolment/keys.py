@@ -23,8 +23,9 @@ def node_key(folder: EnrolmentFolder, uri: str | None, *, unusable: bool = False
         PkiError: the file cannot be read or written.
     """
     if uri is None:
-        if not folder.key_file.exists():
-            files.write_key(folder.key_file, certificates.new_key())
+        with folder.locked():
+            if not folder.key_file.exists():
+                files.write_key(folder.key_file, certificates.new_key())
         return files.read_key(folder.key_file)
     key: KeyOnToken = open_key(uri)
     if not unusable and (why := why_not_in_tls(uri, key)) is not None:
@@ -34,5 +35,6 @@ def node_key(folder: EnrolmentFolder, uri: str | None, *, unusable: bool = False
             "names, and try again; or use a key in a file, on an encrypted disk. To get a certificate for the key all the same: "
             "--accept-unusable-key.",
         )
-    files.write(folder.key_file, reference(uri), private=True)
+    with folder.locked():
+        files.write(folder.key_file, reference(uri), private=True)
     return key

@@ -105,10 +105,12 @@ class Signer:
 
     def revoke(self, names: Sequence[str], reason: str, now: datetime, key: Key) -> int:
         """Revoke all valid certificates of some names. Returns: how many."""
-        entries = self.issued()
-        hit = [entry for entry in entries if entry["name"] in names and "revoked" not in entry]
+        entries, listed = self.issued(), self.revoked()
+        # One that is recorded as revoked, but not listed: the call that revoked it was killed in between.
+        hit = [entry for entry in entries if entry["name"] in names and int(entry["serial"], 16) not in listed]
         for entry in hit:
-            entry |= {"revoked": now.timestamp(), "reason": reason}
+            if "revoked" not in entry:
+                entry |= {"revoked": now.timestamp(), "reason": reason}
         self._save(entries, now)
         self.write_revocations(key, now)
         return len(hit)

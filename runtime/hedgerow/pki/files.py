@@ -2,7 +2,7 @@
 
 Rules:
 - A reader sees the old file or the new one, complete, even after a power cut: write aside, fsync, rename, fsync the
-  folder.
+  folder. Who writes holds a lock (`locked`), so what a killed call left aside is known to be nobody's, and replaced.
 - A file gets its folder's owner, so that a timer of root can renew what a service reads.
 - A private key is never readable by others, not even briefly: it is created with 0600, in a folder of 0700.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +32,9 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
         private: readable by its owner only.
     Raises: PkiError: it cannot be written; the old file is unchanged.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside = path.with_name(f".{path.name}.new")
     try:
+        aside.unlink(missing_ok=True)
         file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(file, "wb") as out:

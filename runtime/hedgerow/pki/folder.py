@@ -171,6 +171,7 @@ class Pki:
         with files.locked(self.folder):
             entry = self.find(who)
             if entry is not None and entry.revoked is None:
+                self._refresh([entry.folder])  # the call that issued it may have been killed before it did
                 raise PkiError(
                     f"{who} has a certificate until {entry.ends:%Y-%m-%d %H:%M} UTC: {entry.folder}",
                     remedy=f"`hedgerow pki renew {who}` issues the next one; to start over, `revoke` it first.",
@@ -323,6 +324,11 @@ class Pki:
                 raise PkiError(f"{who} has no valid certificate", remedy="`hedgerow pki show` lists all certificates.")
             self._refresh()
         return count
+
+    def complete(self) -> None:
+        """Update authorities and revocation lists in every identity's files: a call that was killed may not have."""
+        with files.locked(self.folder):
+            self._refresh()
 
     def revoke_authority(self, name: str, reason: str, passphrase: Passphrase = lambda: None) -> int:
         """Revoke an authority, and with it everything it has issued. Returns: how many certificates it had itself."""

@@ -107,6 +107,10 @@ def test_a_node_is_renamed_with_its_certificate_and_in_the_topology(desk: Desk) 
             ["entrance", "n002"],
         )
         assert ("it is so already" in str(done["done"])) == bool(again)
+    listed = desk.pki.home(parse("s0/entrance")) / "trust.crl"
+    listed.unlink()  # as if the command had been killed before it wrote it
+    desk.run(*rename, *desk.files())
+    assert listed.exists()
     desk.world.nodes[A].online = True
     come_up(desk.world, A, NEW)
     done = desk.run(*rename, *desk.files())

@@ -23,6 +23,7 @@ from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.store import Actor, FleetStore
 from hedgerow.region.store.database.database import RegionStoreError, StoreInUse
 from hedgerow.region.store.database.open import open_database
+from hedgerow.region.store.lease import ServiceRun, claim_lease, read_lease
 from hedgerow.region.store.queries import ResultQuery, results, status
 from hedgerow.region.store.records import ResultRecord
 from hedgerow.region.store.store import RegionStore
@@ -261,6 +262,21 @@ def test_a_store_that_holds_something_or_is_in_use_is_not_replaced(region: Regio
     assert region.numbers() == [*range(1, 10)]
     with pytest.raises(BackupError, match="exists already"):
         region.backup()
+
+
+def test_a_restore_may_be_repeated_until_a_service_has_led_the_store(
+    region: Region, request: pytest.FixtureRequest
+) -> None:
+    """The first call may have been killed right after it had put the store back."""
+    region.fill(1, 5)
+    backup, other = region.backup(), empty_store(region, request)
+    for _ in range(2):
+        other.restore(backup)
+        assert other.numbers() == [*range(1, 6)]
+    with closing(open_database(other.url, write=True)) as leader:
+        assert claim_lease(leader, read_lease(leader), ServiceRun("a", "b"), "c", "a test", locked=True)
+    with pytest.raises(RegionStoreError, match="holds something already"):
+        other.restore(backup)
 
 
 _KILLED = """

@@ -38,6 +38,7 @@ class LifeSteps:
         authorities, identity = _open(folder), parse(who)
         entry = authorities.find(identity)
         if entry is None or entry.revoked is not None:
+            authorities.complete()
             self._done.append(f"{who} has no valid certificate in {folder}")
         else:
             authorities.revoke(identity, reason)
@@ -70,6 +71,8 @@ class LifeSteps:
         entry = authorities.find(identity)
         if entry is None or entry.revoked is not None:
             entry = authorities.issue(identity, timedelta(days=_NODE_LIFE_DAYS))
+        else:
+            authorities.complete()
         self._done.append(f"the certificate of {who} is in {entry.folder}")
 
     def edit(self, file: Path | None, change: str, edit: Callable[[Path], bool]) -> None:

@@ -100,7 +100,7 @@ def restore_backup(
         finish=finish,
         advance=advance,
         id_step=_MORE + _MAX_PER_S * _seconds(manifest, now),
-        replace=replace,
+        may_replace=lambda database: replace or _has_nothing_else(database, manifest),
     )
     restore_database(config.store.url, source / STORE, steps, group=config.store.group_access)
     return RestoredBackup(manifest, given[-1].counter, given[-1].generation, added)
@@ -133,6 +133,13 @@ def _check_fit(config: RegionConfig, manifest: BackupManifest) -> None:
 
 def _seconds(manifest: BackupManifest, now: float) -> int:
     return max(0, int(now - manifest.at))
+
+
+def _has_nothing_else(database: Database, manifest: BackupManifest) -> bool:
+    """Whether a store is this backup, and no service has led it since: a call that was killed right after it had put it back."""
+    led = "SELECT 1 FROM lease_term t JOIN lease l ON l.fence = t.fence"
+    newest = "SELECT backup_at FROM restoration ORDER BY counter DESC LIMIT 1"
+    return database.rows(newest) == [(manifest.at,)] and not database.rows(led)
 
 
 def _given(database: Database) -> GivenNumbers:

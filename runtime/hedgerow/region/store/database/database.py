@@ -108,14 +108,14 @@ class RestoreSteps(NamedTuple):
         finish: changes the restored one before it takes effect.
         advance: called with the bytes restored since the last call.
         id_step: how far the next ids of rows are above the highest.
-        replace: whether a store that holds something may be replaced.
+        may_replace: whether a store that holds something may be replaced.
     """
 
     look: Callable[[Database], None]
     finish: Callable[[Database], None]
     advance: Callable[[int], None]
     id_step: int
-    replace: bool
+    may_replace: Callable[[Database], bool]
 
 
 _CREATED: Final = re.compile(r"CREATE TABLE (\w+)")
@@ -133,13 +133,13 @@ def known_migrations(dialect: Literal["sqlite", "postgres"]) -> set[int]:
     return set(_migrations(dialect))
 
 
-def check_replaceable(database: Database, name: str, *, replace: bool) -> None:
+def check_replaceable(database: Database, name: str, steps: RestoreSteps) -> None:
     """Check that a restore may replace a store.
 
-    Raises: RegionStoreError: it holds something, and it was not said that it may be replaced.
+    Raises: RegionStoreError: it holds something, and may not be replaced.
     """
     tables = [table for table in _HOLDS_SOMETHING if database.rows(f"SELECT 1 FROM {table} LIMIT 1")]  # noqa: S608
-    if tables and not replace:
+    if tables and not steps.may_replace(database):
         raise RegionStoreError(
             f"{name} holds something already: {', '.join(tables)}",
             remedy="Back it up first; then `--replace` replaces it.",

@@ -212,7 +212,7 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
         shown = url.partition("@")[2] or url
         if not database.try_lock() or database.rows("SELECT 1 FROM standby WHERE seen_at > ?", (database.now() - 15,)):
             raise service_running(shown)
-        check_replaceable(database, shown, replace=steps.replace)
+        check_replaceable(database, shown, steps)
         steps.look(database)
         columns: dict[str, list[str]] = json.loads((folder / _COLUMNS).read_text("utf-8"))
         with database.transaction():

@@ -30,7 +30,7 @@ def restore_sqlite(path: Path, folder: Path, steps: RestoreSteps, *, group: bool
         if before is not None:
             if not before.try_lock():
                 raise service_running(str(path))
-            check_replaceable(before, str(path), replace=steps.replace)
+            check_replaceable(before, str(path), steps)
             steps.look(before)
         _copy(folder / SQLITE_COPY, new, path, 0o660 if group else 0o600, steps.advance)
         with closing(Sqlite(new, write=True, group=group)) as database:
