@@ -71,7 +71,8 @@ class Registrar:
         elif machine.site != site:
             raise EnrolmentRefused("another-site", f"This machine has asked at {machine.site}")
         elif now - machine.seen_at > _NOTED_EVERY_S:
-            self._store.seen(machine.fingerprint, now)
+            with self._database.transaction():
+                self._store.seen(machine.fingerprint, now)
         if machine.state == PENDING:
             machine = self._approve_by_rule(machine, now)
         elif machine.state == APPROVED:
