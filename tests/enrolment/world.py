@@ -71,6 +71,7 @@ class World:
         )
         open_database(url, write=True).close()  # creates it
         self.database: Database = open_database(url, write=False, alongside=True)
+        self.database.lead(0)
         self.now = time.time()
 
     @property

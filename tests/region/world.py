@@ -239,7 +239,7 @@ class World:
         self._version = version
         self._since: float | None = None
         self._retained: dict[Address, bytes] = {}
-        self._store = RegionStore(open_database(self.url, write=True), self.config)
+        self._store = RegionStore(self._leading(open_database(self.url, write=True)), self.config)
         self._controller: RolloutController | None = None
         self._database: KillableDatabase | None = None
         self._operator_database = open_database(self.url, write=False, alongside=True)
@@ -380,7 +380,7 @@ class World:
         """Restart the collector and the rollout service."""
         self._kill()
         self._store.close()
-        self._store = RegionStore(open_database(self.url, write=True), self.config)
+        self._store = RegionStore(self._leading(open_database(self.url, write=True)), self.config)
 
     def store(self, *records: StoreRecord) -> BatchOutcome:
         """Store records, as the collector does."""
@@ -428,10 +428,16 @@ class World:
 
     def _running_controller(self, killed_at: int | None) -> RolloutController:
         if self._controller is None or self._database is None:
-            self._database = KillableDatabase(open_database(self.url, write=False, alongside=True))
+            leading = self._leading(open_database(self.url, write=False, alongside=True))
+            self._database = KillableDatabase(leading)
             self._controller = RolloutController(self._database, self.config)
         self._database.statements_left = killed_at
         return self._controller
+
+    def _leading(self, database: Database) -> Database:
+        """Let a connection write as the service's do: only in transactions, which check its term."""
+        database.lead(database.rows("SELECT fence FROM lease")[0][0])
+        return database
 
     def _kill(self) -> None:
         if self._database is not None:

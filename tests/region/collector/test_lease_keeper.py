@@ -15,7 +15,7 @@ from hedgerow.region.collector import lease_keeper
 from hedgerow.region.collector.lease_keeper import LeaseKeeper
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store import lease as rules
-from hedgerow.region.store.database.database import LeaseLost, RegionStoreError, StoreInUse, StoreTrouble
+from hedgerow.region.store.database.database import Database, LeaseLost, RegionStoreError, StoreInUse, StoreTrouble
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.lease import ServiceRun, Term, lease_status
 from hedgerow.region.store.records import ResultRecord
@@ -304,3 +304,31 @@ def test_a_leader_that_cannot_renew_publishes_nothing_until_it_can(
     services.turn(one)
     assert one.leads()
     assert services.changes == [("one", 1)]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda database: database.run("DELETE FROM rejections"), id="run"),
+        pytest.param(
+            lambda database: database.many("INSERT INTO rejections VALUES (?, ?)", [("a", 1), ("b", 1)]), id="many"
+        ),
+        pytest.param(
+            lambda database: database.rows("INSERT INTO rejections VALUES ('c', 1) RETURNING reason"), id="rows"
+        ),
+    ],
+)
+def test_a_leader_cannot_write_outside_of_a_transaction(services: Services, write: Callable[[Database], Any]) -> None:
+    """Only transactions check the term: so one that has lost the lease writes nothing, whatever code forgets."""
+    one = services.add("one")
+    services.turn(one)
+    assert one.term is not None
+    with closing(open_database(services.url, write=False, alongside=True)) as database:
+        database.lead(one.term.fence)
+        with pytest.raises(RegionStoreError, match="without checking that it leads"):
+            write(database)
+        assert database.rows("SELECT * FROM rejections") == []
+        with database.transaction():
+            write(database)
+        with pytest.raises(RegionStoreError, match="without checking that it leads"):
+            write(database)

@@ -386,6 +386,43 @@ def test_a_clash_is_an_event_with_both_results_and_counted(region: Region, make:
     second.close()
 
 
+def test_a_restarted_region_acknowledges_both_results_of_a_clash(region: Region) -> None:
+    """What it repeats at its start has the checks of both, so that each of two outboxes deletes its own."""
+    for n in range(2):
+        region.take([sent(n)])
+
+    ((_, ack),) = region.store.acks()
+    assert ack.held is not None
+    assert len({check for _, check in ack.held[0]}) == 2
+
+
+def test_clashes_beyond_the_sites_quota_of_events_are_no_events(tmp_path: Path) -> None:
+    """Both results are stored all the same."""
+    region = Region(tmp_path / "few.db", quotas={"events_per_day": 2})
+    for n in range(6):
+        region.take([sent(n)])
+
+    assert len(region.rows("SELECT 1 FROM event WHERE kind = 'outbox-clash'")) <= 2
+    assert len(region.contents()) == 6
+    region.store.close()
+
+
+def test_a_gap_that_begins_an_epoch_tells_the_end_of_the_one_before(region: Region, make: Callable[..., Node]) -> None:
+    """The first result of the new run has expired: its gap stands in its place, and says what else to wait for."""
+    node = make()
+    node.append(0, 0, 0)
+    node.restart()
+    node.append(0, ttl_s=1.0)
+    node.wait(10.0)
+    node.expire()
+    newest = [entry for entry in node.store.read(0, key_of(PRIORITIES, 0), 100, 1 << 20) if not entry.topic]
+    region.take([node._message(entry) for entry in newest])
+
+    assert region.node()["awaited"] == 3
+    exchange(region, [node])
+    assert (region.node()["awaited"], region.node()["lost"]) == (0, 1)
+
+
 def test_a_result_whose_number_was_declared_lost_is_kept(region: Region, make: Callable[..., Node]) -> None:
     """The copy of a running process expires what the other one sends later."""
     first = make()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hedgerow.cli.base.console import echo, print_json, size
+from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import Json
 from hedgerow.cli.base.progress import byte_progress
 from hedgerow.cli.region.options import operating_user
@@ -55,7 +55,9 @@ def restore(
       hedgerow region restore /backup/region-2026-12-01 --replace
 
     The backup is checked first, and the store replaced in one step: if this is interrupted, the store is the old or the new one, and
-    the same command finishes it. What was stored after the backup is gone; `hedgerow region status` shows what nodes then lack. Numbers
+    the same command finishes it. Nodes send again what they got acknowledged after the backup, as long as they keep it (`outbox:
+    {keep_acknowledged_s}`, a day by default); `hedgerow region status` counts it. Open claims are revoked. Machines rejected, nodes
+    forgotten and rollouts stopped after the backup stay so, if the store that is replaced can be read. Numbers
     go on above all that may have been given meanwhile: generations of desired documents, ids of rollouts and of the audit log. Models
     are added to the repository; nothing in it is replaced, since nodes refuse metadata older than what they have seen.
     """
@@ -75,10 +77,27 @@ def restore(
                 "counter": done.counter,
                 "generation_floor": done.generation_floor,
                 "files_added": done.files_added,
+                **done.shut.detail(),
             }
         )
         return
     echo(f"The store is as of {iso(done.manifest.at)}; files added to the repository: {done.files_added}.")
+    shut = done.shut
+    if shut.claims:
+        echo(
+            f"All claims that the backup had open are revoked ({shut.claims}): make new ones with `hedgerow claim create`."
+        )
+    if shut.machines or shut.nodes or shut.rollouts:
+        echo(
+            f"Decided after the backup, and still so: {plural(shut.machines, 'machine')} rejected, {plural(shut.nodes, 'node')} forgotten, "
+            f"{plural(shut.rollouts, 'rollout')} stopped (paused now: `hedgerow rollout resume` or `abort`)."
+        )
+    if not shut.is_complete:
+        echo(
+            "There was no store to replace, so what was decided after the backup is not known: reject machines, forget nodes and abort "
+            "rollouts again, and see `hedgerow node pending --all`."
+        )
     echo(
-        "Start the service: `hedgerow region run`. Then `hedgerow region status` shows which nodes are ahead of this store."
+        "Start the service: `hedgerow region run`. Then nodes send again what the store has lost; `hedgerow region status` counts it, and "
+        "shows which nodes are ahead of this store."
     )

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import orjson
-
 from hedgerow import disk
+from hedgerow.region.backup.doors import LaterDecisions, ShutDoors, read_decisions, shut
 from hedgerow.region.backup.manifest import (
     REPOSITORY,
     STORE,
@@ -26,6 +25,7 @@ from hedgerow.region.backup.manifest import (
     verify_files,
 )
 from hedgerow.region.config import RegionConfig, on_postgres
+from hedgerow.region.store.audit import Actor, save_audit
 from hedgerow.region.store.database.database import Database, RegionStoreError, RestoreSteps, known_migrations
 from hedgerow.region.store.database.open import restore_database
 from hedgerow.wire.ranges import MAX_GENERATION
@@ -54,12 +54,14 @@ class RestoredBackup:
         counter: number of this restore in the store's life.
         generation_floor: above each generation that may have been given after the backup.
         files_added: files that the repository lacked.
+        shut: what was decided after the backup, and stays so.
     """
 
     manifest: BackupManifest
     counter: int
     generation_floor: int
     files_added: int
+    shut: ShutDoors
 
 
 def restore_backup(
@@ -88,22 +90,30 @@ def restore_backup(
     verify_files(source, manifest, advance)
     now = time.time()
     given: list[GivenNumbers] = []
+    later: list[LaterDecisions] = []
+    doors: list[ShutDoors] = []
+
+    def look(database: Database) -> None:
+        given.append(_given(database))
+        later.append(read_decisions(database))
 
     def finish(database: Database) -> None:
-        given.append(_raise_numbers(database, [*given, _given(database)], manifest, now, who))
+        doors.append(shut(database, later[0] if later else None, now))
+        given.append(_raise_numbers(database, [*given, _given(database)], manifest, now))
+        _audit(database, manifest, given[-1], doors[-1], now, who)
 
     added = 0
     if config.models.repository is not None:
         added = _add_files(source, manifest, config.models.repository, advance)
     steps = RestoreSteps(
-        look=lambda database: given.append(_given(database)),
+        look=look,
         finish=finish,
         advance=advance,
         id_step=_MORE + _MAX_PER_S * _seconds(manifest, now),
         may_replace=lambda database: replace or _has_nothing_else(database, manifest),
     )
     restore_database(config.store.url, source / STORE, steps, group=config.store.group_access)
-    return RestoredBackup(manifest, given[-1].counter, given[-1].generation, added)
+    return RestoredBackup(manifest, given[-1].counter, given[-1].generation, added, doors[-1])
 
 
 def _check_fit(config: RegionConfig, manifest: BackupManifest) -> None:
@@ -156,9 +166,7 @@ def _given(database: Database) -> GivenNumbers:
     return GivenNumbers(generation, _number(database, "SELECT fence FROM lease"), counter, position)
 
 
-def _raise_numbers(
-    database: Database, given: list[GivenNumbers], manifest: BackupManifest, now: float, who: str
-) -> GivenNumbers:
+def _raise_numbers(database: Database, given: list[GivenNumbers], manifest: BackupManifest, now: float) -> GivenNumbers:
     """Raise what must not be given twice, within the caller's transaction.
 
     Args:
@@ -181,12 +189,18 @@ def _raise_numbers(
     database.run("UPDATE collector SET position = ?", (lost_to,))
     database.run("UPDATE lease SET fence = ?, renewals = 0, locked = 0, instance = ''", (raised.fence,))
     database.run("DELETE FROM standby")
-    detail = orjson.dumps({"backup_at": manifest.at, "counter": raised.counter, "generation_floor": floor}).decode()
-    database.run(
-        "INSERT INTO audit (at, who, claims, why, action, rollout, detail) VALUES (?, ?, '', ?, 'store-restored', NULL, ?)",
-        (now, who, "a backup was put back", detail),
-    )
     return raised
+
+
+def _audit(
+    database: Database, manifest: BackupManifest, raised: GivenNumbers, doors: ShutDoors, now: float, who: str
+) -> None:
+    detail = {
+        "backup_at": manifest.at,
+        "counter": raised.counter,
+        "generation_floor": raised.generation,
+    } | doors.detail()
+    save_audit(database, Actor(who, "a backup was put back"), "store-restored", now, **detail)
 
 
 def _number(database: Database, query: str) -> int:

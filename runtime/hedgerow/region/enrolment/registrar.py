@@ -21,6 +21,7 @@ from hedgerow.enrolment.places import Places, read_places
 from hedgerow.enrolment.request import EnrolmentRefused, EnrolmentRequest, read_request
 from hedgerow.errors import CommandError, ConfigError, HedgerowError
 from hedgerow.pki.folder import Pki
+from hedgerow.pki.names import Identity, IdentityKind, PkiError
 from hedgerow.region.config import EnrolmentSection
 from hedgerow.region.enrolment.approval import choose_place, make_grant
 from hedgerow.region.enrolment.rules import MAKER, Rules
@@ -35,6 +36,7 @@ _PAUSE_S: Final = 10.0
 _LATER_PAUSE_S: Final = 60.0
 """Pauses before a pending machine asks again: at first, in the first hour, and later."""
 _NOTED_EVERY_S: Final = 60.0
+_ASKED_BEFORE: Final = "It asked before the region's store was put back to a backup: a person decides"
 
 
 class Registrar:
@@ -53,6 +55,8 @@ class Registrar:
         self._store = EnrolmentStore(database)
         self._rules = Rules(config)
         self._read: tuple[tuple[int, int], Places] | None = None
+        ((restored_at,),) = database.rows("SELECT coalesce(max(at), 0) FROM restoration")
+        self._restored_at = float(restored_at)
 
     def answer(self, site: str, client: str, payload: bytes, now: float) -> Answer:
         """Answer a request.
@@ -71,7 +75,8 @@ class Registrar:
         elif machine.site != site:
             raise EnrolmentRefused("another-site", f"This machine has asked at {machine.site}")
         elif now - machine.seen_at > _NOTED_EVERY_S:
-            self._store.seen(machine.fingerprint, now)
+            with self._database.transaction():
+                self._store.seen(machine.fingerprint, now)
         if machine.state == PENDING:
             machine = self._approve_by_rule(machine, now)
         elif machine.state == APPROVED:
@@ -150,6 +155,8 @@ class Registrar:
             return machine
         if machine.claim.startswith(MAKER) and len(self._store.with_claim(machine.claim)) > 1:
             return replace(machine, reason="a machine with this certificate was rejected before: this takes a person")
+        if machine.asked_at < self._restored_at:  # it may have been rejected after the backup that was put back
+            return replace(machine, reason=_ASKED_BEFORE)
         try:
             places = self._places()
             wanted = claim.place if claim is not None else None
@@ -179,9 +186,11 @@ class Registrar:
         labels = dict(claim.labels) if claim is not None else {}
         life = timedelta(days=self._config.days)
         try:
-            grant, signature = make_grant(
-                self._pki(now), self._places(), machine.site, machine.node, machine.csr, labels, life
-            )
+            pki = self._pki(now)
+            held = pki.find(Identity(IdentityKind.NODE, machine.site, machine.node))
+            if held is not None and held.revoked is not None:
+                raise PkiError(f"{held.name} was revoked: {held.revoked}", remedy="`hedgerow node reject` it.")
+            grant, signature = make_grant(pki, self._places(), machine.site, machine.node, machine.csr, labels, life)
         except (HedgerowError, KeyError) as error:
             log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error))
             return machine

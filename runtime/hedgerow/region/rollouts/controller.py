@@ -174,7 +174,8 @@ class RolloutController:
             self._stalled[name] = now
             fleet = self.fleet
             self.fleet = Fleet(fleet.database, fleet.config)  # the one in memory may be ahead of the store
-            self.fleet.store.note(name, clean(f"set aside after an error: {type(error).__name__}: {error}", 300))
+            with fleet.database.transaction():
+                self.fleet.store.note(name, clean(f"set aside after an error: {type(error).__name__}: {error}", 300))
             return False
         return True
 

@@ -37,7 +37,8 @@ from hedgerow.region.rollouts.requests import RolloutRequest, open_requests, rep
 from hedgerow.region.rollouts.store import StoredRollout
 from hedgerow.region.store.audit import SERVICE, Actor
 from hedgerow.region.store.database.database import RegionStoreError, StoreRefused
-from hedgerow.region.store.life.identity import forgotten_nodes
+from hedgerow.region.store.life.identity import count_change, end_alias, forgotten_nodes, keep_topics
+from hedgerow.topics import Address
 from hedgerow.wire.fleet import SwapPolicy
 
 log = structlog.get_logger(__name__)
@@ -321,11 +322,18 @@ def _enrolment(operation: Operation) -> Any:
 
 
 def _approve(operation: Operation) -> Any:
-    """Approve a machine; in the place of a forgotten node, that one is admitted again."""
+    """Approve a machine. In the place of a forgotten node, that one is admitted again; where one was before it was renamed, it is new."""
+    fleet = operation.fleet
     reply = _enrolment(operation)
-    for node in forgotten_nodes(operation.fleet.database).values():
-        if f"{node.address.site}/{node.address.node}" == reply["node"]:
-            forget.admit_forgotten(operation, node)
+    place = Address(fleet.config.region.name, *reply["node"].split("/"))
+    if (gone := forgotten_nodes(fleet.database).get(place)) is None:
+        return reply
+    if gone.address == place:
+        forget.admit_forgotten(operation, gone)
+    else:
+        count_change(fleet.database)
+        end_alias(fleet.database, place, operation.now)
+        keep_topics(fleet.database, place)
     return reply
 
 

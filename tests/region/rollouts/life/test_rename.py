@@ -13,6 +13,7 @@ from tests.region.responders import ref
 from tests.region.rollouts.life.test_forget import A, B, described, refusals, result
 from tests.region.world import World
 
+from hedgerow.region.enrolment.store import APPROVED, EnrolmentStore, StoredMachine
 from hedgerow.region.rollouts.inventory import inventory
 from hedgerow.region.rollouts.progress import AuditFilter, audit
 from hedgerow.region.store.queries import ResultQuery, results
@@ -128,6 +129,29 @@ def test_a_result_that_waited_since_another_name_is_stored_and_one_that_names_an
     assert refusals(world)["s0", "another-node"][0] == 1
 
 
+def test_results_of_a_machine_that_was_put_back_to_its_former_name_are_stored(world: World) -> None:
+    """What waits in its outbox names the node's present name; it is sent under the former one."""
+    world.do("node-rename", node="n000", name="gateway")
+    come_up(world, A, NEW)
+    world.store(replace(result(A, 1, world.now), named=str(NEW)))
+
+    assert stored(world, NEW) == ["i1"]
+    assert refusals(world) == {}
+
+
+def test_results_of_a_machine_under_a_former_name_that_counts_as_another_node_are_stored(world: World) -> None:
+    """The image was put back while the region still thought that the present name was in use."""
+    world.do("node-rename", node="n000", name="gateway")
+    come_up(world, A, NEW)
+    world.store(StatusRecord(A, 1, world.now, True, True, False, "put back", b"{}"))
+    back = replace(result(A, 1, world.now, "e9"), named=str(NEW))
+    forged = replace(result(A, 2, world.now, "e9"), named=str(B))
+    world.store(back, forged)
+
+    assert stored(world, A) == ["i1"]
+    assert refusals(world)["s0", "another-node"][0] == 1
+
+
 @pytest.mark.parametrize(
     ("args", "code"),
     [
@@ -152,6 +176,36 @@ def test_an_address_that_a_node_cannot_have_is_refused(world: World, args: dict[
     before = described(world).keys()
     assert world.refused("node-rename", node="n000", **args) == code
     assert described(world).keys() == before
+
+
+def test_a_machine_approved_where_a_forgotten_node_was_before_is_a_node_of_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node was renamed, and then forgotten: its former address stands for it no longer, and it stays forgotten."""
+    world.store(result(A, 1, world.now))
+    world.do("node-rename", node="n000", name="gateway")
+    world.do("node-forget", node="gateway")
+    world.store(result(A, 2, world.now))
+    assert refusals(world)["s0", "forgotten"][0] == 1
+    monkeypatch.setattr("hedgerow.region.rollouts.handlers._enrolment", lambda _: {"node": f"{A.site}/{A.node}"})
+    world.do("node-approve", machine="f" * 64)
+    world.store(result(A, 2, world.now, "e9"))
+
+    assert stored(world, A) == ["i2"]
+    assert stored(world, NEW) == ["i1"]
+    assert str(NEW) not in described(world)
+
+
+def test_a_renamed_nodes_machine_has_its_place_under_the_new_name(world: World) -> None:
+    """Its next certificate is for that, and the former place is free."""
+    store = EnrolmentStore(world.database)
+    machine = StoredMachine("f" * 64, "s0", "", "", {}, APPROVED, world.now, world.now, world.now, "n000")
+    with world.database.transaction():
+        store.add_machine(machine)
+    world.do("node-rename", node="n000", site="s1", name="gateway")
+
+    assert [(one.site, one.node, one.state) for one in store.machines()] == [("s1", "gateway", APPROVED)]
+    assert (store.taken("s0"), store.taken("s1")) == (set(), {"gateway"})
 
 
 def test_two_nodes_swap_their_names_by_way_of_a_third(world: World) -> None:
@@ -235,6 +289,8 @@ def test_a_replaced_machine_gets_the_desired_state_and_what_is_missing_may_be_de
         assert (done["missing"], done["lost"]) == (0, 2)
         assert (described(world)[str(A)]["awaited"], described(world)[str(A)]["lost"]) == (0, 2)
         assert world.do("node-replace", node="n000", declare_lost=True)["lost"] == 0
+        closed = "SELECT epoch FROM ledger WHERE closed_at IS NOT NULL"
+        assert world.database.rows(closed) == [("e1",)]  # nothing is awaited of it, and it counts against no quota
         outcome = world.store(result(A, 5, world.now), result(A, 1, world.now, "new disk"))
         assert [str(outcome.acks[A, epoch].ack.ranges()) for epoch in ("e1", "new disk")]
         assert described(world)[str(A)]["awaited"] == 0

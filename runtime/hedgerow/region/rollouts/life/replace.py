@@ -15,11 +15,13 @@ def replace_machine(operation: Operation) -> Any:
     fleet, node, lost = operation.fleet, operation.node, 0
     if not operation.dry_run:
         operation.require_reason()
+        count_change(
+            fleet.database
+        )  # the collector, which has the ledgers in memory, stores nothing until this is done
     row = fleet.observed.ids[node]
     _, missing = node_counts(fleet.database, row)
     desired = fleet.desired.get(node)
     if not operation.dry_run:
-        count_change(fleet.database)  # the collector has the ledgers in memory
         EnrolmentStore(fleet.database).free_place(node.site, node.node, operation.now, operation.by)
         if operation.request.args.get("declare_lost"):
             lost = declare_lost(fleet.database, row, "replaced", operation.now)

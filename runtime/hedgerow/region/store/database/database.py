@@ -71,7 +71,10 @@ class Database(Protocol):
         """Run a transaction; it is on disk when this ends without an exception."""
 
     def lead(self, fence: int) -> None:
-        """From now on, check in each transaction that the term with this number leads; if not, raise `LeaseLost`."""
+        """From now on, check in each transaction that the term with this number leads; if not, raise `LeaseLost`.
+
+        Outside of transactions this connection can only read.
+        """
 
     def try_lock(self) -> bool:
         """Take the store's lock, or keep it. It is freed when this connection is closed or its process ends.
@@ -232,4 +235,12 @@ def lease_lost(name: str, fence: int) -> LeaseLost:
     return LeaseLost(
         f"Another service leads {name}: term {fence} has ended",
         remedy="None: this service waits as standby. `hedgerow region status` shows which one leads.",
+    )
+
+
+def unfenced(name: str) -> RegionStoreError:
+    """Return the error for a write that no transaction checks: whoever makes it may lead no more."""
+    return RegionStoreError(
+        f"The service would have written to {name} without checking that it leads",
+        remedy="Report this with the service's log.",
     )

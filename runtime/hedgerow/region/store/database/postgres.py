@@ -23,6 +23,7 @@ from hedgerow.region.store.database.database import (
     no_such_store,
     service_running,
     table_names,
+    unfenced,
 )
 
 try:
@@ -113,6 +114,10 @@ class Postgres:
         self._fence = fence
         self.rows("SELECT set_config('application_name', ?, false)", (_term(fence),))
         self.run(f"SET idle_in_transaction_session_timeout = {_LONGEST_PAUSE_MS}")
+        self.run(
+            "SET default_transaction_read_only = on"
+        )  # outside of transactions, which check its term, it cannot write
+        self._connection.read_only = False  # each BEGIN
 
     def try_lock(self) -> bool:
         """See `Database.try_lock`."""
@@ -183,6 +188,8 @@ class Postgres:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise unfenced(self._shown) from error
         except (
             psycopg.DataError,
             psycopg.IntegrityError,

@@ -23,6 +23,7 @@ from hedgerow.region.store.database.database import (
     lease_lost,
     migrate,
     no_such_store,
+    unfenced,
 )
 
 log = structlog.get_logger(__name__)
@@ -104,7 +105,7 @@ class Sqlite:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Run a transaction; it is on disk when this ends without an exception."""
-        with self._translating():
+        with self._translating(), self._writable():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 if self._fence is not None and not self._connection.execute(_FENCE, (self._fence,)).rowcount:
@@ -120,6 +121,20 @@ class Sqlite:
     def lead(self, fence: int) -> None:
         """See `Database.lead`."""
         self._fence = fence
+        self._connection.execute("PRAGMA query_only = ON")
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Let a leader write: outside of transactions, which check its term, it cannot."""
+        if self._fence is None:
+            yield
+            return
+        self._connection.execute("PRAGMA query_only = OFF")
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA query_only = ON")
 
     def try_lock(self) -> bool:
         """See `Database.try_lock`. Raises: StoreTrouble: the file is not the one that was opened any more."""
@@ -212,6 +227,8 @@ class Sqlite:
             ) from error
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_READONLY and self._fence is not None and not self._connection.in_transaction:
+                raise unfenced(str(self._path)) from error
             remedy = "Check the disk and the file's permissions; the collector retries automatically."
             if code == sqlite3.SQLITE_NOTADB or "no such table" in str(error):
                 raise RegionStoreError(

@@ -40,8 +40,10 @@ class FormerAddresses:
     def __init__(self, database: Database, nodes: Iterable[KnownNode]) -> None:
         self._database = database
         self._aliases: dict[Address | None, Alias] = dict(aliases(database).items())
+        nodes = list(nodes)
         wanted = {alias.node for alias in self._aliases.values()}
         self._nodes = {node.id: node for node in nodes if node.id in wanted}
+        self._present = {node.id: node.address for node in nodes}
         self._names = {row: {one["node"] for one in every} for row, every in former_addresses(database).items()}
         self.unseen = {alias.node for alias in self._aliases.values() if not alias.seen}
 
@@ -58,9 +60,18 @@ class FormerAddresses:
             return None
         return node
 
-    def names(self, node: KnownNode) -> Collection[str]:
-        """Return all addresses that a node has had before; its results may still name one."""
-        return self._names.get(node.id, ())
+    def names(self, node: KnownNode, sender: Address | None) -> Collection[str]:
+        """Return the addresses that results of a node may name besides the one of their topic.
+
+        Its own, before and now: its machine may have another name than its results, also an earlier one, if its disk was put back. So
+        may one that comes up under a name that another node had, and counts as a node of its own.
+        """
+        own = {str(node.address), *self._names.get(node.id, ())}
+        return own | {
+            str(self._present[row])
+            for row, names in self._names.items()
+            if str(sender) in names and row in self._present
+        }
 
     def note(self, node: KnownNode, record: StoreRecord, now: float) -> None:
         """Note that a node runs under its present address. A report proves nothing: a broker may have kept another node's."""
