@@ -163,7 +163,10 @@ def waiting(file: Path) -> set[str]:
             if content is not None:
                 Path(f"{copy}{end}").write_bytes(content)
         with closing(sqlite3.connect(copy)) as database:
-            rows = database.execute("SELECT payload FROM entry WHERE topic <> ''").fetchall()
+            query = "SELECT payload FROM entry WHERE topic <> ''"
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'kept'").fetchall():  # acknowledged, and kept
+                query += " AND NOT EXISTS (SELECT 1 FROM kept WHERE entry.key BETWEEN kept.first AND kept.last)"
+            rows = database.execute(query).fetchall()
     return {json.loads(payload)["id"] for (payload,) in rows}
 
 
