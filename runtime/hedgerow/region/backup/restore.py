@@ -37,6 +37,12 @@ _MAX_PER_S: Final = 20_000
 """Most rows that a table gets in a second."""
 
 
+_EARLIEST: Final = 1.7e9
+"""Before there were backups."""
+_CLOCKS_APART_S: Final = 86_400.0
+_MOST_TERMS: Final = 1 << 53
+
+
 class GivenNumbers(NamedTuple):
     """The highest generation of a desired document, fence of the lease and number of a restore."""
 
@@ -83,9 +89,9 @@ def restore_backup(
         RegionStoreError: the store cannot be written.
     """
     manifest = read_manifest(source)
-    _check_fit(config, manifest)
-    verify_files(source, manifest, advance)
     now = time.time()
+    _check_fit(config, manifest, now)
+    verify_files(source, manifest, advance)
     given: list[GivenNumbers] = []
 
     def finish(database: Database) -> None:
@@ -100,12 +106,18 @@ def restore_backup(
         advance=advance,
         id_step=_MORE + _MAX_PER_S * _seconds(manifest, now),
         replace=replace,
+        migrations=manifest.migrations,
     )
     restore_database(config.store.url, source / STORE, steps, group=config.store.group_access)
     return RestoredBackup(manifest, given[-1].counter, given[-1].generation, added)
 
 
-def _check_fit(config: RegionConfig, manifest: BackupManifest) -> None:
+def _check_fit(config: RegionConfig, manifest: BackupManifest, now: float) -> None:
+    if not _EARLIEST <= manifest.at <= now + _CLOCKS_APART_S:  # numbers are raised by the time since
+        raise BackupError(
+            f"The backup says that it was made at {manifest.at:g} (Unix time); it is {now:.0f}",
+            remedy="Set this machine's clock. If it is right, do not use the backup: somebody has changed it.",
+        )
     if manifest.region != config.region.name:
         raise BackupError(
             f"The backup is of region {manifest.region}, not of {config.region.name}",
@@ -155,8 +167,15 @@ def _raise_numbers(
     """
     # One a second at most, so that what was given between the backup and now is below, also by a store that is gone.
     step = _MORE + _seconds(manifest, now)
-    floor = min(MAX_GENERATION, max(one.generation for one in given) + step)
-    raised = GivenNumbers(floor, max(one.fence for one in given) + step, max(one.counter for one in given) + 1)
+    floor, fence = max(one.generation for one in given) + step, max(one.fence for one in given) + step
+    counter = max(one.counter for one in given) + 1
+    if floor > MAX_GENERATION or max(fence, counter) > _MOST_TERMS:
+        raise BackupError(
+            f"Nothing could be rolled out after it: by the backup, or the store, generation {floor - step:,}, term {fence - step:,} and "
+            f"restore {counter - 1:,} were given; with {step:,} added, at most {MAX_GENERATION:,} and {_MOST_TERMS:,} are possible",
+            remedy="Do not use the backup: somebody has changed it. Use an earlier one.",
+        )
+    raised = GivenNumbers(floor, fence, counter)
     database.run("INSERT INTO restoration VALUES (?, ?, ?, ?)", (raised.counter, now, manifest.at, floor))
     database.run("UPDATE lease SET fence = ?, renewals = 0, locked = 0, instance = ''", (raised.fence,))
     database.run("DELETE FROM standby")
@@ -170,10 +189,14 @@ def _raise_numbers(
 
 def _number(database: Database, query: str) -> int:
     try:
-        ((value,),) = database.rows(query)
-        return int(value)
+        rows = database.rows(query)
     except RegionStoreError:  # a table that an earlier version did not have
         return 0
+    if len(rows) != 1 or not isinstance(rows[0][0], int):
+        raise BackupError(
+            f"The backup, or the store, has no number where it must have one ({query})", remedy="Use an earlier backup."
+        )
+    return rows[0][0]
 
 
 def _add_files(source: Path, manifest: BackupManifest, repository: Path, advance: Advance) -> int:
