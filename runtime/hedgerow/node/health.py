@@ -15,6 +15,7 @@ from hedgerow.bus.set_aside import messages as set_aside
 from hedgerow.errors import published
 from hedgerow.models.session.memory import resident_bytes
 from hedgerow.pipeline.built_pipeline import REPLACED
+from hedgerow.pipeline.intake.stream_key import sensor_topic
 from hedgerow.text import visible
 from hedgerow.topics import Channel
 from hedgerow.wire.messages import Health, ModelHealth, OutboxHealth, PipelineHealth
@@ -42,7 +43,7 @@ _CRASH_REPORTED_S: Final = 600.0
 _LONGEST_TOPIC: Final = 200
 
 _FEWEST_FRAMES: Final = 10
-"""Fewest frames to judge a model by its share of NaN."""
+"""Fewest frames to judge a model by its share of NaN, or a sensor by its dead letters."""
 
 
 @dataclass(slots=True)
@@ -206,20 +207,21 @@ class HealthReporter:
             last_result_at=tally.last_result_at,
             models=sorted({model.name for model in runner.built.models()}),
             worker_memory_bytes=sum(runner.built.workers().memory_bytes),
-            most_lost=None if lost is None else _topic(lost),
+            most_lost=None if lost is None else _topic(lost, runner),
             most_lost_frames=0 if lost is None else lost[1],
         )
 
     def _dead_letters(self, name: str, runner: PipelineRunner) -> Iterator[str]:
-        """Yield a reason if more frames were dead-lettered than gave results in this period."""
+        """Yield a reason if in this period more frames were dead-lettered than gave results, or one sensor's made a hundredth of all."""
         before = self._period.get(name)
         dead = runner.tally.dead - (before.dead if before else Counter())
         out = runner.tally.out - (before.out if before else 0)
-        if dead and dead.total() > out:
+        most = runner.losses.dead.most()
+        of_one = most is not None and most[1] >= max(_FEWEST_FRAMES, (dead.total() + out) / 100)
+        if dead and (dead.total() > out or of_one):
             (worst, _), *_ = dead.most_common(1)
-            lost = runner.losses.most()
-            most = f", most from {_topic(lost)}" if lost is not None and lost[1] > dead.total() / 2 else ""
-            yield f"pipeline {name}: {dead.total()} frames dead-lettered, most with {worst}{most}; {out} gave results"
+            named = f", most from {_topic(most, runner)}" if most is not None and most[1] > dead.total() / 2 else ""
+            yield f"pipeline {name}: {dead.total()} frames dead-lettered, most with {worst}{named}; {out} gave results"
 
     def _frames_at_risk(self, name: str, runner: PipelineRunner) -> Iterator[str]:
         """Yield a reason for each way in which the broker may lose, or has lost, QoS 1 frames."""
@@ -292,19 +294,19 @@ def _floods(name: str, runner: PipelineRunner) -> Iterator[str]:
     """Yield a reason if a topic sends more QoS 1 frames than the stages process: which, and what becomes of them."""
     if (found := runner.flooding) is not None:
         yield (
-            f"pipeline {name}: {_topic(found)} floods, {found[1]} of its frames wait, and those of others behind it at the "
+            f"pipeline {name}: {_topic(found, runner)} floods, {found[1]} of its frames wait, and those of others behind it at the "
             "broker; see `max_qos1_frames_per_topic`"
         )
-    lost = runner.losses.most()
-    if runner.losses.limited and lost is not None:
+    shed = runner.losses.shed.most()
+    if runner.losses.limited and shed is not None:
         yield (
             f"pipeline {name}: {runner.losses.limited} QoS 1 frames dropped above `max_qos1_frames_per_topic`, most from "
-            f"{_topic(lost)}"
+            f"{_topic(shed, runner)}"
         )
 
 
-def _topic(counted: tuple[str, int]) -> str:
-    return visible(counted[0][:_LONGEST_TOPIC])
+def _topic(counted: tuple[str, int], runner: PipelineRunner) -> str:
+    return visible(sensor_topic(counted[0], runner.built.config.stream)[:_LONGEST_TOPIC])
 
 
 def _report_models(runners: Iterable[PipelineRunner], findings: _Findings) -> dict[str, ModelHealth]:

@@ -31,7 +31,7 @@ from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.intake.intake import Intake
 from hedgerow.pipeline.lanes.dispatcher import Dispatcher
 from hedgerow.pipeline.lanes.hang_watch import Hang
-from hedgerow.pipeline.settlement.losses import LossesByTopic
+from hedgerow.pipeline.settlement.losses import Losses
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import Tally
 
@@ -245,7 +245,7 @@ class PipelineRunner:
         return self._intake.streams
 
     @property
-    def losses(self) -> LossesByTopic:
+    def losses(self) -> Losses:
         """Frames lost since the last health report, by topic."""
         return self._settler.losses
 

@@ -74,9 +74,12 @@ def test_qos_1_frames_of_one_topic_above_their_limit_are_shed_and_counted(
 
 def test_the_largest_of_a_queue_is_a_stream_or_a_topic_that_names_its_streams() -> None:
     waiting = queue()
-    assert waiting.largest() == ("", 0)
+    assert waiting.largest() == (None, 0)
     fill(waiting, *(Item(f"t#{number}", durable=True) for number in range(4)), *(Item("a") for _ in range(3)))
-    assert waiting.largest() == ("t", 4)
+    item, count = waiting.largest()
+    assert item is not None
+    assert item.stream.partition("#")[0] == "t"
+    assert count == 4
 
 
 def test_streams_that_a_topic_names_take_one_turn_together() -> None:

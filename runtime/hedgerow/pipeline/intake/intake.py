@@ -17,7 +17,7 @@ from hedgerow.pipeline.intake.known_streams import KnownStreams
 from hedgerow.pipeline.intake.placement import Placement
 from hedgerow.pipeline.intake.queue import FrameQueue
 from hedgerow.pipeline.intake.rate_limit import RateLimit
-from hedgerow.pipeline.intake.stream_key import StreamKey
+from hedgerow.pipeline.intake.stream_key import StreamKey, sensor_topic
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import DropReason, Tally
 from hedgerow.text import visible
@@ -161,9 +161,9 @@ class Intake:
         for queue in self.queues:
             if len(queue) < window * _FULL:
                 continue
-            topic, frames = queue.largest()
-            if frames > window / 2:
-                return topic, frames
+            item, frames = queue.largest()
+            if item is not None and frames > window / 2:
+                return sensor_topic(item.message.topic, self._built.config.stream), frames
         return None
 
     def _report_flood(self, now: float) -> None:

@@ -143,10 +143,11 @@ class FrameQueue(Generic[T]):
         """Number of streams from which an item can be taken now."""
         return len(self._ready) + self._behind
 
-    def largest(self) -> tuple[str, int]:
-        """Return the stream, or the topic that names its streams, with the most items, and how many; for rare use."""
-        held = {name.partition("#")[0]: self._held(stream) for name, stream in self._streams.items()}
-        return max(held.items(), key=lambda entry: entry[1], default=("", 0))
+    def largest(self) -> tuple[T | None, int]:
+        """Return an item of the stream, or of the topic that names its streams, with the most items, and how many; for rare use."""
+        waiting = [stream for stream in self._streams.values() if stream.items]
+        most = max(waiting, key=self._held, default=None)
+        return (None, 0) if most is None else (most.items[0], self._held(most))
 
     def holds(self, stream: str) -> bool:
         """Whether items of a stream are queued or being processed."""

@@ -10,7 +10,7 @@ import msgpack
 import orjson
 
 from hedgerow.bus.message import Message
-from hedgerow.config import PipelineConfig
+from hedgerow.config import PipelineConfig, StreamSection
 from hedgerow.errors import FrameError
 from hedgerow.frame import Buffer
 from hedgerow.topics import without_group
@@ -73,6 +73,11 @@ class StreamKey:
     def _named(self, key: str, topic: str) -> str:
         accepted("stream name", key, if_long="long-stream-name")
         return key if self._across_topics or key == topic else f"{topic}#{key}"
+
+
+def sensor_topic(topic: str, stream: StreamSection) -> str:
+    """Return the topic, up to the level that names its stream: a sensor may invent the levels below."""
+    return topic if stream.by != "level" else "/".join(topic.split("/")[: (stream.level or 0) + 1])
 
 
 def single_topic(filters: Sequence[str]) -> bool:

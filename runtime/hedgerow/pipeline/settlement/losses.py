@@ -13,45 +13,73 @@ _OVERLOAD: Final = frozenset({DropReason.EXPIRED, DropReason.RATE, DropReason.SU
 _LIMITED: Final = frozenset({DropReason.SUPERSEDED, DropReason.QUEUE_FULL})
 
 
-class LossesByTopic:
-    """Frames dead-lettered, or dropped under overload, since `clear`.
+class TopicCounts:
+    """Counts frames by stream, all that a topic names itself as one, and remembers a topic of each.
 
-    Where a level of the topic names the stream, up to that level: a sensor may invent the levels below.
-
-    Above the limit the topic with the fewest gives its place, and its count, to the new one: "space-saving" (Metwally, Agrawal and
+    Above the limit the one with the fewest gives its place, and its count, to the new one: "space-saving" (Metwally, Agrawal and
     El Abbadi, ICDT 2005). So a topic with more than 1/64 of all is always among them, and no count is too low.
-
-    Attributes:
-        limited: QoS 1 frames among them that were dropped above `max_qos1_frames_per_topic`.
     """
 
-    __slots__ = ("_counts", "limited")
+    __slots__ = ("_counts", "_topics")
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
+        self._topics: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Return the number of streams that are counted now."""
+        return len(self._counts)
+
+    def add(self, delivery: Delivery) -> None:
+        """Count a frame."""
+        counts, name = self._counts, delivery.stream.partition("#")[0]
+        if name not in counts:
+            if len(counts) >= _MOST_TOPICS:
+                fewest = min(counts, key=counts.__getitem__)
+                counts[name] = counts.pop(fewest)
+                del self._topics[fewest]
+            self._topics[name] = delivery.message.topic
+        counts[name] = counts.get(name, 0) + 1
+
+    def most(self) -> tuple[str, int] | None:
+        """Return a topic of the stream with the most, and how many; None: nothing was counted."""
+        name, count = max(self._counts.items(), key=lambda each: each[1], default=("", 0))
+        return (self._topics[name], count) if count else None
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._counts.clear()
+        self._topics.clear()
+
+
+class Losses:
+    """Frames lost since `clear`.
+
+    Attributes:
+        dead: those dead-lettered.
+        shed: those dropped under overload.
+        limited: QoS 1 frames that were dropped above `max_qos1_frames_per_topic`.
+    """
+
+    __slots__ = ("dead", "limited", "shed")
+
+    def __init__(self) -> None:
+        self.dead, self.shed = TopicCounts(), TopicCounts()
         self.limited = 0
 
     def dropped(self, delivery: Delivery, reason: str) -> None:
         """Count a dropped frame, if overload is the reason."""
         if reason in _OVERLOAD:
-            self._count(delivery)
+            self.shed.add(delivery)
             self.limited += delivery.durable and reason in _LIMITED
 
-    def dead(self, delivery: Delivery) -> None:
-        """Count a dead-lettered frame."""
-        self._count(delivery)
-
     def most(self) -> tuple[str, int] | None:
-        """Return the topic with the most, and how many; None: nothing is lost."""
-        return max(self._counts.items(), key=lambda each: each[1], default=None)
+        """Return the topic with the most, dead or shed, and how many; None: nothing is lost."""
+        found = [most for counts in (self.dead, self.shed) if (most := counts.most()) is not None]
+        return max(found, key=lambda each: each[1], default=None)
 
     def clear(self) -> None:
         """Begin anew."""
-        self._counts.clear()
+        self.dead.clear()
+        self.shed.clear()
         self.limited = 0
-
-    def _count(self, delivery: Delivery) -> None:
-        counts, topic = self._counts, delivery.stream.partition("#")[0]
-        if topic not in counts and len(counts) >= _MOST_TOPICS:
-            counts[topic] = counts.pop(min(counts, key=counts.__getitem__))
-        counts[topic] = counts.get(topic, 0) + 1

@@ -22,7 +22,7 @@ from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
-from hedgerow.pipeline.settlement.losses import LossesByTopic
+from hedgerow.pipeline.settlement.losses import Losses
 from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
 from hedgerow.telemetry.tally import DropReason, Tally
 from hedgerow.wire.messages import without_payload
@@ -61,7 +61,7 @@ class Settler:
         outbox: Outbox | None,
     ) -> None:
         self.closing = False
-        self.losses = LossesByTopic()
+        self.losses = Losses()
         self._source = source
         self._sink = sink
         self._tally = tally
@@ -219,7 +219,7 @@ class Settler:
             self._on_event("dead-letter-refused", {"reason": reason, "error": str(error)})
         self._tally.held.discard(delivery)
         self._tally.count_death(reason)
-        self.losses.dead(delivery)
+        self.losses.dead.add(delivery)
         self._source.ack(delivery.message)
         self._wake()
 

@@ -84,7 +84,8 @@ def read_manifest(folder: Path) -> BackupManifest:
         ) from error
     for name in manifest.files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or path.parts[0] not in (STORE, REPOSITORY):
+        inside = not path.is_absolute() and ".." not in path.parts and path.parts[:1] in ((STORE,), (REPOSITORY,))
+        if not inside or "\0" in name:
             raise BackupError(f"{folder}/{MANIFEST} names a file outside it: {name!r}", remedy="Do not use it.")
     return manifest
 
@@ -94,7 +95,12 @@ def verify_files(folder: Path, manifest: BackupManifest, advance: Advance) -> No
 
     Raises: BackupError: one is missing or differs.
     """
+    for name in sorted(f"{STORE}/{path.name}" for path in (folder / STORE).glob("*")):
+        if name not in manifest.files:
+            raise BackupError(f"{folder}/{MANIFEST} has no checksum of {name}", remedy="Use another backup.")
     for name, expected in manifest.files.items():
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe would never end
+            raise BackupError(f"{folder}/{name} is no file", remedy="Use another backup.")
         try:
             found = digest(folder / name, advance)
         except OSError as error:

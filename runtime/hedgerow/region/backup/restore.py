@@ -37,6 +37,12 @@ _MAX_PER_S: Final = 20_000
 """Most rows that a table gets in a second."""
 
 
+_EARLIEST: Final = 1.7e9
+"""Before there were backups."""
+_CLOCKS_APART_S: Final = 86_400.0
+_MOST_TERMS: Final = 1 << 53
+
+
 class GivenNumbers(NamedTuple):
     """The highest generation of a desired document, fence of the lease, number of a restore and position of the collector."""
 
@@ -86,9 +92,9 @@ def restore_backup(
         RegionStoreError: the store cannot be written.
     """
     manifest = read_manifest(source)
-    _check_fit(config, manifest)
-    verify_files(source, manifest, advance)
     now = time.time()
+    _check_fit(config, manifest, now)
+    verify_files(source, manifest, advance)
     given: list[GivenNumbers] = []
     later: list[LaterDecisions] = []
     doors: list[ShutDoors] = []
@@ -111,12 +117,18 @@ def restore_backup(
         advance=advance,
         id_step=_MORE + _MAX_PER_S * _seconds(manifest, now),
         may_replace=lambda database: replace or _has_nothing_else(database, manifest),
+        migrations=manifest.migrations,
     )
     restore_database(config.store.url, source / STORE, steps, group=config.store.group_access)
     return RestoredBackup(manifest, given[-1].counter, given[-1].generation, added, doors[-1])
 
 
-def _check_fit(config: RegionConfig, manifest: BackupManifest) -> None:
+def _check_fit(config: RegionConfig, manifest: BackupManifest, now: float) -> None:
+    if not _EARLIEST <= manifest.at <= now + _CLOCKS_APART_S:  # numbers are raised by the time since
+        raise BackupError(
+            f"The backup says that it was made at {manifest.at:g} (Unix time); it is {now:.0f}",
+            remedy="Set this machine's clock. If it is right, do not use the backup: somebody has changed it.",
+        )
     if manifest.region != config.region.name:
         raise BackupError(
             f"The backup is of region {manifest.region}, not of {config.region.name}",
@@ -175,12 +187,17 @@ def _raise_numbers(database: Database, given: list[GivenNumbers], manifest: Back
     """
     # One a second at most, so that what was given between the backup and now is below, also by a store that is gone.
     step = _MORE + _seconds(manifest, now)
-    floor = min(MAX_GENERATION, max(one.generation for one in given) + step)
-    lost_from, lost_to = (
-        given[-1].position,
-        max(one.position for one in given) + _MORE + _MAX_PER_S * _seconds(manifest, now),
-    )
-    raised = GivenNumbers(floor, max(one.fence for one in given) + step, max(one.counter for one in given) + 1, lost_to)
+    floor, fence = max(one.generation for one in given) + step, max(one.fence for one in given) + step
+    counter = max(one.counter for one in given) + 1
+    if floor > MAX_GENERATION or max(fence, counter) > _MOST_TERMS:
+        raise BackupError(
+            f"Nothing could be rolled out after it: by the backup, or the store, generation {floor - step:,}, term {fence - step:,} and "
+            f"restore {counter - 1:,} were given; with {step:,} added, at most {MAX_GENERATION:,} and {_MOST_TERMS:,} are possible",
+            remedy="Do not use the backup: somebody has changed it. Use an earlier one.",
+        )
+    lost_from = given[-1].position
+    lost_to = max(one.position for one in given) + _MORE + _MAX_PER_S * _seconds(manifest, now)
+    raised = GivenNumbers(floor, fence, counter, lost_to)
     row = (raised.counter, now, manifest.at, floor, lost_from, lost_to)
     database.run(
         "INSERT INTO restoration (counter, at, backup_at, generation_floor, lost_from, lost_to) VALUES (?, ?, ?, ?, ?, ?)",
@@ -205,10 +222,14 @@ def _audit(
 
 def _number(database: Database, query: str) -> int:
     try:
-        ((value,),) = database.rows(query)
-        return int(value)
+        rows = database.rows(query)
     except RegionStoreError:  # a table that an earlier version did not have
         return 0
+    if len(rows) != 1 or not isinstance(rows[0][0], int):
+        raise BackupError(
+            f"The backup, or the store, has no number where it must have one ({query})", remedy="Use an earlier backup."
+        )
+    return rows[0][0]
 
 
 def _add_files(source: Path, manifest: BackupManifest, repository: Path, advance: Advance) -> int:

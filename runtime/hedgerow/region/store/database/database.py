@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
@@ -112,6 +112,7 @@ class RestoreSteps(NamedTuple):
         advance: called with the bytes restored since the last call.
         id_step: how far the next ids of rows are above the highest.
         may_replace: whether a store that holds something may be replaced.
+        migrations: those that the backup's store has.
     """
 
     look: Callable[[Database], None]
@@ -119,9 +120,12 @@ class RestoreSteps(NamedTuple):
     advance: Callable[[int], None]
     id_step: int
     may_replace: Callable[[Database], bool]
+    migrations: Collection[int]
 
 
 _CREATED: Final = re.compile(r"CREATE TABLE (\w+)")
+_MADE: Final = re.compile(r"CREATE (TABLE|VIEW|TRIGGER) (\w+)")
+_DROPPED: Final = re.compile(r"DROP (TABLE|VIEW|TRIGGER) (\w+)")
 _HOLDS_SOMETHING: Final = ("node", "rollout", "result", "audit")
 
 
@@ -129,6 +133,16 @@ def table_names(dialect: Literal["sqlite", "postgres"]) -> list[str]:
     """Return the names of all tables; one that refers to another comes after it."""
     scripts = _migrations(dialect)
     return ["migration", *(name for number in sorted(scripts) for name in _CREATED.findall(scripts[number]))]
+
+
+def made_by(migrations: Collection[int], dialect: Literal["sqlite", "postgres"]) -> set[tuple[str, str]]:
+    """Return the kinds and names of the tables, views and triggers that a store with these migrations has."""
+    made = {("table", "migration")}
+    for number, script in sorted(_migrations(dialect).items()):
+        if number in migrations:
+            made |= {(kind.lower(), name) for kind, name in _MADE.findall(script)}
+            made -= {(kind.lower(), name) for kind, name in _DROPPED.findall(script)}
+    return made
 
 
 def known_migrations(dialect: Literal["sqlite", "postgres"]) -> set[int]:

@@ -221,7 +221,7 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
             raise service_running(shown)
         check_replaceable(database, shown, steps)
         steps.look(database)
-        columns: dict[str, list[str]] = json.loads((folder / _COLUMNS).read_text("utf-8"))
+        columns = _columns_of_backup(database, folder)
         with database.transaction():
             database.run("SET LOCAL statement_timeout = 0")
             database.run(f"TRUNCATE {', '.join(table_names('postgres'))}")
@@ -235,6 +235,19 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
                 last = f"greatest((SELECT coalesce(max({column}), 0) FROM {table}), {given})"  # noqa: S608
                 database.rows(f"SELECT setval({sequence}, {last} + ?)", (steps.id_step,))
             steps.finish(database)
+
+
+def _columns_of_backup(database: Postgres, folder: Path) -> dict[str, list[str]]:
+    """Return the order of the columns in a backup's files. They become part of statements, so they have to be those of the tables."""
+    columns = json.loads((folder / _COLUMNS).read_text("utf-8"))
+    for name in table_names("postgres"):
+        found = columns.get(name) if isinstance(columns, dict) else None
+        if not isinstance(found, list) or sorted(map(str, found)) != sorted(database.columns(name)):
+            raise RegionStoreError(
+                f"{folder / _COLUMNS} does not have the columns of {name}",
+                remedy="Do not use the backup: somebody has changed it. Use an earlier one.",
+            )
+    return columns
 
 
 def _term(fence: int) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 from hedgerow import disk
 from hedgerow.region.store.database.database import (
@@ -13,9 +15,13 @@ from hedgerow.region.store.database.database import (
     RestoreSteps,
     StoreInUse,
     check_replaceable,
+    made_by,
     service_running,
 )
 from hedgerow.region.store.database.sqlite import SQLITE_COPY, Sqlite
+from hedgerow.text import visible
+
+_LARGEST: Final = (1 << 63) - 1
 
 
 def restore_sqlite(path: Path, folder: Path, steps: RestoreSteps, *, group: bool) -> None:
@@ -33,6 +39,7 @@ def restore_sqlite(path: Path, folder: Path, steps: RestoreSteps, *, group: bool
             check_replaceable(before, str(path), steps)
             steps.look(before)
         _copy(folder / SQLITE_COPY, new, path, 0o660 if group else 0o600, steps.advance)
+        _check_whole(new, folder, steps.migrations)
         with closing(Sqlite(new, write=True, group=group)) as database:
             with database.transaction():
                 _raise_sequences(database, before, steps.id_step)
@@ -52,6 +59,26 @@ def restore_sqlite(path: Path, folder: Path, steps: RestoreSteps, *, group: bool
         if before is not None:
             before.close()
         remove_sqlite(new)
+
+
+def _check_whole(copy: Path, folder: Path, migrations: Collection[int]) -> None:
+    """Check, before anything is written to a copy, that it has the tables of a store, and no statements of its own that would run then."""
+    try:
+        with closing(sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            found = set(
+                database.execute("SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view', 'trigger')")
+            )
+            applied = {number for (number,) in database.execute("SELECT number FROM migration")}
+    except (sqlite3.Error, ValueError) as error:
+        raise RegionStoreError(f"{folder}/{SQLITE_COPY} is no store: {error}", remedy="Use another backup.") from error
+    made = made_by(migrations, "sqlite")
+    wrong = sorted((found ^ made) - {each for each in found if each[1].startswith("sqlite_")})
+    if wrong or applied != set(migrations):
+        names = ", ".join(f"{kind} {visible(str(name)[:80])}" for kind, name in wrong[:3]) or "migrations"
+        raise RegionStoreError(
+            f"{folder}/{SQLITE_COPY} is not as Hedgerow makes a store: {names}",
+            remedy="Do not use the backup: somebody has changed it. Use an earlier one.",
+        )
 
 
 def remove_sqlite(path: Path) -> None:
@@ -80,6 +107,11 @@ def _raise_sequences(database: Sqlite, before: Sqlite | None, step: int) -> None
     there: dict[str, int] = {name: 0 for (name,) in tables}
     for one in (database, before):
         for name, last in one.rows("SELECT name, seq FROM sqlite_sequence") if one is not None else ():
+            if not isinstance(last, int) or last + step > _LARGEST:
+                raise RegionStoreError(
+                    f"The last id of {name}, {str(last)[:30]}, leaves none to go on with",
+                    remedy="Use an earlier backup.",
+                )
             there[name] = max(there.get(name, 0), last)
     database.run("DELETE FROM sqlite_sequence")
     rows = [(name, last + step) for name, last in there.items()]
