@@ -204,6 +204,8 @@ class _LifeDemo:
         try:
             await self._arrive(ids, _RESEND_S)
             await self._waiting.until(self._status, lambda status: not _missing(status), timeout_s=_RESEND_S)
+            for site in sites:
+                await self._acknowledged(site)
         except WaitedTooLong:
             lost = len(await self._readings.missing(ids))
             self._tell(f"Of the {len(ids)} results that the backup did not have, {lost} have not come again.")
