@@ -15,6 +15,7 @@ from hedgerow import configfile
 from hedgerow.node.node import Node
 from hedgerow.node.probes import gauges
 from hedgerow.testing import Mosquitto
+from hedgerow.testing.faults import FaultProxy
 
 
 async def test_a_broker_that_forgot_the_session_is_reported(own_site: Site, mosquitto: Mosquitto) -> None:
@@ -31,6 +32,29 @@ async def test_a_broker_that_forgot_the_session_is_reported(own_site: Site, mosq
     assert metrics["hedgerow_sessions_lost"] == 1
     (event,) = (entry for entry in logs if entry["event"] == "session-lost")
     assert (event["pipeline"], event["filters"]) == ("p", [f"{own_site.name}/in/+"])
+
+
+async def test_health_that_falls_into_an_outage_is_published_when_it_ends(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link of a node whose disk was copied is up for moments, between those of the copy; none may be that of its report."""
+    monkeypatch.setattr("hedgerow.node.health.HEALTH_EVERY_S", 3600.0)
+    with FaultProxy("127.0.0.1", site.port) as proxy:
+        site.port = proxy.port
+        async with site.node() as node:
+            proxy.cut()
+            await until(lambda: not node._link.connected)
+            monkeypatch.setattr("hedgerow.node.health.FIRST_HEALTH_S", 0.0)
+            reporting = asyncio.create_task(node._health.run())
+            await until(lambda: node._health._state == "degraded")
+            assert not site.published("health")
+
+            proxy.restore()
+            await until(lambda: site.published("health"))
+            reporting.cancel()
+
+    (report,) = site.published("health")
+    assert report.body["session"] == node._announcer.session
 
 
 _GRANTED = re.compile(rb"\x90\x04(..)\x00\x01", re.DOTALL)

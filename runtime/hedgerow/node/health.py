@@ -102,17 +102,31 @@ class HealthReporter:
             )
 
     async def run(self) -> None:
-        """Publish reports until cancelled."""
+        """Publish reports until cancelled. A period ends with the report that tells of it."""
         await asyncio.sleep(FIRST_HEALTH_S)
         while True:
             health = self.report()
             self._state = health.state
             if health.state != "ok":
                 log.warning("health", state=health.state, reasons=health.reasons)
-            if self._announcer.connected:
-                self._announcer.publish(Channel.HEALTH, health.encode())
-            self.start_period()
-            await asyncio.sleep(HEALTH_EVERY_S)
+            if await self._publish(health):
+                self.start_period()
+                await asyncio.sleep(HEALTH_EVERY_S)
+
+    async def _publish(self, health: Health) -> bool:
+        """Publish a report, or if the link is down, one as of its return. Returns: whether that was within a period.
+
+        A copy of this node ends its link again and again: at a fixed time, it might never be up.
+        """
+        if not self._announcer.connected:
+            try:
+                async with asyncio.timeout(HEALTH_EVERY_S):
+                    await self._announcer.wait_connected()
+            except TimeoutError:
+                return False
+            health = self.report()
+        self._announcer.publish(Channel.HEALTH, health.encode())
+        return True
 
     def start_period(self) -> None:
         """Start a new period for rates and quantiles."""

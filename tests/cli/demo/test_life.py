@@ -33,7 +33,7 @@ def test_nodes_are_enrolled_cloned_replaced_forgotten_and_their_region_restored_
     )
     report = orjson.loads(done.stdout)
 
-    assert (done.returncode, report["ok"], report.get("error")) == (0, True, None), done.stdout + done.stderr
+    assert (done.returncode, report["ok"], report["error"]) == (0, True, None), done.stdout + done.stderr
     assert [step["step"] for step in report["steps"]] == ["enrol", "clone", "replace", "forget", "restore"]
     assert report["made"] == report["stored"] > 90
     assert report["lost"] == report["duplicated"] == report["missing"] == report["clashes"] == 0

@@ -135,6 +135,7 @@ class _LifeDemo:
         self._machines.clone(name, copy)
         site.wan.restore()
         await self._machines.start(name, copy)
+        self._log("Sending readings until each machine has had one…")
         ids: list[str] = []
 
         async def runs() -> set[str]:
@@ -144,6 +145,7 @@ class _LifeDemo:
         await self._waiting.until(runs, lambda runs: len(runs) == 2)
         await self._arrive([*waiting, *ids])
         self._tell(f"Results of both have arrived: {len(ids)} new ones, and {_BATCH} that waited on both disks, once.")
+        self._log("Waiting for two health reports of each…")
         status = await self._waiting.until(self._status, lambda status: _twins(status, site))
         self._twins = _twins(status, site)
         self._tell(f"The region names both: {'; '.join(self._twins)}.")
@@ -193,6 +195,7 @@ class _LifeDemo:
         await self._waiting.in_thread(lambda: self._processes.stop("collector", signal.SIGKILL))
         for part in self._processes.store.parent.glob(f"{self._processes.store.name}*"):
             part.unlink()
+        self._log("The region's store is gone.")
         await self._machines.operator("region", "restore", "backup")
         await self._waiting.in_thread(self._processes.start_service)
         after = [one for site in sites for one in await self._readings.send(site, _BATCH)]
@@ -200,6 +203,9 @@ class _LifeDemo:
         self._tell(f"The region runs again, and {len(after)} new results have arrived.")
         try:
             await self._arrive(ids, _RESEND_S)
+            await self._waiting.until(self._status, lambda status: not _missing(status), timeout_s=_RESEND_S)
+            for site in sites:
+                await self._acknowledged(site)
         except WaitedTooLong:
             lost = len(await self._readings.missing(ids))
             self._tell(f"Of the {len(ids)} results that the backup did not have, {lost} have not come again.")
@@ -239,28 +245,35 @@ class _LifeDemo:
             return status(database, time.time())
 
     def report(self, error: HedgerowError | None = None) -> dict[str, Any]:
-        """Return the demo's report."""
+        """Return the demo's report. Args: error: why it ended early."""
         status, compared = self._region_status(), self._readings.compare()
-        missing = sum(node["awaited"] + node["lost"] for node in status["nodes"])
+        missing = _missing(status)
         forgotten = f"demo/{SITES[0]}/{NODE}"
-        ok = (
-            error is None
-            and compared.made == compared.stored > 0
-            and not (compared.lost or compared.duplicated or missing or self._readings.leaked)
-            and bool(self._twins)
-            and forgotten not in [node["node"] for node in status["nodes"]]
-            and status["restored"] is not None
-        )
+        checks = {
+            "nothing_lost": compared.made == compared.stored > 0 and not missing,
+            "nothing_duplicated": not compared.duplicated,
+            "twins_named": bool(self._twins),
+            "forgotten_node_refused": bool(self._refused)
+            and not self._readings.leaked
+            and forgotten not in [node["node"] for node in status["nodes"]],
+            "region_restored": status["restored"] is not None,
+        }
         return {
-            "ok": ok,
+            "ok": error is None and all(checks.values()),
+            **checks,
             **asdict(compared),
             "missing": missing,
             "refused": self._refused,
             "twins": self._twins,
             "clashes": sum(node["clashes"] for node in status["nodes"]),
             "steps": self._steps,
-            **({} if error is None else {"error": f"{error} → {error.remedy}"}),
+            "error": None if error is None else f"{error} → {error.remedy}",
         }
+
+
+def _missing(status: dict[str, Any]) -> int:
+    """Return how many results a region's status says are missing or lost, of all nodes."""
+    return sum(node["awaited"] + node["lost"] for node in status["nodes"])
 
 
 def _twins(status: dict[str, Any], site: SiteProcesses) -> list[str]:
@@ -290,7 +303,7 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
         f"{report['duplicated']} duplicated, {report['missing']} missing. {report['by_both']} readings went to both machines of one "
         f"name; {report['refused']} results wait on the forgotten machine's disk."
     )
-    if "error" in report:
+    if report["error"] is not None:
         echo(f"It did not end as it should: {report['error']}")
     echo(
         f"To explore: cd {os.path.relpath(folder)}; hedgerow region status; hedgerow nodes --forgotten; hedgerow audit; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
@@ -42,19 +43,14 @@ class Machines:
 
     async def enrol(self, machines: Mapping[str, SiteProcesses]) -> None:
         """Let machines ask to be nodes, each of its site, and approve them by their fingerprints."""
-        asking = {}
-        for machine, site in machines.items():
-            claim = f"claims/{machine}.txt"
-            await self.operator("claim", "create", site.name, "--place", NODE, "--out", claim, "--why", "new machine")
-            command = ("enrol", claim, "--state", f"machines/{machine}")
-            self._log(f"{machine}$ hedgerow {' '.join(command)}")
-            asking[machine] = self._processes.begin(f"enrol-{machine}", *command)
-        for machine, process in asking.items():
-            await self._approve(machine, process)
-        for machine, process in asking.items():
-            await self._finish(machine, process)
+        await asyncio.gather(*(self._enrol(machine, site) for machine, site in machines.items()))
 
-    async def _approve(self, machine: str, process: subprocess.Popen[bytes]) -> None:
+    async def _enrol(self, machine: str, site: SiteProcesses) -> None:
+        claim = f"claims/{machine}.txt"
+        await self.operator("claim", "create", site.name, "--place", NODE, "--out", claim, "--why", "new machine")
+        command = ("enrol", claim, "--state", f"machines/{machine}")
+        self._log(f"{machine}$ hedgerow {' '.join(command)}")
+        process = self._processes.begin(f"enrol-{machine}", *command)
         shown = await self._waiting.until(lambda: self._fingerprint(machine, process), bool)
         self._log(f"{machine}: fingerprint {shown}")
         await self._waiting.until(
@@ -63,7 +59,6 @@ class Machines:
         )
         await self.operator("node", "approve", shown, "--folder", "pki", "--why", "fingerprint compared")
 
-    async def _finish(self, machine: str, process: subprocess.Popen[bytes]) -> None:
         async def code() -> int | None:
             return process.poll()
 
@@ -88,12 +83,14 @@ class Machines:
 
     async def start(self, *machines: str) -> None:
         """Start the nodes on these machines, and wait until they take frames."""
-        for machine in machines:
-            self._log(f"{machine}$ hedgerow node run machines/{machine}/node.yaml")
-            run = ("node", "run", f"machines/{machine}/node.yaml")
-            await self._waiting.in_thread(
-                partial(self._processes.run, f"machine-{machine}", *run, until="node-started")
-            )
+        await asyncio.gather(*map(self._start, machines))
+
+    async def _start(self, machine: str) -> None:
+        command = ("node", "run", f"machines/{machine}/node.yaml")
+        self._log(f"{machine}$ hedgerow {' '.join(command)}")
+        await self._waiting.in_thread(
+            partial(self._processes.run, f"machine-{machine}", *command, until="node-started")
+        )
 
     async def stop(self, machine: str, sig: signal.Signals = signal.SIGTERM) -> None:
         """End the node on a machine with a signal."""

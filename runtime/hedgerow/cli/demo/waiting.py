@@ -72,7 +72,7 @@ class Waiting:
             self._processes.check()
             if time.monotonic() > deadline:
                 raise WaitedTooLong(
-                    f"Timed out after {timeout_s:.0f} s; last state: {state}",
+                    f"Timed out after {timeout_s:.0f} s; last state: {str(state)[:300]}",
                     remedy=f"See {self._processes.folder / 'logs'}.",
                 )
             await self.pause(_POLL_S)

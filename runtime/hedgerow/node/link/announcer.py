@@ -72,6 +72,10 @@ class Announcer:
         """Whether the link is up."""
         return self._client.connected
 
+    async def wait_connected(self) -> None:
+        """Wait until the link is up."""
+        await self._client.wait_connected()
+
     @property
     def instance(self) -> wire.Instance | None:
         """Where this run takes place."""
