@@ -21,7 +21,8 @@ class Threshold(Stage[ThresholdConfig]):
         limits = np.array(self.config.limits)
         if batch.array is None or batch.array.shape[1:] != limits.shape:
             raise Irregular
-        return batch.with_result_columns(values=batch.array, above=(batch.array > limits).any(axis=1))
+        above = np.asarray((batch.array > limits).any(axis=1))
+        return batch.with_result_columns(values=batch.array, above=above)
 
     def process(self, frame: Frame) -> Frame:
         """Raises: ValueError: there are other numbers of numbers than limits."""

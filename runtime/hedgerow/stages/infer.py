@@ -177,7 +177,7 @@ class Infer(Stage[InferConfig]):
         """Return an output of some rows as one of all; the others are zero."""
         axis = self._model.batch_axis.get(name, 0)
         whole = np.zeros((*array.shape[:axis], count, *array.shape[axis + 1 :]), array.dtype)
-        whole[(*[slice(None)] * axis, rows)] = array
+        whole.swapaxes(0, axis)[rows] = array.swapaxes(0, axis)
         return whole
 
     def _column(self, batch: FrameBatch, input_: ModelInput) -> Array:
@@ -197,7 +197,7 @@ class Infer(Stage[InferConfig]):
             array = inputs[input_.name]
             if input_.floats and not _finite(array):
                 others = tuple(axis for axis in range(array.ndim) if axis != input_.axis)
-                rows = ~np.isfinite(array).all(axis=others)
+                rows: Array = np.logical_not(np.isfinite(array).all(axis=others))
                 bad = rows if bad is None else bad | rows
         return bad
 
