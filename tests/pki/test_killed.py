@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -18,7 +19,7 @@ from hedgerow.enrolment.folder import EnrolmentFolder
 from hedgerow.enrolment.keys import node_key
 from hedgerow.pki import files
 from hedgerow.pki.folder import Pki
-from hedgerow.pki.names import parse
+from hedgerow.pki.names import PkiError, parse
 
 WHO, LIFE = parse("hall/gateway"), timedelta(days=30)
 
@@ -75,10 +76,15 @@ def each_kill(made: Path, kills: Kills, call: str) -> Iterator[Pki]:
             return
 
 
-def test_a_revocation_is_finished_by_the_next(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["hedgerow node", "hedgerow pki revoke"])
+def test_a_revocation_is_finished_by_the_next(made: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """Brokers read the lists beside their certificates, so the revocation must have reached each of them."""
     for pki in each_kill(made, Kills(monkeypatch), "revoke"):
-        LifeSteps(dry_run=False).revoke(pki.folder, str(WHO), "superseded")
+        if by == "hedgerow node":
+            LifeSteps(dry_run=False).revoke(pki.folder, str(WHO), "superseded")
+        else:
+            with suppress(PkiError):  # it is revoked already
+                pki.revoke(WHO, "superseded")
         serial = x509.load_pem_x509_certificates((pki.home(WHO) / "tls.crt").read_bytes())[0].serial_number
         for one in pki.lists("hall"):
             (_, own) = [

@@ -320,9 +320,9 @@ class Pki:
         with files.locked(self.folder):
             signer = self._known(who.authority)
             count = signer.revoke([who.name], reason, now, signer.key())
-            if not count:
-                raise PkiError(f"{who} has no valid certificate", remedy="`hedgerow pki show` lists all certificates.")
-            self._refresh()
+            self._refresh()  # also if there was none: the call that revoked it may have been killed before it did
+        if not count:
+            raise PkiError(f"{who} has no valid certificate", remedy="`hedgerow pki show` lists all certificates.")
         return count
 
     def complete(self) -> None:
