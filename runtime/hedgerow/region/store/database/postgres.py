@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
@@ -17,13 +18,17 @@ from hedgerow.region.store.database.database import (
     StoreInUse,
     StoreRefused,
     StoreTrouble,
+    applied_migrations,
     check_replaceable,
+    data_statements,
+    known_migrations,
     lease_lost,
     migrate,
     no_such_store,
     service_running,
     table_names,
     unfenced,
+    unlike_schema,
 )
 
 try:
@@ -148,7 +153,8 @@ class Postgres:
         with self._translating(), self._connection.transaction(), self._connection.cursor() as cursor:
             self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self.run("SET LOCAL statement_timeout = 0")
-            columns = {name: self.columns(name) for name in table_names("postgres")}
+            # A store that the service has not migrated yet lacks some.
+            columns = {name: found for name in table_names("postgres") if (found := self.columns(name))}
             (folder / _COLUMNS).write_text(json.dumps(columns), encoding="utf-8")
             for name, of_table in columns.items():
                 statement = f"COPY {name} ({', '.join(of_table)}) TO STDOUT"
@@ -179,6 +185,13 @@ class Postgres:
                 copy.write(block)
                 advance(len(block))
 
+    def _applied(self) -> set[int]:
+        """Return the migrations that the store has; none if that cannot be read now, in a transaction that has failed."""
+        try:
+            return {number for (number,) in self._connection.execute("SELECT number FROM migration").fetchall()}
+        except psycopg.Error:
+            return set()
+
     def close(self) -> None:
         """Close the connection."""
         with suppress(psycopg.Error):
@@ -190,6 +203,9 @@ class Postgres:
             yield
         except psycopg.errors.ReadOnlySqlTransaction as error:
             raise unfenced(self._shown) from error
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            text = RegionStoreError(str(error).strip().splitlines()[0], remedy="")
+            raise unlike_schema(self._applied(), "postgres", self._shown, text) from error
         except (
             psycopg.DataError,
             psycopg.IntegrityError,
@@ -225,16 +241,30 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
         with database.transaction():
             database.run("SET LOCAL statement_timeout = 0")
             database.run(f"TRUNCATE {', '.join(table_names('postgres'))}")
-            for name in table_names("postgres"):
+            for name in [name for name in table_names("postgres") if name in columns]:
+                if unknown := set(columns[name]) - set(database.columns(name)):
+                    raise RegionStoreError(
+                        f"The backup has unknown columns of {name}: {unknown}", remedy="Use another backup."
+                    )
                 database.run(f"ALTER TABLE {name} DISABLE TRIGGER USER")  # they would change who made a request
                 database.load(name, columns[name], folder / f"{name}.copy", steps.advance)
                 database.run(f"ALTER TABLE {name} ENABLE TRIGGER USER")
+            _catch_up(database)
             for table, column in database.rows(_IDENTITIES):
                 sequence = f"pg_get_serial_sequence('{table}', '{column}')"
                 given = f"(SELECT coalesce(last_value, 0) FROM pg_sequences WHERE (schemaname || '.' || sequencename)::regclass = {sequence}::regclass)"  # noqa: S608
                 last = f"greatest((SELECT coalesce(max({column}), 0) FROM {table}), {given})"  # noqa: S608
                 database.rows(f"SELECT setval({sequence}, {last} + ?)", (steps.id_step,))
             steps.finish(database)
+
+
+def _catch_up(database: Postgres) -> None:
+    """Do to rows of an earlier version what migrations do to rows; the tables have their present form."""
+    missing = known_migrations("postgres") - applied_migrations(database)
+    for statement in data_statements("postgres", missing):
+        database.run(statement)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    database.many("INSERT INTO migration VALUES (?, ?)", [(number, now) for number in sorted(missing)])
 
 
 def _term(fence: int) -> str:
