@@ -21,6 +21,7 @@ from hedgerow.region.backup.manifest import BackupError
 from hedgerow.region.backup.restore import RestoredBackup, restore_backup
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.rollouts.store import Actor, FleetStore
+from hedgerow.region.store.database import database as database_module
 from hedgerow.region.store.database.database import RegionStoreError, StoreInUse
 from hedgerow.region.store.database.open import open_database
 from hedgerow.region.store.lease import ServiceRun, claim_lease, read_lease
@@ -31,6 +32,7 @@ from hedgerow.testing import processes
 from hedgerow.topics import Address
 
 MANY = 300
+of_all = database_module._migrations
 on_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 
 
@@ -168,6 +170,51 @@ def test_what_an_earlier_state_had_not_given_yet_is_not_given_again(region: Regi
     assert (restored.counter, again.counter) == (1, 2)
     assert again.generation_floor > restored.generation_floor
     assert region.numbers() == [*range(1, 11)]
+
+
+@pytest.fixture
+def earlier(region: Region, monkeypatch: pytest.MonkeyPatch) -> Region:
+    """A region whose store an earlier version has written, and this one not migrated yet."""
+    with monkeypatch.context() as patch:
+        patch.setattr(database_module, "_migrations", lambda dialect: {n: of_all(dialect)[n] for n in range(1, 7)})
+        with closing(open_database(region.url, write=True)) as database, database.transaction():
+            database.run(
+                "INSERT INTO node (region, site, name, first_heard_at, messages_up, bytes_up, results, durable, repeats, unanswered) "
+                "VALUES ('test', 's1', 'n1', 0, 0, 0, 1, 1, 0, 0)"
+            )
+            database.run("INSERT INTO ledger (node, epoch, state) SELECT id, 'e1', '{\"0\":[[1,1]]}' FROM node")
+            database.run(
+                "INSERT INTO result (node, pipeline, ledger, priority, sequence, captured_at, received_at, content_type, size, payload) "
+                "SELECT node, 'p', id, 0, 1, 5, 5, 'application/json', 2, ? FROM ledger",
+                (b'{"result": {"n": 1}}',),
+            )
+            database.run("INSERT INTO collector VALUES (1, 'test', 0, 0, 1, '0', 60, NULL, 0)")
+            database.run(
+                "INSERT INTO audit (at, who, why, action, rollout, detail) VALUES (1, 'mallory', '', 'node-labelled', NULL, '{}')"
+            )
+    return region
+
+
+def test_a_store_that_is_not_migrated_yet_is_backed_up_and_put_back(
+    earlier: Region, request: pytest.FixtureRequest
+) -> None:
+    """An upgrade is when one makes a backup. What migrations do to rows is done when it is put back."""
+    backup = earlier.backup()
+    other = empty_store(earlier, request)
+    other.restore(backup)
+    other.fill(2, 2)
+
+    assert other.numbers() == [1, 2]
+    assert ("unverified", "mallory") in other.rows("SELECT who, claims FROM audit")
+    assert other.rows("SELECT count(*) FROM lease") == [(1,)]
+    assert len(other.rows("SELECT id FROM store_identity")) == 1
+    assert len(other.rows("SELECT number FROM migration")) == len(of_all("sqlite"))
+
+
+def test_what_needs_a_migrated_store_says_so(earlier: Region) -> None:
+    with pytest.raises(RegionStoreError, match=r"earlier version of Hedgerow \(without migration 7") as raised:
+        earlier.status()
+    assert "hedgerow region run" in raised.value.remedy
 
 
 @on_sqlite

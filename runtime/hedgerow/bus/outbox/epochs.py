@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -61,11 +61,13 @@ class KeyAck(NamedTuple):
         held: keys and checks of the records that the region holds (None: it rejected that one unread). A key may occur with
             several checks. None: the region does not tell, as earlier versions.
         beyond: whether it names numbers that the epoch does not have.
+        unread: sizes of the payloads that it rejected unread, by key and size; None: the region does not tell.
     """
 
     ranges: list[tuple[int, int]]
     held: list[tuple[int, int | None]] | None
     beyond: bool
+    unread: Collection[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,14 @@ class EpochSpan:
         for priority, entries in ack.held.items():
             first, last = key_of(priority, self.bases[priority]), key_of(priority, ends[priority])
             held += [(first + sequence, check) for sequence, check in entries if 0 < sequence <= last - first]
-        return KeyAck(ranges, held, beyond)
+        unread = None
+        if ack.unread is not None:
+            unread = {
+                (key_of(priority, self.bases[priority]) + sequence, size)
+                for priority, sizes in ack.unread.items()
+                for sequence, size in sizes
+            }
+        return KeyAck(ranges, held, beyond, unread)
 
 
 class Epochs:

@@ -12,7 +12,7 @@ import struct
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 import xxhash
@@ -283,8 +283,12 @@ def read_gap(message: bytes) -> tuple[str, Gap]:
         raise ValueError(f"Not a gap message: {message[:80]!r}") from error
 
 
+_Entry = TypeVar("_Entry")
 Held = Mapping[int, Sequence[tuple[int, int | None]]]
 """What the region holds, by priority: sequences and checks, of which None stands for a result that it rejected unread."""
+
+Unread = Mapping[int, Sequence[tuple[int, int]]]
+"""What the region rejected unread, since it is too large, by priority: sequences and sizes of payloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +335,7 @@ class Ack:
         also: ranges (first, last) above the first missing number, by priority.
         held: what arrived since the last acknowledgement; None: the region does not tell, as earlier versions.
         at: when the region's store had all that; None: it does not tell, as earlier versions.
+        unread: how large those were that it rejected unread; None: it does not tell, as earlier versions. Those that do, tell `at`.
     """
 
     epoch: str
@@ -338,6 +343,7 @@ class Ack:
     also: Mapping[int, Sequence[tuple[int, int]]] = field(default_factory=dict)
     held: Held | None = None
     at: StorePosition | None = None
+    unread: Unread | None = None
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return all acknowledged numbers as ranges of keys."""
@@ -355,7 +361,10 @@ class Ack:
         held = {priority: list(entries) for priority, entries in earlier.held.items()}
         for priority, entries in (self.held or {}).items():
             held.setdefault(priority, []).extend(entries)
-        return replace(self, held=bounded(held))
+        unread = {priority: list(sizes) for priority, sizes in (earlier.unread or {}).items()}
+        for priority, sizes in (self.unread or {}).items():
+            unread.setdefault(priority, []).extend(sizes)
+        return replace(self, held=bounded(held), unread=bounded(unread))
 
     def encode(self) -> bytes:
         """Encode as JSON."""
@@ -363,6 +372,8 @@ class Ack:
         content |= {"through": self.through, "also": self.also}
         if self.held is not None:
             content["held"] = {priority: _runs_of(entries) for priority, entries in self.held.items()}
+        if self.unread:
+            content["unread"] = self.unread
         if self.at is not None:
             content["at"] = (self.at.store, self.at.position, self.at.lost)
         return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
@@ -383,14 +394,19 @@ class Ack:
             held = content.get("held")
             if held is not None:
                 held = {_priority(name): _entries_of(runs) for name, runs in held.items()}
-            return cls(str(content["epoch"]), through, also, held, StorePosition.read(content.get("at")))
+            at = StorePosition.read(content.get("at"))
+            unread = {
+                _priority(name): [(_sequence(sequence), _position(size)) for sequence, size in sizes[:MAX_HELD]]
+                for name, sizes in content.get("unread", {}).items()
+            }
+            return cls(str(content["epoch"]), through, also, held, at, unread if at is not None else None)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"Not an acknowledgement: {bytes(payload[:80])!r}") from error
 
 
-def bounded(held: Held) -> Held:
+def bounded(held: Mapping[int, Sequence[_Entry]]) -> dict[int, Sequence[_Entry]]:
     """Return the newest `MAX_HELD` results, of the highest priorities first."""
-    left, kept = MAX_HELD, {}
+    left, kept = MAX_HELD, dict[int, Sequence[_Entry]]()
     for priority in sorted(held, reverse=True):
         if left:
             kept[priority] = held[priority][-left:]

@@ -77,11 +77,13 @@ class _InFlight(NamedTuple):
     live: bool
     wants_ack: bool
     check: int | None  # None: a gap
+    length: int  # of the payload
 
 
 class _SentPast(NamedTuple):
     turn: int
     check: int
+    length: int
 
 
 class Acknowledged(NamedTuple):
@@ -265,7 +267,7 @@ class SendWindow:
         ):
             entry = self._to_backlog()
             self._turn += 1
-            self._passed[entry.key] = _SentPast(self._turn, entry.check)
+            self._passed[entry.key] = _SentPast(self._turn, entry.check, len(entry.payload))
             if len(self._passed) > _MAX_WAITING_WINDOWS * self._max_entries:
                 del self._passed[next(iter(self._passed))]
             entries.append(entry)
@@ -313,7 +315,12 @@ class SendWindow:
         wants_ack = entries >= max_entries or size >= max_bytes or entry.key == self._probe
         self._since_ack_request[live] = (0, 0) if wants_ack else (entries, size)
         self._in_flight[entry.key] = _InFlight(
-            self._turn, entry.size, live, wants_ack, entry.check if entry.topic else None
+            self._turn,
+            entry.size,
+            live,
+            wants_ack,
+            entry.check if entry.topic else None,
+            len(entry.payload),
         )
         self._bytes[live] += entry.size
         self._live_in_flight += live
@@ -360,7 +367,9 @@ class SendWindow:
             sent_as = self._in_flight.get(key) or self._passed.get(key)
             if sent_as is None or sent_as.check is None:
                 continue
-            if check == sent_as.check or check is None:
+            # One that was rejected unread is this one only if it is as large; another outbox may use the number too.
+            is_unread = check is None and (ack.unread is None or (key, sent_as.length) in ack.unread)
+            if check == sent_as.check or is_unread:
                 keys.append(key)
             else:
                 clash = True

@@ -7,12 +7,11 @@ request is older than the restore is approved by a person only (`Registrar`), an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hedgerow.region.rollouts.planning.state import Phase
-from hedgerow.region.store.database.database import Database
+from hedgerow.region.store.database.database import Database, Row
 
 _STOPPED: Final = (Phase.PAUSED.value, Phase.CANCELED.value, Phase.FAILED.value, Phase.ROLLING_BACK.value)
 _BECAUSE: Final = "the store was put back to a backup; after that, this rollout was {}: {}"
@@ -28,9 +27,9 @@ class LaterDecisions:
         stopped: rollouts: name, phase, why.
     """
 
-    rejected: list[Sequence[Any]] = field(default_factory=list)
-    forgotten: list[Sequence[Any]] = field(default_factory=list)
-    stopped: list[Sequence[Any]] = field(default_factory=list)
+    rejected: list[Row] = field(default_factory=list)
+    forgotten: list[Row] = field(default_factory=list)
+    stopped: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,11 +146,6 @@ def _check_fit(config: RegionConfig, manifest: BackupManifest, now: float) -> No
             f"The backup was made by a newer version, {manifest.version} (migration {max(newer)})",
             remedy="Upgrade Hedgerow first.",
         )
-    if dialect == "postgres" and (missing := known - set(manifest.migrations)):
-        raise BackupError(
-            f"The backup was made by an earlier version, {manifest.version} (without migration {min(missing)})",
-            remedy="Restore it with that version, then upgrade: `hedgerow region run` upgrades the store.",
-        )
 
 
 def _seconds(manifest: BackupManifest, now: float) -> int:

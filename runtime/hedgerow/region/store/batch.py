@@ -117,6 +117,7 @@ class Batch:
     record_counts: Counter[LedgerKey] = field(default_factory=Counter)
     numbers: dict[tuple[int, int, int], int | None] = field(default_factory=dict)  # of `durable`: their checks
     held: dict[LedgerKey, list[tuple[int, int, int | None]]] = field(default_factory=dict)
+    unread: dict[LedgerKey, dict[int, list[tuple[int, int]]]] = field(default_factory=dict)
     asked_again: set[LedgerKey] = field(default_factory=set)
     urgent: set[LedgerKey] = field(default_factory=set)
     greeted: set[Address] = field(default_factory=set)  # whose outboxes learn of this store, or that it was put back
@@ -141,6 +142,11 @@ class Batch:
         for priority, sequence, check in self.held.get(key, ()):
             held[priority].append((sequence, check))
         return bounded(held)
+
+    def hold_unread(self, key: LedgerKey, number: Number, size: int) -> None:
+        """Note, for the acknowledgement, that a result was rejected unread, and how large it is."""
+        self.hold(key, number, None)
+        self.unread.setdefault(key, {}).setdefault(number.priority, []).append((number.sequence, size))
 
     def add_unnumbered(self, node: KnownNode, record: ResultRecord) -> None:
         """Add a result without a number; whether it is new turns out when it is written."""

@@ -61,6 +61,7 @@ class NumberedIntake:
             reason = f"{MAX_CLASHES} other results have the number {number}"
             self.reject(reject(record, "too-many-clashes", reason), None, batch)
             return False
+        self._note_former(record, node, batch)
         self._touch(record, outbox, batch)
         batch.hold(_key(record, outbox), number, record.check)
         if record.ended is not None and number.sequence == 1:
@@ -80,7 +81,8 @@ class NumberedIntake:
         that ran does. So the results are compared. One that cannot be compared, since retention has deleted it, is kept.
         """
         is_new = outbox.ledger.add(number)
-        if any(self._has(record, former, outbox.node, batch) for former in record.was):
+        is_held = any(self._has(record, former, outbox.node, batch) for former in record.was)
+        if is_held or (outbox.has_renumbered and self._is_renumbered(outbox.id, number, record.check)):
             return _HELD
         if is_new:
             return outbox.id
@@ -102,11 +104,27 @@ class NumberedIntake:
         return place
 
     def _has(self, record: ResultRecord, number: Number, node: KnownNode, batch: Batch) -> bool:
-        """Whether the store has a result under an earlier number."""
+        """Whether the store has a result under an earlier number, or had it there first."""
         outbox = self._ledgers.find(node, number.epoch)
-        return outbox is not None and any(
-            self._check_at(ledger, number, record, batch) == record.check for ledger in (outbox.id, *outbox.clashes)
-        )
+        if outbox is None:
+            return False
+        if outbox.has_renumbered and self._is_renumbered(outbox.id, number, record.check):
+            return True
+        ledgers = (outbox.id, *outbox.clashes)
+        return any(self._check_at(ledger, number, record, batch) == record.check for ledger in ledgers)
+
+    def _note_former(self, record: ResultRecord, node: KnownNode, batch: Batch) -> None:
+        """Note the numbers that a result had before: what arrives late under one of them, from a queue or a backup, is the same."""
+        for former in record.was:
+            outbox = self._ledgers.of(node, former.epoch)
+            if outbox is not None:
+                row = (outbox.id, former.priority, former.sequence, record.check, batch.now)
+                self._database.run("INSERT INTO renumbered VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+                outbox.has_renumbered = True
+
+    def _is_renumbered(self, ledger: int, number: Number, check: int | None) -> bool:
+        query = "SELECT 1 FROM renumbered WHERE ledger = ? AND priority = ? AND sequence = ? AND check_value = ?"
+        return bool(self._database.rows(query, (ledger, number.priority, number.sequence, check)))
 
     def _check_at(self, ledger: int, number: Number, record: ResultRecord, batch: Batch) -> int | None:
         """Return the check of the result that the store has under a number; None if it has none."""
@@ -225,7 +243,10 @@ class NumberedIntake:
             if outbox is None:
                 return
             self._touch(record, outbox, batch)
-            batch.hold(_key(record, outbox), record.number, record.check)
+            if record.check is None:
+                batch.hold_unread(_key(record, outbox), record.number, record.size)
+            else:
+                batch.hold(_key(record, outbox), record.number, record.check)
             if not outbox.ledger.add(record.number) and self._was_rejected(record):
                 batch.add_duplicate(node)
                 return

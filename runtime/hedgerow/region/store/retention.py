@@ -59,9 +59,11 @@ def prune_ledgers(database: Database, limits: RetentionSection, now: float) -> i
     Returns: how many were deleted.
     """
     days = limits.days if limits.days is not None else _LEDGER_DAYS
+    database.run("DELETE FROM renumbered WHERE received_at < ?", (now - days * 86_400,))
     query = (
         "SELECT id FROM ledger l WHERE closed_at < ? AND NOT EXISTS (SELECT 1 FROM result WHERE ledger = l.id) "
-        "AND NOT EXISTS (SELECT 1 FROM gap WHERE ledger = l.id) AND NOT EXISTS (SELECT 1 FROM ledger c WHERE c.clash_of = l.id) LIMIT ?"
+        "AND NOT EXISTS (SELECT 1 FROM gap WHERE ledger = l.id) AND NOT EXISTS (SELECT 1 FROM ledger c WHERE c.clash_of = l.id) "
+        "AND NOT EXISTS (SELECT 1 FROM renumbered WHERE ledger = l.id) LIMIT ?"
     )
     rows = database.rows(query, (now - days * 86_400, PRUNE_BATCH))
     return database.many("DELETE FROM ledger WHERE id = ?", rows) if rows else 0

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from hedgerow import __version__
-from hedgerow.bus.outbox.records import Ack
+from hedgerow.bus.outbox.records import Ack, bounded
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.store.batch import AckDue, Batch, BatchOutcome
 from hedgerow.region.store.database.database import Database, RegionStoreError, StoreRefused
@@ -119,7 +119,9 @@ class RegionStore:
                 self._ingest.twins.save(self._database)
                 at = self._ingest.restores.at(position)
                 for key, outbox in batch.outboxes.items():
-                    ack = replace(outbox.ledger.ack(), held=batch.held_by(key), at=at)
+                    ack = replace(
+                        outbox.ledger.ack(), held=batch.held_by(key), at=at, unread=bounded(batch.unread.get(key, {}))
+                    )
                     if key in batch.asked_again:  # it may have missed earlier acknowledgements
                         ack = ack.after(replace(ack, held=newest_checks(self._database, outbox.id, outbox.clashes)))
                     batch.outcome.acks[key] = AckDue(ack, batch.record_counts[key], key in batch.urgent)

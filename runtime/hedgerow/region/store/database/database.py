@@ -220,6 +220,39 @@ def _statements(script: str) -> Iterator[str]:
     yield from (one.strip().replace("\0", ";") for one in "$$".join(parts).split(";") if one.strip())
 
 
+def data_statements(dialect: Literal["sqlite", "postgres"], numbers: Iterable[int]) -> list[str]:
+    """Return the statements of migrations that change rows, for tables that have their form already."""
+    scripts = _migrations(dialect)
+    every = [statement for number in sorted(numbers) for statement in _statements(scripts[number])]
+    return [one for one in every if one.split(None, 1)[0].upper() in ("INSERT", "UPDATE", "DELETE")]
+
+
+def unlike_schema(
+    applied: set[int], dialect: Literal["sqlite", "postgres"], name: str, error: Exception
+) -> RegionStoreError:
+    """Return the error for a query that needs a table or column that a store does not have.
+
+    Args:
+        applied: the migrations that it has; empty: it is none, or that is not known.
+        error: the database's.
+    """
+    if newer := applied - known_migrations(dialect):
+        return RegionStoreError(
+            f"{name} was written by a newer version of Hedgerow (migration {max(newer)}): {error}",
+            remedy="Use that version.",
+        )
+    if missing := known_migrations(dialect) - applied:
+        return RegionStoreError(
+            f"{name} was written by an earlier version of Hedgerow (without migration {min(missing)}): {error}",
+            remedy="Restart the region's service with this version (`hedgerow region run`): it migrates the store. Until then, use the "
+            "version that the service has.",
+        )
+    return RegionStoreError(
+        f"{name} lacks what its migrations make: {error}",
+        remedy="If it was changed by hand, restore a backup: `hedgerow region restore`. Else report this.",
+    )
+
+
 def no_such_store(name: str) -> RegionStoreError:
     """Return the error for a store that does not exist."""
     return RegionStoreError(

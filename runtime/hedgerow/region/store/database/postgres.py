@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
@@ -17,13 +18,17 @@ from hedgerow.region.store.database.database import (
     StoreInUse,
     StoreRefused,
     StoreTrouble,
+    applied_migrations,
     check_replaceable,
+    data_statements,
+    known_migrations,
     lease_lost,
     migrate,
     no_such_store,
     service_running,
     table_names,
     unfenced,
+    unlike_schema,
 )
 
 try:
@@ -148,7 +153,8 @@ class Postgres:
         with self._translating(), self._connection.transaction(), self._connection.cursor() as cursor:
             self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             self.run("SET LOCAL statement_timeout = 0")
-            columns = {name: self.columns(name) for name in table_names("postgres")}
+            # A store that the service has not migrated yet lacks some.
+            columns = {name: found for name in table_names("postgres") if (found := self.columns(name))}
             (folder / _COLUMNS).write_text(json.dumps(columns), encoding="utf-8")
             for name, of_table in columns.items():
                 statement = f"COPY {name} ({', '.join(of_table)}) TO STDOUT"
@@ -179,6 +185,13 @@ class Postgres:
                 copy.write(block)
                 advance(len(block))
 
+    def _applied(self) -> set[int]:
+        """Return the migrations that the store has; none if that cannot be read now, in a transaction that has failed."""
+        try:
+            return {number for (number,) in self._connection.execute("SELECT number FROM migration").fetchall()}
+        except psycopg.Error:
+            return set()
+
     def close(self) -> None:
         """Close the connection."""
         with suppress(psycopg.Error):
@@ -190,6 +203,9 @@ class Postgres:
             yield
         except psycopg.errors.ReadOnlySqlTransaction as error:
             raise unfenced(self._shown) from error
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            text = RegionStoreError(str(error).strip().splitlines()[0], remedy="")
+            raise unlike_schema(self._applied(), "postgres", self._shown, text) from error
         except (
             psycopg.DataError,
             psycopg.IntegrityError,
@@ -221,14 +237,16 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
             raise service_running(shown)
         check_replaceable(database, shown, steps)
         steps.look(database)
-        columns = _columns_of_backup(database, folder)
+        present = set(steps.migrations) >= known_migrations("postgres")
+        columns = _columns_of_backup(database, folder, present=present)
         with database.transaction():
             database.run("SET LOCAL statement_timeout = 0")
             database.run(f"TRUNCATE {', '.join(table_names('postgres'))}")
-            for name in table_names("postgres"):
+            for name in columns:
                 database.run(f"ALTER TABLE {name} DISABLE TRIGGER USER")  # they would change who made a request
                 database.load(name, columns[name], folder / f"{name}.copy", steps.advance)
                 database.run(f"ALTER TABLE {name} ENABLE TRIGGER USER")
+            _catch_up(database)
             for table, column in database.rows(_IDENTITIES):
                 sequence = f"pg_get_serial_sequence('{table}', '{column}')"
                 given = f"(SELECT coalesce(last_value, 0) FROM pg_sequences WHERE (schemaname || '.' || sequencename)::regclass = {sequence}::regclass)"  # noqa: S608
@@ -237,17 +255,39 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
             steps.finish(database)
 
 
-def _columns_of_backup(database: Postgres, folder: Path) -> dict[str, list[str]]:
-    """Return the order of the columns in a backup's files. They become part of statements, so they have to be those of the tables."""
-    columns = json.loads((folder / _COLUMNS).read_text("utf-8"))
+def _columns_of_backup(database: Postgres, folder: Path, *, present: bool) -> dict[str, list[str]]:
+    """Return the order of the columns in a backup's files. They become part of statements, so they have to be those of the tables.
+
+    Args:
+        present: whether the backup has the present tables; one of an earlier version lacks some, and columns.
+    """
+    read = json.loads((folder / _COLUMNS).read_text("utf-8"))
+    columns: dict[str, list[str]] = {}
     for name in table_names("postgres"):
-        found = columns.get(name) if isinstance(columns, dict) else None
-        if not isinstance(found, list) or sorted(map(str, found)) != sorted(database.columns(name)):
+        found, own = read.get(name) if isinstance(read, dict) else None, database.columns(name)
+        if found is None and not present:
+            continue
+        if (
+            not isinstance(found, list)
+            or not all(isinstance(column, str) for column in found)
+            or len(set(found)) < len(found)
+            or not (set(found) == set(own) if present else set(found) <= set(own))
+        ):
             raise RegionStoreError(
                 f"{folder / _COLUMNS} does not have the columns of {name}",
                 remedy="Do not use the backup: somebody has changed it. Use an earlier one.",
             )
+        columns[name] = found
     return columns
+
+
+def _catch_up(database: Postgres) -> None:
+    """Do to rows of an earlier version what migrations do to rows; the tables have their present form."""
+    missing = known_migrations("postgres") - applied_migrations(database)
+    for statement in data_statements("postgres", missing):
+        database.run(statement)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    database.many("INSERT INTO migration VALUES (?, ?)", [(number, now) for number in sorted(missing)])
 
 
 def _term(fence: int) -> str:

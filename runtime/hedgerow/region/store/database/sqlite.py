@@ -24,6 +24,7 @@ from hedgerow.region.store.database.database import (
     migrate,
     no_such_store,
     unfenced,
+    unlike_schema,
 )
 
 log = structlog.get_logger(__name__)
@@ -187,6 +188,13 @@ class Sqlite:
                 self._connection.backup(target, pages=_BACKUP_PAGES, progress=progress)
                 target.execute("PRAGMA journal_mode = DELETE")  # one file
 
+    def _applied(self) -> set[int] | None:
+        """Return the migrations that the file has; None if it is no store."""
+        try:
+            return {number for (number,) in self._connection.execute("SELECT number FROM migration")}
+        except sqlite3.Error:
+            return None
+
     def leave_log(self) -> None:
         """Move everything from the write-ahead log into the file. Raises: StoreTrouble: another connection has it open."""
         with self._translating():
@@ -230,14 +238,13 @@ class Sqlite:
             if code == sqlite3.SQLITE_READONLY and self._fence is not None and not self._connection.in_transaction:
                 raise unfenced(str(self._path)) from error
             remedy = "Check the disk and the file's permissions; the collector retries automatically."
-            if code == sqlite3.SQLITE_NOTADB or "no such table" in str(error):
+            if "no such table" in str(error) or "no such column" in str(error):
+                if (applied := self._applied()) is not None:
+                    raise unlike_schema(applied, "sqlite", str(self._path), error) from error
+                code = sqlite3.SQLITE_NOTADB
+            if code == sqlite3.SQLITE_NOTADB:
                 raise RegionStoreError(
                     f"{self._path} is not a region's store: {error}", remedy="Give the path of the store's file."
-                ) from error
-            if "no such column" in str(error):
-                raise RegionStoreError(
-                    f"{self._path} was written by an earlier version: {error}",
-                    remedy="Restart the region's service (`hedgerow region run`): it migrates the store.",
                 ) from error
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 remedy = (

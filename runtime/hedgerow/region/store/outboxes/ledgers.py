@@ -46,6 +46,7 @@ class OutboxLedger:
         has_ended: whether its outbox has begun another epoch.
         is_closed: whether it has ended and nothing of it is missing; as stored.
         clashes: ids of the ledgers with further results of its numbers.
+        has_renumbered: whether some of its results are stored under later numbers.
     """
 
     id: int
@@ -55,6 +56,7 @@ class OutboxLedger:
     has_ended: bool = False
     is_closed: bool = False
     clashes: list[int] = field(default_factory=list)
+    has_renumbered: bool = False
 
     def is_scattered(self, priority: int, first: int) -> bool:
         """Whether adding a number would create one hole too many."""
@@ -112,8 +114,16 @@ class Ledgers:
             one for (one,) in self._database.rows("SELECT id FROM ledger WHERE clash_of = ? ORDER BY id", (row,))
         ]
         lasts = ended_of(ended)
+        renumbered = bool(self._database.rows("SELECT 1 FROM renumbered WHERE ledger = ? LIMIT 1", (row,)))
         outbox = OutboxLedger(
-            row, node, self._read(row, epoch, state), lasts or {}, lasts is not None, closed_at is not None, clashes
+            row,
+            node,
+            self._read(row, epoch, state),
+            lasts or {},
+            lasts is not None,
+            closed_at is not None,
+            clashes,
+            renumbered,
         )
         self._loaded[key] = outbox
         return outbox

@@ -13,3 +13,4 @@ CREATE TABLE renumbered (
   ledger BIGINT NOT NULL REFERENCES ledger, priority BIGINT NOT NULL, sequence BIGINT NOT NULL, check_value BIGINT NOT NULL,
   received_at DOUBLE PRECISION NOT NULL,
   PRIMARY KEY (ledger, priority, sequence, check_value));
+CREATE INDEX renumbered_received_at ON renumbered (received_at);

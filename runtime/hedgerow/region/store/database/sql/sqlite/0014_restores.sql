@@ -13,3 +13,4 @@ CREATE TABLE renumbered (
   ledger INTEGER NOT NULL REFERENCES ledger, priority INTEGER NOT NULL, sequence INTEGER NOT NULL, check_value INTEGER NOT NULL,
   received_at REAL NOT NULL,
   PRIMARY KEY (ledger, priority, sequence, check_value));
+CREATE INDEX renumbered_received_at ON renumbered (received_at);
