@@ -73,6 +73,7 @@ async def test_both_results_of_a_number_are_stored_and_named(estate: Estate) -> 
     assert estate.stored() == dict.fromkeys(made, 1)
 
 
+@pytest.mark.long
 async def test_a_copy_that_runs_on_after_the_retention_loses_nothing_and_is_named(estate: Estate) -> None:
     """What the first one sent has been deleted, so nothing tells whether the copy's result of that number is a repeat: it is kept."""
     async with estate.service(retention={"days": 1}), AsyncExitStack() as nodes:
