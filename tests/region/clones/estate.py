@@ -186,12 +186,14 @@ class Machine:
         address: the node's name.
     Attributes:
         had: ids of the results that its outbox has ever had.
+        memory: id of its node's run, if that is a copy of a running process with its memory.
     """
 
     def __init__(self, host: str, folder: Path, broker: Mosquitto, address: Address, *, machine: str = "") -> None:
         self.host, self.folder, self.broker, self.address = host, folder, broker, address
         self.machine = machine or f"machine-{host}"
         self.had: set[str] = set()
+        self.memory = ""
         self.node: Node | None = None
         self._made = 0
 
@@ -219,6 +221,8 @@ class Machine:
             patch("hedgerow.node.link.outbox.machine_hash", lambda: self.machine),
         ):
             node = Node(configfile.load(path), path)
+        if self.memory:
+            node.session = node._announcer.session = self.memory
         began = asyncio.Event()
         running = asyncio.create_task(node.run(began.set))
         try:
@@ -284,6 +288,7 @@ class Estate:
         clock: turned by `periods`.
         received: health reports that the store has, by run.
         machines: whose books `audit` reads.
+        pruned: results that the store had until its retention deleted them.
     """
 
     def __init__(self, brokers: Brokers, folder: Path) -> None:
@@ -292,7 +297,7 @@ class Estate:
         self.clock = HealthClock()
         self.received: Counter[str] = Counter()
         self.machines: list[Machine] = []
-        self.left: set[str] = set()
+        self.pruned: set[str] = set()
 
     @asynccontextmanager
     async def service(self, **sections: Any) -> AsyncIterator[RegionService]:
@@ -331,12 +336,13 @@ class Estate:
 
     def audit(self) -> None:
         """Check that all results that have left an outbox are in the store."""
-        left = set(self.left)
+        left: set[str] = set()
         for machine in list(self.machines):
             had, file = set(machine.had), machine.folder / "state" / FILE
             if had:
                 left |= had - waiting(file)
-        assert left <= self.stored().keys(), f"acknowledged and not stored: {sorted(left - self.stored().keys())[:5]}"
+        lost = left - self.stored().keys() - self.pruned
+        assert not lost, f"acknowledged and not stored: {sorted(lost)[:5]}"
 
     def told(self, address: Address) -> list[str]:
         """Return the kinds of all events about a node."""
@@ -362,6 +368,15 @@ class Estate:
         """Return what the region has told of a kind of events, or its nodes have."""
         events = [json.loads(payload) for (payload,) in self.rows("SELECT payload FROM event WHERE kind = ?", kind)]
         return [event["detail"] for event in events if (event["session"] != "region") is of_nodes]
+
+    async def age(self, days: float) -> None:
+        """Let results and events grow old, and wait until the retention has deleted them all."""
+        self.pruned |= self.stored().keys()
+        with closing(sqlite3.connect(self.url, timeout=60)) as database:
+            for table in ("result", "event"):
+                database.execute(f"UPDATE {table} SET received_at = received_at - ?", (days * 86_400,))
+            database.commit()
+        await eventually(lambda: self.rows("SELECT (SELECT count(*) FROM result) + (SELECT count(*) FROM event)") == [(0,)])  # fmt: skip
 
     def machine(self, host: str, broker: str, address: Address, **more: Any) -> Machine:
         """Return a new machine with an empty disk."""

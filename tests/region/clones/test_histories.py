@@ -31,7 +31,7 @@ from hedgerow.wire.messages import NAME_NOTICE, Health, Instance, NameNotice
 SITES = ("hall", "yard", "far")
 FILE = "outbox.db"
 AT_ONCE = 40
-PROMPT_S = 3.0
+PROMPT_S = 4.0
 """A round of health reports that takes longer, on a busy machine, does not keep pace, and does not count."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.region.clones.estate import copy_disk
 from tests.region.conftest import REGION, eventually
 
 from hedgerow.bus import Client, ClientOptions, Message
@@ -131,17 +132,20 @@ def configured(url: str, folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(params=["stores of their own", "a store and its copy"])
 async def collectors(
-    mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, mosquitto: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[RegionService]]:
-    """Two services with stores of their own, whose time passes quickly."""
+    """Two services whose time passes quickly. With a copied store they have one client id, and end each other's link."""
     monkeypatch.setattr("hedgerow.region.collector.other_services.PERIOD_S", 0.2)
     monkeypatch.setattr("hedgerow.region.collector.other_services._TICK_S", 0.02)
     made = []
     async with AsyncExitStack() as running:
         for name in ("one", "two"):
-            (tmp_path / name).mkdir()
+            if made and request.param == "a store and its copy":
+                await eventually(lambda: made[0].counts.connected)
+                copy_disk(tmp_path / "one", tmp_path / "two")
+            (tmp_path / name).mkdir(exist_ok=True)
             config = RegionConfig.model_validate(configured(mosquitto.url, tmp_path / name))
             made.append(RegionService(config))
             task = asyncio.create_task(made[-1].run())
@@ -150,9 +154,13 @@ async def collectors(
         yield made
 
 
-async def test_both_services_show_the_other_one_in_their_status_and_probe(collectors: list[RegionService]) -> None:
+async def test_both_services_show_the_other_one_in_their_status_and_probe(
+    collectors: list[RegionService], request: pytest.FixtureRequest
+) -> None:
+    is_copy = "copy" in request.node.name
+    words = "with a copy of this store" if is_copy else "with a store of its own"
     for collector in collectors:
-        await eventually(lambda one=collector: "with a store of its own" in str(one._readiness_problems()))
+        await eventually(lambda one=collector: words in str(one._readiness_problems()))
 
         def current(one: RegionService = collector) -> dict[str, Any]:
             database = open_database(one.config.store.url, write=False)
@@ -163,7 +171,7 @@ async def test_both_services_show_the_other_one_in_their_status_and_probe(collec
 
         await eventually(lambda: current()["other_services"], current)
         (other,) = current()["other_services"]
-        assert (other["address"], other["is_copy"]) == ("127.0.0.1", False)
+        assert (other["address"], other["is_copy"]) == ("127.0.0.1", is_copy)
         assert current()["needs_help"]
 
 

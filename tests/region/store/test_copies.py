@@ -471,6 +471,15 @@ def test_a_result_is_not_deleted_because_the_region_rejected_a_larger_one_of_its
     second.close()
 
 
+def test_a_clash_is_told_with_both_results_if_they_come_together(region: Region) -> None:
+    region.take([sent(0), sent(1)])
+
+    ((payload,),) = region.rows("SELECT payload FROM event WHERE kind = 'outbox-clash'")
+    first, second = orjson.loads(bytes(payload))["detail"]["results"]
+    assert (first["id"], second["id"]) == ("r0", "r1")
+    assert first["received_at"] <= second["received_at"]
+
+
 def test_a_result_whose_number_was_declared_lost_is_kept(region: Region, make: Callable[..., Node]) -> None:
     """The copy of a running process expires what the other one sends later."""
     first = make()

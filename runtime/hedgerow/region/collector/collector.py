@@ -354,6 +354,7 @@ class Collector:
     def _link_changed(self, connected: bool, reason: str) -> None:
         self._writer.connected = self.counts.connected = connected
         self._rollouts.link_changed(connected=connected)
+        self._services.link_changed()
 
     async def _keep_recording_refused(self) -> None:
         while True:

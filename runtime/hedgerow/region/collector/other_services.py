@@ -68,22 +68,41 @@ class OtherServices:
         self._contest = Contest()
         self._heard: dict[str, OtherService] = {}
         self._due = 0.0
+        self._link_is_new = True
+        self._is_refused = False
         self.filter = f"{self._prefix}+"
 
     async def run(self) -> None:
         """Publish and read until cancelled."""
+        while True:
+            if self._client.connected:
+                if self._link_is_new:
+                    self._link_is_new = False
+                    await self._read()
+                if self.store and self._clock() >= self._due:
+                    self._due = self._clock() + PERIOD_S
+                    self.publish()
+            await asyncio.sleep(_TICK_S)
+
+    def link_changed(self) -> None:
+        """Read what the broker has retained, and publish, as soon as there is a link.
+
+        A service on a copy of this store has the same client id, so each ends the other's link: neither hears what the other one
+        publishes, except what is retained.
+        """
+        self._link_is_new, self._due = True, 0.0
+
+    async def _read(self) -> None:
+        """Subscribe, on each link anew: only to a new subscription does the broker send what it has retained."""
+        if self._is_refused:
+            return
         try:
+            await self._client.unsubscribe([self.filter])
             await self._client.subscribe({self.filter: 0})
         except BusError as error:  # access lists of an earlier version; some brokers refuse what they forbid
+            self._is_refused = True
             await self._client.unsubscribe([self.filter])
             log.info("other-services-not-watched", error=str(error), remedy="Render the region's access lists anew.")
-        while True:
-            if not self._client.connected:
-                self._due = 0.0  # at once on the next link
-            elif self.store and self._clock() >= self._due:
-                self._due = self._clock() + PERIOD_S
-                self.publish()
-            await asyncio.sleep(_TICK_S)
 
     def publish(self) -> None:
         """Tell the others that this one runs, and count that as heard of it."""

@@ -132,6 +132,10 @@ class Batch:
         node.durable += 1
         self.added_bytes += record.size + ROW_BYTES
 
+    def find(self, place: tuple[int, int, int]) -> list[tuple[str | None, float]]:
+        """Return the sender's id and the arrival of the result with a number: ledger, priority, sequence; empty if it has none."""
+        return [(row[5], row[7]) for row in self.durable if row[2:5] == place]
+
     def hold(self, key: LedgerKey, number: Number, check: int | None) -> None:
         """Note, for the acknowledgement, that a result is in the store, or about to be."""
         self.held.setdefault(key, []).append((number.priority, number.sequence, check))

@@ -142,7 +142,8 @@ class NumberedIntake:
     def _tell_clash(self, record: ResultRecord, number: Number, outbox: OutboxLedger, batch: Batch) -> None:
         node = outbox.node
         query = "SELECT said_id, received_at FROM result WHERE ledger = ? AND priority = ? AND sequence = ?"
-        rows = self._database.rows(query, (outbox.id, number.priority, number.sequence))
+        place = (outbox.id, number.priority, number.sequence)
+        rows = batch.find(place) or self._database.rows(query, place)
         first = {"id": rows[0][0], "received_at": rows[0][1]} if rows else {}
         detail = {
             "number": str(number),
