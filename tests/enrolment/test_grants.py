@@ -193,7 +193,7 @@ def test_a_folder_is_of_one_site(world: Any, tmp_path: Path) -> None:
     folder.begin(world.claim())
     (tmp_path / "grant.json").write_text("{}")
 
-    with pytest.raises(NotEnrolled, match="is a node of north/hall, and the claim is for north/yard"):
+    with pytest.raises(NotEnrolled, match="is a node of north/hall, and this asks for north/yard"):
         folder.begin(world.claim("yard"))
     with pytest.raises(NotEnrolled, match="has not begun to enrol"):
         EnrolmentFolder(tmp_path / "elsewhere").begin(None)

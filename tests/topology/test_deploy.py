@@ -210,6 +210,87 @@ def test_a_node_mounts_only_the_files_it_reads(tmp_path: Path) -> None:
         assert mounted[: len(names)] == [f"{folder}/{name}" for name in names]
 
 
+ENROLS = """\
+region: {name: north, broker: r, enrolment_port: 1, roles: {collector: [collector]}}
+pipelines: base.yaml
+sites: {hall: {broker: h, enrolment_port: 2, nodes: {a: {enrols: true}, b: }}}
+"""
+
+
+@pytest.fixture(scope="module")
+def enrolling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("enrols")
+    (folder / "m.onnx").write_bytes(b"model")
+    (folder / "base.yaml").write_text("models: {m: {path: m.onnx}}\n" + BASE)
+    (folder / "t.yaml").write_text(ENROLS)
+    return {str(path): text for path, text in render(load(folder / "t.yaml")).items()}
+
+
+def test_a_node_that_enrols_has_all_in_the_folder_that_it_writes_to(enrolling: dict[str, str]) -> None:
+    """Its root file system is read-only, and it has no certificate from elsewhere, in any of the forms."""
+    state = "/var/lib/hedgerow/hall/a"
+    service = compose(enrolling, "hall")["a"]
+    assert (service["command"], service["volumes"]) == (["node", "run", f"{state}/node.yaml"], [f"{state}:{state}"])
+    assert service["read_only"]
+    unit = quadlet(enrolling["hall/quadlet/hedgerow-a.container"])["Container"]
+    assert (unit["Exec"], unit["Volume"], unit["ReadOnly"]) == (
+        f"node run {state}/node.yaml",
+        f"{state}:{state}",
+        "true",
+    )
+    system = quadlet(enrolling["hall/systemd/hedgerow-a.service"])["Service"]
+    assert system["ExecStart"].endswith(f"node run {state}/node.yaml")
+    assert (system["ReadWritePaths"], system["Restart"]) == (state, "always")
+
+    pod = pods(enrolling["hall/k3s.yaml"])["hall-a"]
+    (enrol,), (node,) = pod["initContainers"], pod["containers"]
+    assert enrol["args"] == ["enrol", "/run/claim/claim", "--state", state]
+    assert (enrol["image"], enrol["securityContext"]) == (node["image"], node["securityContext"])
+    assert node["securityContext"]["readOnlyRootFilesystem"]
+    assert [one["mountPath"] for one in node["volumeMounts"]] == [state, "/tmp"]
+    claim, tmp = pod["volumes"]
+    assert (claim["secret"]["secretName"], claim["secret"]["optional"], tmp["name"]) == ("hall-a-claim", True, "tmp")
+    kinds = [(one["kind"], one["metadata"]["name"]) for one in manifests(enrolling["hall/k3s.yaml"])]
+    assert ("ConfigMap", "hall-a") not in kinds
+    assert ("ConfigMap", "hall-b") in kinds
+    (policy,) = (
+        one for one in manifests(enrolling["hall/k3s.yaml"])
+        if (one["kind"], one["metadata"]["name"]) == ("NetworkPolicy", "hall-a")
+    )  # fmt: skip
+    assert {rule["port"] for rule in policy["spec"]["egress"][1]["ports"]} == {8883, 2, 1}
+    assert "hall-a-claim --from-file=claim=claim.txt" in enrolling["hall/README.md"]
+    assert f"hedgerow enrol claim.txt --state {state}" in enrolling["hall/README.md"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_regions_pod_has_what_nodes_get_that_enrol(
+    enrolling: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, large: bool
+) -> None:
+    """In its ConfigMap; what is too large for one, from the machine's folder."""
+    if large:
+        monkeypatch.setattr("hedgerow.topology.k3s._MOST_CONFIG_BYTES", 1000)
+        (tmp_path / "base.yaml").write_text(BASE)
+        (tmp_path / "t.yaml").write_text(ENROLS)
+        texts = {str(path): text for path, text in render(load(tmp_path / "t.yaml")).items()}
+    else:
+        texts = enrolling
+    (config,) = (
+        one for one in manifests(texts["north/k3s.yaml"])
+        if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "north-region")
+    )  # fmt: skip
+    pod = pods(texts["north/k3s.yaml"])["north-region"]
+    path = "/etc/hedgerow/north/service/places.json"
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["mountPath"] == path)
+
+    assert mount["subPath"] == "places.json"
+    (volume,) = (one for one in pod["volumes"] if one["name"] == mount["name"])
+    if large:
+        assert volume["hostPath"] == {"path": "/etc/hedgerow/north/service", "type": "Directory"}
+        assert list(config["data"]) == ["region.yaml"]
+    else:
+        assert config["data"]["places.json"].strip() == texts["north/service/places.json"].strip()
+
+
 def test_a_file_whose_name_a_container_could_not_mount_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m:x.onnx").write_bytes(b"model")
     (tmp_path / "base.yaml").write_text('models: {m: {path: "m:x.onnx"}}\n' + BASE)

@@ -28,6 +28,7 @@ class Answer(WireMessage):
         again_s: seconds after which to ask again; None: don't.
         fingerprint: of the key, by which people recognise the machine.
         grant, signature: what it is granted, if approved.
+        release: signature of the authority of the site where it was, if it is granted a place at another.
     """
 
     schema_: Literal["hedgerow.enrolled/1"] = Field("hedgerow.enrolled/1", alias="schema")
@@ -37,6 +38,7 @@ class Answer(WireMessage):
     again_s: float | None = Field(None, ge=0, le=LONGEST_PAUSE_S)
     grant: str = ""
     signature: str = Field("", max_length=200)
+    release: str = Field("", max_length=200)
 
 
 def read_answer(payload: bytes | memoryview) -> Answer:

@@ -10,19 +10,18 @@ Rules:
 - Each file is replaced as a whole. The grant is written first, node.yaml last: killed at any point, there is a whole node or none, and
   the next call goes on from the grant.
 - Who writes holds a lock on `.lock`: a timer may renew while an operator enrols.
-- The key is made once. A configuration that is there stays: it may have been edited here; a renewed grant replaces certificates only.
+- The key is made once. A configuration that is there stays, since it may have been edited here, unless the node has another place now:
+  then it is replaced; if it was edited, only its address and its broker are.
 """
 
 from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
-import orjson
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -32,12 +31,13 @@ from ruamel.yaml import YAML
 from hedgerow.config import NodeConfig
 from hedgerow.configfile import BadConfigFile, Document, merge
 from hedgerow.enrolment.claim import Claim
-from hedgerow.enrolment.grant import BadGrant, NodeGrant, verify_grant
+from hedgerow.enrolment.grant import BadGrant, NodeGrant, site_of, verify_grant
 from hedgerow.enrolment.maker import MakerProof
 from hedgerow.enrolment.request import CLIENT
 from hedgerow.enrolment.token_keys import named_in
 from hedgerow.errors import HedgerowError, first_problem
 from hedgerow.pki import files
+from hedgerow.pki.certificates import common_name
 from hedgerow.pki.names import PkiError
 from hedgerow.topics import Address
 
@@ -67,6 +67,35 @@ class Enrolment(BaseModel):
     client: str = Field(pattern=rf"^{CLIENT.pattern}$")
 
 
+class _Granted(BaseModel):
+    """What was granted last.
+
+    Attributes:
+        edited: whether the configuration that was there then had been edited here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    grant: str
+    signature: str
+    edited: bool = False
+
+    @property
+    def body(self) -> NodeGrant:
+        """What it says; verified when it was written."""
+        return NodeGrant.model_validate_json(self.grant)
+
+    @property
+    def node(self) -> str:
+        """REGION/SITE/NODE."""
+        return self.body.node
+
+    @property
+    def region(self) -> str:
+        """Its region."""
+        return self.node.split("/")[0]
+
+
 class EnrolmentFolder:
     """The folder of a machine that enrols.
 
@@ -83,12 +112,13 @@ class EnrolmentFolder:
         self._enrolment_file = path / "enrolment.json"
         self._grant_file = path / "grant.json"
 
-    def begin(self, claim: Claim | MakerProof | None, broker: str | None = None) -> Enrolment:
+    def begin(self, claim: Claim | MakerProof | None, broker: str | None = None, site: str | None = None) -> Enrolment:
         """Prepare the folder for asking, or read what is prepared.
 
         Args:
             claim: what the machine asks with; None: it has asked before.
             broker: where to ask, if not where that says.
+            site: where the machine is now, if it has asked elsewhere before.
         Raises:
             NotEnrolled: there is nothing to go on with, or the folder is another site's.
             PkiError: it cannot be written.
@@ -100,7 +130,8 @@ class EnrolmentFolder:
                     f"{self.path} has not begun to enrol",
                     remedy="Give the token of a claim, which `hedgerow claim create SITE` makes in the region, or --certificate.",
                 )
-            return there if broker is None else there.model_copy(update={"broker": broker})
+            changes = {"broker": broker, "site": site}
+            return there.model_copy(update={name: value for name, value in changes.items() if value is not None})
         same = (
             there is not None and (there.region, there.site) == (claim.region, claim.site) and self._root_is(claim.root)
         )
@@ -140,28 +171,29 @@ class EnrolmentFolder:
         """Return the region's root. Raises: PkiError: it cannot be read."""
         return files.read_certificates(self.root_file)[0]
 
-    def granted(self, key: ec.EllipticCurvePublicKey, site: str) -> NodeGrant | None:
+    def granted(self, key: ec.EllipticCurvePublicKey) -> NodeGrant | None:
         """Return what was granted to this key; None if nothing was.
 
         Raises: BadGrant: it is not for this key.
         """
-        try:
-            body = orjson.loads(self._grant_file.read_bytes())
-            return verify_grant(str(body["grant"]), str(body["signature"]), self.root(), key, site)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadGrant(f"{self._grant_file} cannot be read: {error}", remedy="Remove it, and ask again.") from error
+        body = self._granted()
+        return None if body is None else verify_grant(body.grant, body.signature, self.root(), key, site_of(body.grant))
 
     @property
     def complete(self) -> bool:
-        """Whether the node's files are all there."""
-        return self.configuration.exists() and (self.tls / "tls.crt").exists()
+        """Whether the node's files are all there, and those of its last grant."""
+        body = self._granted()
+        if body is None or not (self.configuration.exists() and (self.tls / "tls.crt").exists()):
+            return False
+        own = files.read_certificates(self.tls / "tls.crt")[0]
+        return f"{body.region}/{common_name(own)}" == body.node == self._configured_address()
 
     def install_granted(self, grant: NodeGrant) -> None:
         """Write the files of a node from `grant.json`: an earlier call was ended while it did."""
-        body = orjson.loads(self._grant_file.read_bytes())
-        self.install(grant, str(body["grant"]), str(body["signature"]))
+        body = self._granted()
+        assert body is not None  # noqa: S101 - the caller has it
+        with self.locked():
+            self._write(grant, body)
 
     def install(self, grant: NodeGrant, text: str, signature: str) -> None:
         """Write the files of the node. Idempotent.
@@ -170,26 +202,59 @@ class EnrolmentFolder:
             BadGrant: its configuration is not valid, or not this node's; nothing was written.
             PkiError: a file cannot be written.
         """
-        contents = grant.contents()
-        if own := sorted({path.split("/")[0] for path in contents} & _OWN):
+        if own := sorted({path.split("/")[0] for path in grant.contents()} & _OWN):
             raise BadGrant(f"The grant would replace {own[0]}", remedy="Rename the file in the node's base file.")
-        configuration = configured(grant, self.configuration)
+        configured(grant, self.configuration)
         with self.locked():
-            self._write(text, signature, grant, contents, configuration)
+            before = self._granted()
+            if before is not None and before.grant == text and self.complete:
+                return
+            edited = False
+            if self.configuration.exists():
+                as_granted = None if before is None else configured(before.body, self.configuration)
+                edited = self.configuration.read_text("utf-8") != as_granted
+            body = _Granted(grant=text, signature=signature, edited=edited)
+            files.write(self._grant_file, body.model_dump_json().encode())
+            self._write(grant, body)
 
-    def _write(
-        self, text: str, signature: str, grant: NodeGrant, contents: Mapping[str, bytes], configuration: str
-    ) -> None:
-        files.write(self._grant_file, orjson.dumps({"grant": text, "signature": signature}))
+    def _write(self, grant: NodeGrant, body: _Granted) -> None:
         files.make_folder(self.path / "state", private=True)
-        for path, content in contents.items():
+        for path, content in grant.contents().items():
             files.make_folder((self.path / path).parent)
             files.write(self.path / path, content)
         files.write(self.tls / "trust.crt", grant.trust.encode())
         files.write(self.tls / "trust.crl", grant.revocations.encode())
         files.write(self.tls / "tls.crt", grant.certificate.encode())
-        if not self.configuration.exists():
-            files.write(self.configuration, configuration.encode(), private=True)
+        asks = self._enrolment()
+        if asks is not None and asks.site != grant.site:
+            moved = asks.model_copy(update={"site": grant.site, "broker": grant.broker or asks.broker})
+            files.write(self._enrolment_file, moved.model_dump_json(by_alias=True).encode(), private=True)
+        if self._configured_address() == grant.node:
+            return  # it stays: it may have been edited here
+        configuration = configured(grant, self.configuration)
+        if self.configuration.exists() and body.edited:
+            configuration = readdressed(self.configuration.read_text("utf-8"), configuration, self.configuration)
+        files.write(self.configuration, configuration.encode(), private=True)
+
+    def _configured_address(self) -> str | None:
+        """Return the node that the configuration is of; None if there is none."""
+        try:
+            config = Document(self.configuration.read_text("utf-8"), self.configuration).as_a(NodeConfig, "config")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError, BadConfigFile) as error:
+            raise NotEnrolled(
+                f"{self.configuration} cannot be read: {error}", remedy="Correct it; or remove it, and ask again."
+            ) from error
+        return str(config.node.address)
+
+    def _granted(self) -> _Granted | None:
+        try:
+            return _Granted.model_validate_json(self._grant_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise BadGrant(f"{self._grant_file} cannot be read: {error}", remedy="Remove it, and ask again.") from error
 
     def _enrolment(self) -> Enrolment | None:
         try:
@@ -207,6 +272,28 @@ class EnrolmentFolder:
         with suppress(PkiError):
             return self.root() == root
         return False
+
+
+def readdressed(text: str, granted: str, path: Path) -> str:
+    """Return an edited configuration with the address and the broker of a granted one.
+
+    Raises: BadGrant: it cannot be changed.
+    """
+    try:
+        yaml = YAML(typ="rt", pure=True)
+        document, other = yaml.load(text), YAML(typ="safe", pure=True).load(granted)
+        node = {name: other["node"][name] for name in ("region", "site", "name")}
+        merge(document, {"node": node, "broker": {"url": other["broker"]["url"]}})
+        out = io.StringIO()
+        yaml.width = 4096
+        yaml.indent(mapping=2, sequence=4, offset=2)
+        yaml.dump(document, out)
+        Document(out.getvalue(), path).as_a(NodeConfig, "config")
+    except (BadConfigFile, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise BadGrant(
+            f"{path} cannot be given its new address: {error}", remedy="Set `node` and `broker: {url}` there by hand."
+        ) from error
+    return out.getvalue()
 
 
 def configured(grant: NodeGrant, path: Path) -> str:

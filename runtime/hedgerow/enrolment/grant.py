@@ -61,6 +61,7 @@ class NodeGrant(BaseModel):
         files: further files that it names, in base64, by their path beside it.
         missing: paths of those that are too large: they must be copied.
         labels: for its configuration.
+        broker: where to ask from now on; "": where it asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,12 @@ class NodeGrant(BaseModel):
     files: dict[Annotated[str, AfterValidator(_inside)], str] = Field(default_factory=dict)
     missing: list[Annotated[str, AfterValidator(_inside)]] = Field(default_factory=list)
     labels: LabelMap = Field(default_factory=dict)
+    broker: str = Field("", max_length=300)
+
+    @property
+    def site(self) -> str:
+        """The node's site."""
+        return self.node.split("/")[1]
 
     def contents(self) -> Mapping[str, bytes]:
         """Return the content of each file.
@@ -138,6 +145,40 @@ def verify_grant(
     if not {root, authority} >= set(trusted) or not trusted:
         raise _bad("it trusts other authorities than the root and the site's")
     return grant
+
+
+def release_grant(text: str, authority: Key) -> str:
+    """Return the signature by which the authority of a node's site lets it go to the site of a grant, in base64."""
+    return base64.b64encode(authority.sign(_released(text), ec.ECDSA(hashes.SHA256()))).decode()
+
+
+def verify_release(text: str, release: str, before: NodeGrant) -> None:
+    """Check that the authority of the site where a node was lets it go to the site of a grant: another one could not call it away.
+
+    Raises: BadGrant: it does not.
+    """
+    authority = x509.load_pem_x509_certificates(before.certificate.encode())[1].public_key()
+    assert isinstance(authority, ec.EllipticCurvePublicKey)  # noqa: S101 - checked when it was granted
+    try:
+        authority.verify(base64.b64decode(release, validate=True), _released(text), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, *certificates.UNREADABLE) as error:
+        raise BadGrant(
+            f"The grant is for another site, and the authority of {before.site} has not released this machine",
+            remedy="If the machine was moved: `hedgerow enrol --state DIR --site SITE --broker URL` with its new site.",
+        ) from error
+
+
+def site_of(text: str) -> str:
+    """Return the site that a grant is for, unverified; "" if it names none."""
+    try:
+        parts = str(orjson.loads(text)["node"]).split("/")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return parts[1] if len(parts) == 3 else ""
+
+
+def _released(text: str) -> bytes:
+    return b"hedgerow release\0" + text.encode()
 
 
 def _signed(text: str) -> bytes:

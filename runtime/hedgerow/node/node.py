@@ -130,6 +130,11 @@ class Node:
         return self._pipelines.config
 
     @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
+
+    @property
     def runners(self) -> dict[str, PipelineRunner]:
         """Running pipelines by name."""
         return self._pipelines.runners

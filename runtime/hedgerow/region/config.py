@@ -189,6 +189,13 @@ class EnrolmentSection(Section):
         "controls it can then be any node of these sites. Empty: `hedgerow node approve` signs, where the keys are.",
     )
     days: float = Field(30, gt=0, le=730, description="Days that certificates are valid that the service signs.")
+    grace_days: float = Field(
+        180,
+        ge=0,
+        le=3650,
+        description="Days after its certificate expired in which the service renews it for a machine that comes back, by itself; later a "
+        "person approves it again. Whoever holds the machine's key can come back as long.",
+    )
     manufacturers: Path | None = Field(
         None,
         description="Root certificates of manufacturers, PEM, relative to this file: a machine may show a certificate of one in place of a claim.",

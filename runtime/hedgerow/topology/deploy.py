@@ -31,9 +31,10 @@ class Service:
         what: description for people.
         words: its command line after `hedgerow`.
         image: of its container.
-        reads: what it reads besides its certificate: its configuration first, and files of models and stages; or a folder.
+        reads: what it reads besides its certificate: its configuration first, and files of models and stages; or a folder. Empty for a
+            node that enrols: all that it has is in its state.
         state: the only folder it writes to.
-        tls: folder of its certificate.
+        tls: folder of its certificate; None for a node that enrols.
         metrics: where its probes are.
         memory_mib: its memory limit.
         stop_s: seconds it may take to stop.
@@ -47,7 +48,7 @@ class Service:
     image: str
     reads: tuple[Path, ...]
     state: Path
-    tls: Path
+    tls: Path | None
     metrics: MetricsSection
     memory_mib: int
     stop_s: int
@@ -75,14 +76,15 @@ def node_service(topology: Topology, site: str, node: str, config: NodeConfig, f
         files: of models and stages that it reads, below the site's folder `nodes/`.
     """
     machine, folder = topology.machine, topology.machine.config / site / "nodes"
+    state, enrols = machine.state / site / node, topology.enrols(site, node)
     return Service(
         name=node,
         what=f"node {site}/{node}",
-        words=("node", "run", f"{folder}/{node}.yaml"),
+        words=("node", "run", f"{state}/node.yaml" if enrols else f"{folder}/{node}.yaml"),
         image=machine.node_image,
-        reads=(folder / f"{node}.yaml", *(folder / path for path in files)),
-        state=machine.state / site / node,
-        tls=certificate(topology, site, node),
+        reads=() if enrols else (folder / f"{node}.yaml", *(folder / path for path in files)),
+        state=state,
+        tls=None if enrols else certificate(topology, site, node),
         metrics=config.metrics,
         memory_mib=machine.node_memory_bytes >> 20,
         stop_s=math.ceil(config.node.drain_s) + 20,
@@ -173,7 +175,6 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
         "image": service.image,
         "command": machine.command,
         "state": service.state,
-        "tls": service.tls,
         "ids": machine.node_ids,
         "user": user,
         "group": group,
@@ -184,6 +185,9 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
     }
     listed = ", ".join(f'"{word}"' for word in service.words)
     spoken = " ".join(service.words)
+    mounts = [f"{path}:{path}:ro" for path in (*service.reads, service.tls) if path] + [
+        f"{service.state}:{service.state}"
+    ]
     reload = "ExecReload=/bin/kill -HUP $MAINPID\n" if service.reloads else ""
     return {
         "compose.yaml": template(
@@ -191,14 +195,14 @@ def service_files(topology: Topology, service: Service) -> dict[str, str]:
             **values,
             words=listed,
             health=_compose_health(service.probe),
-            reads="\n".join(f"      - {path}:{path}:ro" for path in service.reads),
+            mounts="\n".join(f"      - {mount}" for mount in mounts),
         ),
         f"quadlet/{service.unit}.container": template(
             "node.container",
             **values,
             words=spoken,
             health=_quadlet_health(service.probe),
-            reads="\n".join(f"Volume={path}:{path}:ro" for path in service.reads),
+            mounts="\n".join(f"Volume={mount}" for mount in mounts),
         ),
         f"systemd/{service.unit}.service": template("node.service", **values, words=spoken, reload=reload),
     }

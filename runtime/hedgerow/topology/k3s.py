@@ -23,6 +23,8 @@ _LONGEST: Final = 48  # a pod's name and labels append to this, and are limited 
 _DATE: Final = re.compile(r"\d{4}-\d\d?-\d\d?")
 _PORT: Final = 9464
 _GIB: Final = 2**30
+_MOST_CONFIG_BYTES: Final = 900_000
+"""Of a ConfigMap, which may have 1 MiB. What is larger is read from the machine's folder."""
 
 
 def named(where: str, what: str) -> str:
@@ -86,7 +88,14 @@ def broker(
 
 
 def service(
-    topology: Topology, where: str, what: Service, config: str, *, stored_bytes: int, https: bool = False
+    topology: Topology,
+    where: str,
+    what: Service,
+    config: str,
+    *,
+    stored_bytes: int,
+    https: bool = False,
+    beside: Mapping[str, str] | None = None,
 ) -> str:
     """Return the manifests of a node or of the region's service.
 
@@ -95,31 +104,54 @@ def service(
         config: text of its configuration.
         stored_bytes: bytes it may write.
         https: whether it fetches models from web servers.
+        beside: further files that it reads, beside its configuration, by name.
     """
     machine = topology.machine
     user, _, group = machine.node_ids.partition(":")
     file, is_node = Path(what.words[2]), what.words[0] == "node"
     place = topology.sites[where] if is_node else topology.region
     # The machine's files are mounted one by one, and the configuration beside them.
-    mounts = [f"{{name: config, mountPath: {file}, subPath: {file.name}, readOnly: true}}"]
-    volumes = [f"{{name: config, configMap: {{name: {named(where, what.name)}}}}}"]
+    name, enrols, mounts, volumes = named(where, what.name), what.tls is None, [], []
+    files = {} if enrols else {file.name: config, **(beside or {})}
+    if sum(len(text.encode()) for text in files.values()) > _MOST_CONFIG_BYTES:
+        files = {file.name: config}
+        mounts += [
+            f"{{name: beside, mountPath: {file.parent / path}, subPath: {path}, readOnly: true}}"
+            for path in beside or ()
+        ]
+        volumes.append(f"{{name: beside, hostPath: {{path: {file.parent}, type: Directory}}}}")
+    mounts += [f"{{name: config, mountPath: {file.parent / path}, subPath: {path}, readOnly: true}}" for path in files]
+    if files:
+        volumes.append(f"{{name: config, configMap: {{name: {name}}}}}")
     for number, path in enumerate(what.reads[1:]):
         mounts.append(f"{{name: file-{number}, mountPath: {path}, readOnly: true}}")
         volumes.append(f"{{name: file-{number}, hostPath: {{path: {path}, type: File}}}}")
+    if enrols:
+        volumes.append(
+            f"{{name: claim, secret: {{secretName: {name}-claim, defaultMode: 288, optional: true}}}} # 0440"
+        )
+    else:
+        mounts.append(f"{{name: tls, mountPath: {what.tls}, readOnly: true}}")
+        volumes.append(f"{{name: tls, {_secret(name)}")
+    ports = (
+        _port(place),
+        *((443,) if https else ()),
+        *((place.enrolment_port, topology.region.enrolment_port) if enrols else ()),
+    )
     return template(
         "k3s-service.yaml",
-        name=named(where, what.name),
+        name=name,
         component="node" if is_node else "region",
         namespace=NAMESPACE,
-        files=_data({file.name: config}),
-        digest=_digest({file.name: config}),
+        config=template("k3s-config.yaml", name=name, namespace=NAMESPACE, files=_data(files)) if files else "",
+        enrol=template("k3s-enrol.yaml", image=what.image, state=what.state) if enrols else "",
+        digest=_digest(files),
         image=what.image,
         words=", ".join(what.words if is_node else (*what.words, "--metrics-host", "$(POD_IP)")),
         env=_PROBES if is_node else "",
         port=_PORT if is_node else what.metrics.port,
         user=user,
         group=group,
-        tls=what.tls,
         state=what.state,
         memory_mib=what.memory_mib,
         storage_gib=math.ceil(stored_bytes / _GIB),
@@ -127,7 +159,7 @@ def service(
         drain=what.drain,
         mounts=_lines(12, mounts),
         volumes=_lines(8, volumes),
-        egress=", ".join(f"{{port: {port}, protocol: TCP}}" for port in (_port(place), *((443,) if https else ()))),
+        egress=", ".join(f"{{port: {port}, protocol: TCP}}" for port in dict.fromkeys(ports) if port is not None),
     )
 
 

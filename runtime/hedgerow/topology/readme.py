@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hedgerow.pki.provide import CertificateRequest
 from hedgerow.topology import identities
@@ -16,9 +16,9 @@ from hedgerow.topology.model import REGION_AUTHORITY, Topology
 def site(topology: Topology, name: str, services: list[Service]) -> str:
     """Return the README of a site."""
     files = "Model files are below `nodes/`. `hedgerow config check` reports what is missing on the machine:"
-    checks = [f"    hedgerow config check {service.words[-1]}" for service in services]
+    checks = [f"    hedgerow config check {service.words[-1]}" for service in services if service.tls is not None]
     secrets = [("broker", name, "broker"), ("bridge", REGION_AUTHORITY, name)]
-    secrets += [(service.name, name, service.name) for service in services]
+    secrets += [(service.name, name, service.name) for service in services if service.tls is not None]
     certificates = identities.of_site(topology, name)
     return _text(topology, name, services, [files, "", *checks, ""], certificates, secrets, with_broker=True)
 
@@ -26,7 +26,9 @@ def site(topology: Topology, name: str, services: list[Service]) -> str:
 def region(topology: Topology, service: Service | None) -> str:
     """Return the README of the region: its broker, unless external, and its service."""
     section = topology.region
-    secrets = [("region", REGION_AUTHORITY, service.tls.name)] if service is not None else []
+    secrets = (
+        [("region", REGION_AUTHORITY, service.tls.name)] if service is not None and service.tls is not None else []
+    )
     if not section.external:
         secrets.insert(0, ("broker", REGION_AUTHORITY, "broker"))
     if topology.parent is not None:
@@ -82,7 +84,7 @@ def _text(
             "In containers, each process must be able to write its folder and to read its certificate (`tls.key` is private to its owner):",
             "",
             *(f"    chown -R {ids} {folder}" for ids, folder in owners),
-            *(f"    chown -R {machine.node_ids} {service.tls}" for service in services),
+            *(f"    chown -R {machine.node_ids} {service.tls}" for service in services if service.tls is not None),
             *(
                 f"    chown -R {machine.broker_ids} {machine.pki / authority / 'issued' / one}"
                 for secret, authority, one in secrets
@@ -90,6 +92,7 @@ def _text(
             ),
             "",
             *checks,
+            *_enrolling([service for service in services if service.tls is None]),
             "## On K3s",
             "",
             "`k3s.yaml` holds the same for Kubernetes, without certificates. Create each of them as a secret on the machine:",
@@ -99,6 +102,11 @@ def _text(
                 f"    kubectl -n {NAMESPACE} create secret generic {named(name, secret)}-tls"
                 f" --from-file={machine.pki / authority / 'issued' / one}"
                 for secret, authority, one in secrets
+            ),
+            *(
+                f"    kubectl -n {NAMESPACE} create secret generic {named(name, service.name)}-claim --from-file=claim=claim.txt"
+                for service in services
+                if service.tls is None
             ),
             "    kubectl apply -f k3s.yaml",
             "",
@@ -115,6 +123,21 @@ def _text(
             "",
         ]
     )
+
+
+def _enrolling(services: list[Service]) -> Iterator[str]:
+    """Yield how nodes enrol, before they are started for the first time."""
+    if not services:
+        return
+    yield "These nodes enrol: they make their keys themselves, in the folders that they write to. Before the first start of each, with the token"
+    yield "of its claim, with or without containers:"
+    yield ""
+    for service in services:
+        yield (
+            f"    docker compose run --rm --volume ./claim.txt:/claim.txt:ro {service.name} enrol /claim.txt --state {service.state}"
+        )
+        yield f"    sudo -u hedgerow hedgerow enrol claim.txt --state {service.state}"
+    yield ""
 
 
 def _common_name(one: CertificateRequest) -> str:

@@ -87,7 +87,8 @@ def _region(described: Described) -> dict[str, str]:
         broker["service/places.json"] = _places(described).encode()
     if service is not None:
         config = deploy.region_yaml(topology, service)
-        manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB)
+        places = {path.removeprefix("service/"): text for path, text in broker.items() if path == "service/places.json"}
+        manifests += k3s.service(topology, region.name, service, config, stored_bytes=20 * _GIB, beside=places)
     if not manifests:
         return broker
     return {

@@ -136,7 +136,7 @@ def test_a_machine_whose_certificate_was_revoked_gets_no_other_one(tmp_path: Pat
     restorable.put_back(backup, lost=True)
     world.now += 7
 
-    assert (world.ask(machine, None).grant == first) is revoked
+    assert (world.ask(machine, None).grant in ("", first)) is revoked
     world.close()
 
 

@@ -60,7 +60,12 @@ def enrol(
     certificate_key: Annotated[
         str | None, typer.Option("--certificate-key", metavar="FILE|URI", help="Its key: a PEM file, or pkcs11:….")
     ] = None,
-    site: Annotated[str | None, typer.Option("--site", metavar="SITE", help="With --certificate: the site.")] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            "--site", metavar="SITE", help="The site: with --certificate, or of a node that was moved to another."
+        ),
+    ] = None,
     root: Annotated[
         Path | None,
         typer.Option("--root", metavar="FILE", help="With --certificate: the region's root certificate, `root.crt`."),
@@ -77,7 +82,7 @@ def enrol(
 
     The key is made here and never leaves this machine. An operator makes the claim (`hedgerow claim create`) and approves the machine
     (`hedgerow node approve`), by the fingerprint that is shown here. Interrupt it whenever you like: the next call goes on, and needs
-    the token only if the machine has not asked yet. On a node, it renews the certificate if that is due; call it daily.
+    the token only if the machine has not asked yet. On a node, it renews the certificate if that is due; a running node does so itself.
 
     With --key the key is made on the token, such as a TPM 2.0, and cannot be read from it. The node's TLS needs OpenSSL's
     pkcs11-provider to use it, and without it this refuses. PYKCS11LIB names the token's module, HEDGEROW_TOKEN_PIN its PIN.
@@ -110,7 +115,9 @@ def enrol(
         claim = read_maker_proof(certificate, certificate_key, site, broker, root)
     folder = EnrolmentFolder(state)
     grant = asyncio.run(
-        become_node(folder, claim, broker=broker, once=once, told=told, key_uri=key, unusable_key=accept_unusable_key)
+        become_node(
+            folder, claim, broker=broker, site=site, once=once, told=told, key_uri=key, unusable_key=accept_unusable_key
+        )
     )
     if json:
         print_json({"node": grant.node, "configuration": str(folder.configuration), "missing": grant.missing})

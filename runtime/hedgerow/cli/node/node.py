@@ -18,6 +18,8 @@ def run(
 ) -> None:
     """Run a node until Ctrl-C or SIGTERM, then finish the frames in flight and stop. SIGHUP reloads the file.
 
+    A node that enrolled also renews its certificate, and starts again under another name if the region gives it one.
+
     Examples:
         hedgerow node run configs/shop.yaml
 
@@ -38,6 +40,11 @@ def run(
         faulthandler.enable()  # a crash of native code leaves its stack in the log
 
     async def main() -> None:
+        if (config.parent / "enrolment.json").exists():
+            from hedgerow.enrolment.renewal import run_node  # imports what only nodes need that enrolled
+
+            await run_node(settings, config, _settle_garbage_collection)
+            return
         node = Node(settings, config)
         node.handle_signals()
         await node.run(_settle_garbage_collection)

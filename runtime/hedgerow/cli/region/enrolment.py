@@ -29,12 +29,23 @@ def pending(
       hedgerow node pending
       hedgerow node pending --all --json
 
-    Compare the fingerprint with what `hedgerow enrol` shows on the machine before you approve it.
+    Compare the fingerprint with what `hedgerow enrol` shows on the machine before you approve it. Those that are *expired* are nodes
+    that came back after their certificate had expired, and that the service does not renew by itself: approve them again.
     """
-    from hedgerow.region.enrolment.store import PENDING, EnrolmentStore
+    from dataclasses import replace
+
+    from hedgerow.region.enrolment.registrar import Granted
+    from hedgerow.region.enrolment.store import APPROVED, PENDING, EnrolmentStore
 
     with options.open() as database:
-        machines = EnrolmentStore(database).machines(None if every else PENDING)
+        machines = EnrolmentStore(database).machines()
+    # Approved ones whose certificate expired, and that ask: if the service could renew it, it would have.
+    back = {one.fingerprint for one in machines if one.state == APPROVED and Granted.of(one).ends < one.seen_at}
+    machines = [
+        replace(one, state="expired") if one.fingerprint in back else one
+        for one in machines
+        if every or one.state == PENDING or one.fingerprint in back
+    ]
     if options.json:
         print_json(
             [
@@ -110,6 +121,7 @@ def approve(
 def _signed(options: ServiceOptions, machine: str, place: str | None, folder: Path, days: float) -> dict[str, Any]:
     from contextlib import closing
 
+    from hedgerow.enrolment.grant import site_of
     from hedgerow.enrolment.places import read_places
     from hedgerow.errors import CommandError, ConfigError
     from hedgerow.pki.folder import Pki
@@ -140,7 +152,10 @@ def _signed(options: ServiceOptions, machine: str, place: str | None, folder: Pa
     )
     pki = Pki(folder, lambda: datetime.now(UTC))
     labels = dict(claim.labels) if claim else {}
-    text, signature = make_grant(pki, places, found.site, chosen, found.csr, labels, timedelta(days=days))
+    was_at = site_of(found.grant) if found.grant else None
+    text, signature = make_grant(
+        pki, places, found.site, chosen, found.csr, labels, timedelta(days=days), was_at=was_at
+    )
     return {"machine": found.fingerprint, "place": chosen, "grant": {"text": text, "signature": signature}}
 
 

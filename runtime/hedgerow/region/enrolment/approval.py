@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from hedgerow.enrolment.grant import NodeGrant, sign_grant
+from hedgerow.enrolment.grant import NodeGrant, release_grant, sign_grant
 from hedgerow.enrolment.places import Places
 from hedgerow.errors import CommandError
 from hedgerow.pki.files import read
@@ -48,10 +48,21 @@ def choose_place(places: Places, site: str, wanted: str | None, taken: Collectio
 
 
 def make_grant(
-    pki: Pki, places: Places, site: str, place: str, csr: str, labels: Mapping[str, str], life: timedelta
+    pki: Pki,
+    places: Places,
+    site: str,
+    place: str,
+    csr: str,
+    labels: Mapping[str, str],
+    life: timedelta,
+    *,
+    was_at: str | None = None,
 ) -> tuple[str, str]:
     """Certify a machine's key for a place, and return its signed grant and the signature.
 
+    Args:
+        was_at: the site that the machine knows itself at; None: this one. If it is another, and the key of its authority is there, the
+            signature is followed by a space and that authority's release.
     Raises:
         PkiError: the authority cannot certify it.
         BadGrant: the configuration is too large.
@@ -67,5 +78,9 @@ def make_grant(
         files=what.files,
         missing=what.missing,
         labels=dict(labels),
+        broker=places.sites[site].broker or places.broker,
     )
-    return sign_grant(grant, pki.authority(site).key())
+    text, signature = sign_grant(grant, pki.authority(site).key())
+    if was_at not in (None, site) and (pki.folder / str(was_at) / "ca.key").exists():
+        signature = f"{signature} {release_grant(text, pki.authority(str(was_at)).key())}"
+    return text, signature

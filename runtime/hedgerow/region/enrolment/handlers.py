@@ -18,7 +18,7 @@ from hedgerow.labels import check_labels
 from hedgerow.pki.folder import Pki
 from hedgerow.region.config import RegionConfig
 from hedgerow.region.enrolment.approval import choose_place, make_grant
-from hedgerow.region.enrolment.registrar import approve
+from hedgerow.region.enrolment.registrar import Granted, Registrar, approve
 from hedgerow.region.enrolment.store import APPROVED, PENDING, REJECTED, EnrolmentStore, StoredClaim, StoredMachine
 from hedgerow.region.store.audit import Actor, save_audit
 from hedgerow.region.store.database.database import Database
@@ -87,6 +87,18 @@ def _approve(operation: EnrolmentOperation) -> Any:
     machine = find_machine(operation.store, str(operation.args["machine"]))
     wanted, grant = operation.args["place"], operation.args.get("grant")
     if machine.state == APPROVED and machine.node == (wanted or machine.node) and grant is None:
+        granted = Granted.of(machine)
+        if granted.moved or granted.is_due(operation.now):
+            registrar = Registrar(operation.database, operation.config.region.name, operation.config.enrolment)
+            renewed = registrar.renew(machine, granted, operation.now)
+            approve(
+                operation.database,
+                machine,
+                str(machine.node),
+                (renewed.grant, renewed.signature),
+                operation.by,
+                operation.now,
+            )
         return {"node": f"{machine.site}/{machine.node}", "fingerprint": machine.fingerprint, "again": True}
     if machine.state == REJECTED or (machine.state == APPROVED and machine.node != wanted):
         raise _decided(machine)
@@ -129,7 +141,8 @@ def _check_grant(operation: EnrolmentOperation, machine: StoredMachine, place: s
     root = root_of(operation.config)
     key = x509.load_pem_x509_csr(machine.csr.encode()).public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - checked when it asked
-    grant = verify_grant(*signed, root, key, machine.site)
+    text, signature = signed
+    grant = verify_grant(text, signature.partition(" ")[0], root, key, machine.site)
     if grant.node != f"{operation.config.region.name}/{machine.site}/{place}":
         raise CommandError(f"The grant is for {grant.node}", remedy="Use `hedgerow node approve`.")
 

@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -17,6 +17,7 @@ import structlog
 from cryptography import x509
 
 from hedgerow.enrolment.answer import Answer
+from hedgerow.enrolment.grant import site_of
 from hedgerow.enrolment.places import Places, read_places
 from hedgerow.enrolment.request import EnrolmentRefused, EnrolmentRequest, read_request
 from hedgerow.errors import CommandError, ConfigError, HedgerowError
@@ -72,7 +73,7 @@ class Registrar:
         machine = self._store.machine(request.fingerprint)
         if machine is None:
             machine = self._admit(request, now)
-        elif machine.site != site:
+        elif machine.site != site and not _was_moved_from(machine, site):
             raise EnrolmentRefused("another-site", f"This machine has asked at {machine.site}")
         elif now - machine.seen_at > _NOTED_EVERY_S:
             with self._database.transaction():
@@ -179,26 +180,59 @@ class Registrar:
             return self._store.machine(machine.fingerprint) or machine
 
     def _renewed(self, machine: StoredMachine, now: float) -> StoredMachine:
-        """Renew the certificate of a machine that asks again, if it is due and the service has the authority's key."""
-        if self._config.pki is None or machine.node is None or not _is_due(machine, now):
+        """Return what a machine gets that asks again: with another certificate if that is due, or if its place has changed.
+
+        What has expired and cannot be renewed here takes a person: the machine is then answered as pending.
+        """
+        granted = Granted.of(machine)
+        if not (granted.moved or granted.is_due(now)):
             return machine
-        claim = self._store.claim(machine.claim)
-        labels = dict(claim.labels) if claim is not None else {}
-        life = timedelta(days=self._config.days)
+        expired_s = now - granted.ends
+        if expired_s > self._config.grace_days * 86_400:
+            return replace(
+                machine,
+                state=PENDING,
+                reason=f"its certificate expired {expired_s / 86_400:.0f} days ago, more than `grace_days`: approve it again",
+            )
         try:
-            pki = self._pki(now)
-            held = pki.find(Identity(IdentityKind.NODE, machine.site, machine.node))
-            if held is not None and held.revoked is not None:
-                raise PkiError(f"{held.name} was revoked: {held.revoked}", remedy="`hedgerow node reject` it.")
-            grant, signature = make_grant(pki, self._places(), machine.site, machine.node, machine.csr, labels, life)
-        except (HedgerowError, KeyError) as error:
-            log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error))
-            return machine
-        renewed = replace(machine, grant=grant, signature=signature)
+            renewed = self.renew(machine, granted, now)
+        except HedgerowError as error:
+            log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error), remedy=error.remedy)
+            return (
+                machine
+                if expired_s < 0
+                else replace(machine, state=PENDING, reason=f"its certificate expired: {error}")
+            )
         with self._database.transaction():
             if not self._store.decide(renewed, was=machine.state):  # a person has rejected it meanwhile
                 return self._store.machine(machine.fingerprint) or machine
+            if granted.moved or expired_s > 0:
+                detail = {
+                    "fingerprint": machine.fingerprint,
+                    "node": f"{machine.site}/{machine.node}",
+                    "was": granted.place,
+                }
+                save_audit(self._database, Actor(SERVICE), "enrolment-renewed", now, **detail)
         return renewed
+
+    def renew(self, machine: StoredMachine, granted: Granted, now: float) -> StoredMachine:
+        """Return a machine with another grant for the place that it has. Raises: HedgerowError: the service cannot sign it."""
+        if self._config.pki is None:
+            raise CommandError(
+                "the service has no authority's key",
+                code="no-authority",
+                remedy=f"Sign where the key is: `hedgerow node approve {machine.fingerprint[:16]} --folder pki`.",
+            )
+        pki = self._pki(now)
+        held = pki.find(Identity(IdentityKind.NODE, *granted.place.split("/")))
+        if held is not None and held.revoked is not None:
+            raise PkiError(f"{held.name} was revoked: {held.revoked}", remedy="`hedgerow node reject` it.")
+        places, claim = self._places(), self._store.claim(machine.claim)
+        place = choose_place(places, machine.site, machine.node, ())
+        labels = dict(claim.labels) if claim is not None else {}
+        life = timedelta(days=self._config.days)
+        grant, signature = make_grant(pki, places, machine.site, place, machine.csr, labels, life, was_at=granted.site)
+        return replace(machine, grant=grant, signature=signature)
 
     def _places(self) -> Places:
         if self._config.places is None:
@@ -252,16 +286,50 @@ def approve(
     return made
 
 
-def _is_due(machine: StoredMachine, now: float) -> bool:
-    """Whether less than a third of the life of a machine's certificate is left."""
-    own = x509.load_pem_x509_certificates(orjson.loads(machine.grant)["certificate"].encode())[0]
-    begins, ends = own.not_valid_before_utc.timestamp() + 86_400, own.not_valid_after_utc.timestamp()
-    return ends - now < (ends - begins) / 3
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a machine was granted last.
+
+    Attributes:
+        place: SITE/NODE.
+        moved: whether it has another place now.
+        begins, ends: validity of its certificate, Unix seconds.
+    """
+
+    place: str
+    moved: bool
+    begins: float
+    ends: float
+
+    @classmethod
+    def of(cls, machine: StoredMachine) -> Granted:
+        """Return what an approved machine was granted."""
+        grant = orjson.loads(machine.grant)
+        own = x509.load_pem_x509_certificates(grant["certificate"].encode())[0]
+        place = grant["node"].partition("/")[2]
+        # An authority's certificates begin a day before they are made, for clocks that are behind.
+        begins = own.not_valid_before_utc.timestamp() + 86_400
+        return cls(place, place != f"{machine.site}/{machine.node}", begins, own.not_valid_after_utc.timestamp())
+
+    @property
+    def site(self) -> str:
+        """Its site."""
+        return self.place.partition("/")[0]
+
+    def is_due(self, now: float) -> bool:
+        """Whether less than a third of the certificate's life is left."""
+        return self.ends - now < (self.ends - self.begins) / 3
+
+
+def _was_moved_from(machine: StoredMachine, site: str) -> bool:
+    """Whether a machine may still ask at a site that it is not at any more: it cannot know yet."""
+    return machine.state == APPROVED and (" " in machine.signature or site_of(machine.grant) == site)
 
 
 def _answer(machine: StoredMachine, now: float) -> Answer:
     if machine.state == APPROVED:
-        return Answer(state="approved", grant=machine.grant, signature=machine.signature)
+        signature, _, release = machine.signature.partition(" ")
+        return Answer(state="approved", grant=machine.grant, signature=signature, release=release)
     if machine.state == REJECTED:
         return Answer(state="rejected", code="rejected", detail=machine.reason)
     waited_s = now - machine.asked_at

@@ -65,7 +65,7 @@ class StoredMachine:
         node: its place, once approved.
         who: who decided; "" while it is pending.
         rule: name of the rule that approved it; "" if none did.
-        grant, signature: what it gets.
+        grant, signature: what it gets. If it was moved to another site, the signature is followed by a space and the release.
     """
 
     fingerprint: str
