@@ -232,7 +232,7 @@ def restore_postgres(url: str, folder: Path, steps: RestoreSteps) -> None:
 
 def _columns_of_backup(database: Postgres, folder: Path) -> dict[str, list[str]]:
     """Return the order of the columns in a backup's files. They become part of statements, so they have to be those of the tables."""
-    columns = json.loads((folder / _COLUMNS).read_text("utf-8"))
+    columns: dict[str, list[str]] = json.loads((folder / _COLUMNS).read_text("utf-8"))
     for name in table_names("postgres"):
         found = columns.get(name) if isinstance(columns, dict) else None
         if not isinstance(found, list) or sorted(map(str, found)) != sorted(database.columns(name)):
