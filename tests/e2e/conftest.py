@@ -159,7 +159,8 @@ class NodeProcess:
     def configure(self, *stages: Any, drain_s: float = 20, **fields: Any) -> None:
         """Write the configuration file."""
         node = {"region": "test", "site": self.site, "drain_s": drain_s, "state_dir": str(self._folder / "state")}
-        pipeline = {"subscribe": f"{self.topic}/+", "lanes": 2, "stages": list(stages or ["trial"]), **fields}
+        lanes = {} if fields.get("workers") else {"lanes": 2}
+        pipeline = {"subscribe": f"{self.topic}/+", **lanes, "stages": list(stages or ["trial"]), **fields}
         self.file.write_text(
             json.dumps(
                 {

@@ -577,7 +577,8 @@ async def test_a_pipeline_with_only_dead_letters_is_degraded(site: Site) -> None
         node._health.start_period()
 
         assert health.state == "degraded"
-        assert health.reasons == ["pipeline p: 3 frames dead-lettered, most with asked-to-die; 0 gave results"]
+        told = f"3 frames dead-lettered, most with asked-to-die, most from {site.topic('a')}; 0 gave results"
+        assert health.reasons == [f"pipeline p: {told}"]
         assert node.health().state == "ok"
 
 

@@ -53,7 +53,8 @@ def settings_without_effect(config: NodeConfig) -> Iterator[Finding]:
 
 def _of_the_broker(config: NodeConfig) -> Iterator[Finding]:
     scheme, tls = config.broker.url.partition("://")[0], config.broker.tls
-    if written := sorted(tls.model_fields_set) if scheme not in ("mqtts", "wss") else []:
+    is_plain = "url" in config.broker.model_fields_set and scheme not in ("mqtts", "wss")  # else `--broker` may say it
+    if written := sorted(tls.model_fields_set) if is_plain else []:
         secure = "wss" if scheme == "ws" else "mqtts"
         yield (
             ("broker", "tls"),

@@ -236,7 +236,8 @@ class Site:
     # Nodes
 
     def pipeline(self, *stages: Any, **fields: Any) -> dict[str, Any]:
-        return {"subscribe": f"{self.name}/in/+", "lanes": 2, "stages": list(stages or ["trial"]), **fields}
+        lanes = {} if fields.get("workers") else {"lanes": 2}
+        return {"subscribe": f"{self.name}/in/+", **lanes, "stages": list(stages or ["trial"]), **fields}
 
     def yaml(self, pipelines: dict[str, Any], **sections: Any) -> str:
         """Return a configuration as JSON, which is valid YAML."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from hedgerow.wire.messages import Reply
 
 
+_MOST_UNKNOWN: Final = 1000
+"""Most replies in names of nodes that are not online: one that is stolen may invent names."""
+_MOST_TOLD: Final = 20
+_LONGEST_TOLD: Final = 500
 _QUIET_S: Final = 0.5
 """A broker that has sent nothing for this long has sent all its retained messages."""
 
@@ -163,6 +168,12 @@ async def send_command(
 
     request = uuid.uuid4().hex
     replies: dict[str, Reply] = {}
+    told = itertools.count()
+
+    def ignored(message: Any, why: str) -> None:
+        if next(told) < _MOST_TOLD:
+            echo(visible(f"ignored: a reply on {message.topic}: {why[:_LONGEST_TOLD]}"), err=True)
+
     async with connected(broker) as client:
         every_node = address.node == EVERY_NODE
         online = await _online(client, address) if every_node else {str(address)}
@@ -177,11 +188,19 @@ async def send_command(
                 async for message in client.messages:
                     if getattr(message.properties, "CorrelationData", None) != request.encode():
                         continue
-                    reply = _reply(payload_of(message))
-                    if not _speaks_for(str(message.topic), reply.node):
-                        echo(visible(f"ignored: a reply on {message.topic} in the name of {reply.node}"), err=True)
+                    try:
+                        reply = _reply(payload_of(message))
+                    except CommandError as error:
+                        if not every_node:
+                            raise
+                        ignored(message, str(error))
                         continue
-                    replies.setdefault(reply.node, reply)
+                    if not _speaks_for(str(message.topic), reply.node):
+                        ignored(message, f"in the name of {reply.node}")
+                    elif reply.node not in online and len(replies.keys() - online) >= _MOST_UNKNOWN:
+                        ignored(message, f"{reply.node} is not online, as {_MOST_UNKNOWN:,} others that replied")
+                    else:
+                        replies.setdefault(reply.node, reply)
                     if online and online <= replies.keys():
                         break
         except TimeoutError:

@@ -16,6 +16,7 @@ import typer
 
 from hedgerow.cli.base.console import echo, plural, print_json, size
 from hedgerow.cli.base.options import BrokerConfig, BrokerUrl, Json
+from hedgerow.cli.base.tables import elided
 from hedgerow.errors import CommandError, ConfigError, FrameError
 from hedgerow.text import visible
 from hedgerow.topics import ROOT, Channel, is_name
@@ -101,17 +102,29 @@ async def _next(broker: BrokerSection, pipeline: str, timeout_s: float) -> dict[
         await client.subscribe(
             [(f"{ROOT}/+/+/+/{channel}/{pipeline}", 1) for channel in (Channel.RESULT, Channel.DEAD)]
         )
+        passed_over = 0
         try:
             async with asyncio.timeout(timeout_s):
                 async for message in client.messages:
-                    return decode(payload_of(message))
+                    try:
+                        return decode(payload_of(message))
+                    except FrameError as error:  # of one node; the others' can be read
+                        passed_over += 1
+                        if passed_over == 1:
+                            echo(visible(f"passed over {message.topic}: {error}"), err=True)
         except TimeoutError:
             pass
     raise CommandError(
-        f"Pipeline {pipeline} published nothing within {timeout_s:g} s",
+        f"Pipeline {pipeline} published nothing within {timeout_s:g} s"
+        + (f" but {plural(passed_over, 'message')} that cannot be read" if passed_over else ""),
         code="no-result",
         remedy="Publish a frame (`hedgerow publish`), or check with `hedgerow watch` that the pipeline runs.",
     )
+
+
+_LONGEST_LINE: Final = 2000
+_LONGEST_NAME: Final = 60
+_MOST_LINES: Final = 200
 
 
 @dataclass(slots=True)
@@ -142,7 +155,7 @@ def tree(body: Mapping[str, Any], now: float) -> Branch:
     if (waited := _number(lineage.get("waited_ms"))) is not None:
         root.children.append(Branch(f"waited {waited:.3g} ms in the queue"))
     root.children.append(_stages(_list(lineage.get("stages"))))
-    root.children += [_model(_mapping(model)) for model in _list(lineage.get("models"))]
+    root.children += _first([_model(_mapping(model)) for model in _list(lineage.get("models"))])
     root.children.append(
         Branch(f"produced by hedgerow {lineage.get('hedgerow', '?')}, configuration {lineage.get('config', '?')}")
     )
@@ -154,13 +167,19 @@ def _cause(body: Mapping[str, Any]) -> Branch:
     lines = str(body.get("message") or "").splitlines() or ["(no message)"]
     return Branch(
         f"died {where}: {body.get('reason', '?')}",
-        [*map(Branch, lines), *_traceback(body), Branch(f"→ {body.get('remedy') or 'no remedy'}")],
+        [*_first([*map(Branch, lines)]), *_traceback(body), Branch(f"→ {body.get('remedy') or 'no remedy'}")],
     )
 
 
 def _traceback(body: Mapping[str, Any]) -> list[Branch]:
     lines = str(body.get("traceback") or "").splitlines()
-    return [Branch("the stage's calls", [Branch(line) for line in lines])] if lines else []
+    return [Branch("the stage's calls", _first([Branch(line) for line in lines]))] if lines else []
+
+
+def _first(branches: list[Branch]) -> list[Branch]:
+    """Return as many as fit a screen or two, and how many more there are."""
+    more = len(branches) - _MOST_LINES
+    return branches if more <= 0 else [*branches[:_MOST_LINES], Branch(f"… and {more:,} more; --json shows all")]
 
 
 _OMITTED: Final = {
@@ -194,10 +213,13 @@ def _stages(stages: Sequence[Sequence[Any]]) -> Branch:
     stages = [stage for stage in stages if isinstance(stage, (list, tuple)) and len(stage) == 3]
     total = sum(_number(ms) or 0.0 for _, ms, _ in stages)
     branch = Branch(f"{plural(len(stages), 'stage')}, {total:.1f} ms for all frames processed together")
-    width = max((len(str(stage[0])) for stage in stages), default=0)
-    for name, ms, frames in stages:
+    names = [elided(str(stage[0])[:_LONGEST_NAME], _LONGEST_NAME) for stage in stages[: _MOST_LINES + 1]]
+    width = max(map(len, names), default=0)
+    rows = []
+    for name, (_, ms, frames) in zip(names, stages, strict=False):
         took, count = _number(ms) or 0.0, int(_number(frames) or 0)
-        branch.children.append(Branch(f"{name!s:<{width}}  {took:9.3f} ms  {plural(count, 'frame')}"))
+        rows.append(Branch(f"{name:<{width}}  {took:9.3f} ms  {plural(count, 'frame')}"))
+    branch.children = _first([*rows, *map(Branch, [""] * (len(stages) - len(rows)))])
     return branch
 
 
@@ -239,7 +261,7 @@ def _number(value: Any) -> float | None:
 
 
 def _print(branch: Branch, prefix: str = "", joint: str = "") -> None:
-    echo(f"{prefix}{joint}{visible(branch.text)}")
+    echo(f"{prefix}{joint}{elided(visible(branch.text[:_LONGEST_LINE]), _LONGEST_LINE)}")
     if joint:
         prefix += "   " if joint == "└─ " else "│  "
     for number, child in enumerate(branch.children):

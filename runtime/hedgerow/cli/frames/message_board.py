@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
@@ -22,6 +22,10 @@ WINDOW_S: Final = 10.0
 """Period over which rates and latencies are computed."""
 
 _MAX_SAMPLES: Final = 2000
+_MAX_STREAMS: Final = 1000
+_MAX_NODES: Final = 1000
+"""Above, those silent for longest are forgotten: whoever sends can invent names."""
+_DEEPEST: Final = 8
 _TIME_KEYS: Final = frozenset({"at", "start", "end", "captured_at"})
 
 
@@ -167,6 +171,8 @@ def summarise(value: Any, width: int = 72) -> str:
 
 
 def _brief(value: Any, depth: int = 0) -> str:
+    if depth > _DEEPEST:
+        return "…"
     if isinstance(value, dict):
         parts = [
             (str(key), _clock(item) if _is_time(key, item) else _brief(item, depth + 1)) for key, item in value.items()
@@ -257,8 +263,8 @@ class Board:
     """Messages received so far, counted by stream and node.
 
     Attributes:
-        streams: counters by node, pipeline and stream.
-        nodes: the newest health report of each node.
+        streams: counters by node, pipeline and stream; of the last ones.
+        nodes: the newest health report of each node; of the last ones.
         news: the newest events, dead letters and changes of status.
     """
 
@@ -271,10 +277,18 @@ class Board:
         """Count a message."""
         if message.channel is Channel.HEALTH:
             with suppress(ValidationError):  # anyone may publish there
-                self.nodes[message.node] = Health.model_validate(message.body)
+                health = Health.model_validate(message.body)
+                self.nodes.pop(message.node, None)
+                self.nodes[message.node] = health
+                if len(self.nodes) > _MAX_NODES:
+                    del self.nodes[next(iter(self.nodes))]
         elif message.channel in (Channel.RESULT, Channel.DEAD, None):
             key = (message.node, message.pipeline, message.stream)
-            count = self.streams.setdefault(key, StreamCount(message))
+            message = replace(message, body=None)  # it may be large, and is not shown
+            count = self.streams.pop(key, None) or StreamCount(message)
+            self.streams[key] = count
+            if len(self.streams) > _MAX_STREAMS:
+                del self.streams[next(iter(self.streams))]
             if message.channel is Channel.DEAD:
                 count.dead += 1
                 self.news.append(message)
@@ -283,4 +297,4 @@ class Board:
                 count.last = message
                 count.recent.append(message)
         else:
-            self.news.append(message)
+            self.news.append(replace(message, body=None))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _REDRAW_S: Final = 0.5
 _MIN_ROWS: Final = 3
 _MAX_ROWS: Final = 200
+_LONGEST_LINE: Final = 2000
 _HEADINGS: Final = (
     *("NODE", "PIPELINE", "STREAM"),
     *(">RATE/S", ">LATENCY ms p50/p99", ">ARRIVAL ms p50/p99", ">COUNT", ">DEAD"),
@@ -154,7 +155,7 @@ def _print_json(message: WatchedMessage) -> None:
 
 def _print_line(message: WatchedMessage) -> None:
     if message.channel is not Channel.HEALTH or message.body.get("state") != "ok":
-        echo(visible(message.line()))
+        echo(elided(visible(message.line()[:_LONGEST_LINE]), _LONGEST_LINE))
 
 
 class LiveTable:

@@ -133,7 +133,8 @@ class Ledgers:
         outbox = self.find(node, epoch)
         if outbox is not None:
             return outbox
-        if self._epochs[node.id] >= MAX_EPOCHS or self._sites[node.site] >= self._of_a_site:
+        own = min(MAX_EPOCHS, max(1, self._of_a_site // 2))  # the rest is kept for its neighbours
+        if self._epochs[node.id] >= own or self._sites[node.site] >= self._of_a_site:
             return None
         new = "INSERT INTO ledger (node, epoch, state) VALUES (?, ?, '{}') RETURNING id"
         ((row,),) = self._database.rows(new, (node.id, epoch))

@@ -30,14 +30,16 @@ _SAVE_TWIN: Final = (
     "INSERT INTO twin (node, kind, other, since, last_at, sessions) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (node, kind) DO UPDATE SET "
     "other = excluded.other, since = excluded.since, last_at = excluded.last_at, sessions = excluded.sessions"
 )
+_LIES: Final = "Either node may lie about it: look at both machines before you revoke or forget one."
 _REMEDIES: Final[dict[TwinKind, str]] = {
     "name": "Stop one of them, or give each its own name (`node: {region, site, name}`) and certificate. Is it a copied disk? Run "
     "`hedgerow node new-identity` on the copy.",
     "turns": "If both machines are in use, give each its own name (`node: {region, site, name}`). If a backup of the state folder was "
     "put back, nothing is wrong; this goes away after a day.",
-    "state": "Is it a copied disk? Run `hedgerow node new-identity` on the copy. Two nodes of one machine need a `node: {state_dir}` each.",
+    "state": "Is it a copied disk? Run `hedgerow node new-identity` on the copy. Two nodes of one machine need a `node: {state_dir}` each. "
+    f"{_LIES}",
     "key": "Give each node its own certificate: `hedgerow pki issue`, or `hedgerow pki apply` with a topology. Images are made clean by "
-    "`hedgerow node seal`.",
+    f"`hedgerow node seal`. {_LIES}",
 }
 
 
