@@ -74,7 +74,8 @@ def _register_stages(home: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hedgerow-benchmarks\nVersion: 0\n")
     stages = (
-        f"{name.lower()} = benchmarks.stages.{name.lower()}:{name}" for name in ("Count", "Noop", "Spin", "Weigh")
+        f"{name.lower()} = benchmarks.stages.{name.lower()}:{name}"
+        for name in ("Count", "Noop", "Spin", "Threshold", "Weigh")
     )
     (info / "entry_points.txt").write_text("\n".join(["[hedgerow.stages]", *stages, ""]))
 

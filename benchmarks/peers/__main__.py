@@ -23,6 +23,7 @@ PEERS: dict[
     "vad-gmqtt": (loops.gmqtt, handlers.vad),
     "vad-faststream": (loops.faststream, handlers.vad),
     "text-paho": (loops.paho, handlers.text),
+    "telemetry-paho": (loops.paho, handlers.telemetry),
     "noop-paho": (loops.paho, handlers.noop),
     "count-paho": (loops.paho, handlers.count),
     "count-aiomqtt": (loops.aiomqtt, handlers.count),

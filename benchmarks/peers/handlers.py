@@ -60,6 +60,21 @@ def text(options: dict[str, Any]) -> Handler:
     return handle
 
 
+def telemetry(options: dict[str, Any]) -> Handler:
+    """Compare the fields of a JSON message with their limits."""
+    import orjson
+
+    limits: dict[str, float] = options["limits"]
+
+    def handle(topic: str, payload: Any, frame: str) -> bytes:
+        body = orjson.loads(payload)
+        values = [float(body[name]) for name in limits]
+        above = any(value > limit for value, limit in zip(values, limits.values(), strict=True))
+        return orjson.dumps({"id": frame, "topic": topic, "values": values, "above": above})
+
+    return handle
+
+
 def noop(_: dict[str, Any]) -> Handler:
     """Return the size of the payload."""
     return lambda _, payload, frame: json.dumps({"id": frame, "bytes": len(payload)}).encode()

@@ -1,6 +1,6 @@
 """The `count` stage, to measure receiving alone."""
 
-from hedgerow import Frame, Stage, StageConfig
+from hedgerow import Frame, FrameBatch, Stage, StageConfig
 
 
 class CountConfig(StageConfig):
@@ -13,6 +13,15 @@ class Count(Stage[CountConfig]):
     """Absorb all frames except each n-th, which returns a result."""
 
     _seen = 0
+
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        """Never raises."""
+        before, each = self._seen, self.config.each
+        self._seen += len(batch)
+        for row in range(len(batch)):
+            if (before + row + 1) % each:
+                batch.leave(row, None)
+        return batch.with_results([{}] * len(batch))
 
     def process(self, frame: Frame) -> Frame | None:
         """Never raises."""

@@ -212,6 +212,21 @@ class ModelHandle(ModelSignature, Protocol):
         """Like `infer`, but returns the error of a failed request in its place; other requests are unaffected."""
         ...
 
+    def infer_batch(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on rows of several frames at once, batched with the requests of other callers.
+
+        The outputs are those of `infer_each` for the same rows. If it raises, nothing is counted as failed: call
+        `infer_each` for the single rows then, as `process_many` does after `Irregular`.
+
+        Args:
+            inputs: an array per input, with as many rows on its batch axis as there are frames.
+        Returns: new arrays, one per output, with a row per frame on their batch axis.
+        Raises:
+            ModelMismatch: an array does not fit the model, or the model takes no batches.
+            InferenceError: the backend failed, perhaps for a single row.
+        """
+        ...
+
     def zero_state(self) -> dict[str, Array]:
         """Return the hidden state of a new stream, by input name, with a batch axis of size 1."""
         ...

@@ -30,7 +30,7 @@ def every_target() -> list[Cell]:
 
 
 def test_every_target_row_has_a_suite_and_results(tmp_path: Path) -> None:
-    assert {target.row for target in TARGETS.values()} - {0} == set(range(1, 14))
+    assert {target.row for target in TARGETS.values()} - {0} == set(range(1, 15))
     assert {key.split(".")[0] for key in TARGETS} <= SUITES.keys()
 
     report.write(tmp_path, {"all": record(*every_target())})
@@ -42,12 +42,12 @@ def test_every_target_row_has_a_suite_and_results(tmp_path: Path) -> None:
 
 
 def test_missed_targets_come_first_in_the_report(tmp_path: Path) -> None:
-    missed = cell("noop.received.node_per_paho", "received, node ÷ paho", [2.0, 2.1, 2.2], "×")
-    met = cell("vad.node_per_loop", "node ÷ loop", [3.5], "×")
+    missed = cell("noop.received.node_per_paho", "received, node ÷ paho", [3.0, 3.1, 3.2], "×")
+    met = cell("vad.node_per_loop", "node ÷ loop", [6.5], "×")
     report.write(tmp_path, {"vad": record(met), "noop": record(missed)})
 
     text = (tmp_path / "REPORT.md").read_text()
-    lost = text.index("- received, node ÷ paho: **2.10 ×**, target 2.5")
+    lost = text.index("- received, node ÷ paho: **3.10 ×**, target 4")
     assert text.index("## Where we lose") < lost < text.index("](report.svg)") < text.index("## Method")
     assert "- node ÷ loop" not in text
 
@@ -89,11 +89,11 @@ def test_the_picture_is_valid_and_reproducible() -> None:
 
 
 def test_the_picture_distinguishes_met_from_missed_without_colour() -> None:
-    met = cell("vad.node_per_loop", "", [4.0], "×")
-    missed = cell("latency.vad.added_p99", "", [3.0], "ms")
+    met = cell("vad.node_per_loop", "", [6.0], "×")
+    missed = cell("latency.vad.added_p50", "", [0.5], "ms")
     texts = [each.text for each in Xml.fromstring(picture.draw([met, missed])).iter("{http://www.w3.org/2000/svg}text")]
-    assert "✓ 4 (≥ 3)" in texts
-    assert "✗ 3 ms (≤ 1)" in texts
+    assert "✓ 6 (≥ 5.5)" in texts
+    assert "✗ 0.5 ms (≤ 0.28)" in texts
 
 
 def test_a_negative_value_scores_best_if_less_is_better() -> None:
@@ -108,8 +108,8 @@ def test_rows_and_names_select_suites_in_order() -> None:
     assert select_suites("5") == select_suites("6") == ["noop"]
     assert select_suites(" text , 7") == ["text", "large"]
     assert select_suites("") == [name for name, suite in SUITES.items() if not suite.explicit_only]
-    with pytest.raises(typer.BadParameter, match=r"no suite or row '14'.*rows 1 to 13"):
-        select_suites("14")
+    with pytest.raises(typer.BadParameter, match=r"no suite or row '15'.*rows 1 to 14"):
+        select_suites("15")
 
 
 def test_a_ratio_is_taken_within_each_repeat() -> None:
@@ -122,7 +122,7 @@ def test_a_ratio_is_taken_within_each_repeat() -> None:
 def test_a_target_is_a_lower_limit_for_ratios_and_an_upper_limit_for_times() -> None:
     """The unit decides which."""
     assert cell("vad.node_per_loop", "", [9.0], "×").met is True
-    assert cell("latency.vad.added_p99", "", [9e9], "ms").met is False
+    assert cell("latency.vad.added_p50", "", [9e9], "ms").met is False
     assert cell("vad.rate.node", "", [9.0], "frames/s").met is None
 
 

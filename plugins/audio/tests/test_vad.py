@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hedgerow import Frame, FrameError, PerStream, Stage
+from hedgerow import Frame, FrameBatch, FrameError, Irregular, Stage, StreamTable
 from hedgerow.testing import frame, run_pipeline, run_stage
 from hedgerow_audio.vad import VadWindow, VadWindowConfig
 
@@ -42,11 +42,11 @@ def test_the_size_of_frames_does_not_change_windows(chunks, sizes: list[int]) ->
         max_size=8,
     )
 )
-def test_a_list_of_frames_makes_the_same_windows_as_one_by_one(rounds: list[dict[str, str]]) -> None:
+def test_columns_make_the_same_windows_as_frames_one_by_one(rounds: list[dict[str, str]]) -> None:
     """Streams in one list do not affect each other, whatever else the list holds."""
     both = [VadWindow(VadWindowConfig()) for _ in range(2)]
     for stage in both:
-        stage.setup(SimpleNamespace(per_stream=PerStream))  # type: ignore[arg-type]
+        stage.setup(SimpleNamespace(stream_table=StreamTable))  # type: ignore[arg-type]
     for number, kinds in enumerate(rounds):
         frames = []
         for stream, kind in kinds.items():
@@ -55,10 +55,24 @@ def test_a_list_of_frames_makes_the_same_windows_as_one_by_one(rounds: list[dict
                 sound[7] = np.nan
             at = 50 + number * 0.032 + (9.0 if kind == "late" else 0.0)
             frames.append(Frame(array=sound, stream=stream, sequence=number, captured_at=at, meta={"rate": 16_000}))
-        together = both[0].process_many(frames)
+        together = _as_columns(both[0], frames)
         alone = [outcome for one in frames for outcome in Stage.process_many(both[1], [one])]
 
         assert [_comparable(outcome) for outcome in together] == [_comparable(outcome) for outcome in alone]
+
+
+def _as_columns(stage: VadWindow, frames: list[Frame]) -> list[Any]:
+    """Return the outcome of each frame, from columns where the stage takes them."""
+    batch = FrameBatch.of(frames)
+    try:
+        if batch is None:
+            raise Irregular
+        returned = stage.process_batch(batch)
+    except Irregular:
+        return list(stage.process_many(frames))
+    return [
+        stage.process_many([frame])[0] if row in batch.left else returned.frame(row) for row, frame in enumerate(frames)
+    ]
 
 
 def _comparable(outcome: Any) -> Any:

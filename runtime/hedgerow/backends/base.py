@@ -98,6 +98,23 @@ def installed_version(module: str, *distributions: str) -> str | None:
     return None if find_spec(module) is None else ""
 
 
+class BoundRequest(Protocol):
+    """An inference request with arrays of its own, which spares each run their allocation. One caller has it at a time."""
+
+    inputs: Mapping[str, Array]
+    """Arrays to fill before `run`."""
+    outputs: Mapping[str, Array]
+    """Arrays that `run` fills. Copy what is to last: the next run overwrites it."""
+
+    def run(self) -> None:
+        """Run the model on `inputs`; blocks with the interpreter lock released. Raises: InferenceError: the backend failed."""
+        ...
+
+    def release(self) -> None:
+        """Return the request to its session."""
+        ...
+
+
 class Session(Protocol):
     """A loaded model."""
 
@@ -123,6 +140,13 @@ class Session(Protocol):
             inputs: a C-contiguous array of the right dtype and shape for every input.
         Returns: a new array for every output, by name; an ONNX model has the same names on every backend.
         Raises: InferenceError: the backend failed.
+        """
+        ...
+
+    def bound(self, rows: int) -> BoundRequest | None:
+        """Wait for an idle request for a batch of exactly this many rows; call its `release` afterwards.
+
+        Returns: None: there is none, since sizes vary, arrays are large, or the backend gains nothing; use `run`.
         """
         ...
 

@@ -165,6 +165,9 @@ class OnnxRuntimeSession:
                 remedy="If other frames work, check this one's tensors; otherwise try `backend: openvino`.",
             ) from error
 
+    def bound(self, rows: int) -> None:
+        """Return None: binding saves nothing here in batches, and next to nothing alone; see `Session.bound`."""
+
     def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
         """Return an operator whose output's size depends on values; see `Session.value_sized`."""
         try:

@@ -14,11 +14,12 @@ int64 or float64 on ONNX Runtime.
 
 from __future__ import annotations
 
+import math
 import queue
 import re
 import shutil
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from hedgerow.backends.background import idle_priority
-from hedgerow.backends.base import Session, SessionOptions, TensorSpec, installed_version
+from hedgerow.backends.base import BoundRequest, Session, SessionOptions, TensorSpec, installed_version
 from hedgerow.backends.graphs.onnx_file import is_whole
 from hedgerow.backends.graphs.openvino_graph import (
     make_state_explicit,
@@ -61,6 +62,8 @@ _UNSUPPORTED: Final = re.compile(
     r"|doesn't contain the operation with type: (?P<type>\w+)"
 )
 _IR_VERSION: Final = 11
+_LARGEST_BOUND: Final = 1 << 20
+"""Bytes: to copy larger inputs and outputs takes longer than to allocate them, and a request for each size would hold them."""
 _VIRTUAL: Final = ("AUTO", "MULTI", "HETERO", "BATCH")
 _core_lock = threading.Lock()
 _core: Any = None
@@ -157,16 +160,25 @@ class OpenVinoSession:
         self._ports = [(number, spec.name) for number, spec in enumerate(inputs)]
         self._names = [spec.name for spec in outputs]
         self._any_batch = _RequestPool(compiled, self.streams)
-        self._by_rows = {rows: _RequestPool(one, self.streams) for rows, one in by_rows.items()}
-        axes = ((spec.name, options.batch_axes.get(spec.name, 0)) for spec in inputs)
-        self._row_axis = next(((name, axis) for name, axis in axes if axis is not None), None)
+        self._by_rows: dict[int, _RequestPool] = {}
+        self._bound: dict[int, _RequestPool] = {}
+        for rows, one in by_rows.items():
+            if _is_small(one, (*inputs, *outputs)):
+                self._bound[rows] = _RequestPool(one, self.streams, self._bind)
+            else:
+                self._by_rows[rows] = _RequestPool(one, self.streams)
+        axes = ((spec, options.batch_axes.get(spec.name, 0)) for spec in inputs)
+        self._row_axis = next(((spec.name, axis) for spec, axis in axes if axis is not None), None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; see `Session.run`."""
         requests = self._any_batch
-        if self._by_rows and self._row_axis is not None:
+        if self.batch_sizes and self._row_axis is not None:
             name, axis = self._row_axis
-            requests = self._by_rows.get(inputs[name].shape[axis], requests)
+            rows = inputs[name].shape[axis]
+            if (bound := self.bound(rows)) is not None:
+                return self._run_bound(bound, inputs)
+            requests = self._by_rows.get(rows, requests)
         request = requests.acquire()
         if request is None:
             raise InferenceError(f"{self._path.name} is closed", remedy="Open the model again.")
@@ -179,12 +191,46 @@ class OpenVinoSession:
             # `start_async` and `wait` do, but without hopping to another thread and back.
             return dict(zip(self._names, request.infer(share_outputs=False).to_tuple(), strict=True))
         except Exception as error:
-            raise InferenceError(
-                f"OpenVINO failed to run {self._path.name}: {reason_of(error)}",
-                remedy="If other frames work, check this one's tensors; otherwise try `backend: onnxruntime`.",
-            ) from error
+            raise self._failed(error) from error
         finally:
             requests.release(request)
+
+    def bound(self, rows: int) -> BoundRequest | None:
+        """Wait for an idle request with arrays of its own; see `Session.bound`."""
+        requests = self._bound.get(rows)
+        request: BoundRequest | None = None if requests is None else requests.acquire()
+        return request
+
+    def _bind(self, request: Any, requests: _RequestPool) -> BoundRequest:
+        """Give a request arrays of its own."""
+        ins = {name: _empty_like(request.get_input_tensor(number)) for number, name in self._ports}
+        outs = {name: _empty_like(request.get_output_tensor(number)) for number, name in enumerate(self._names)}
+        for number, name in self._ports:
+            request.set_input_tensor(number, self._tensor(ins[name], shared_memory=True))
+        for number, name in enumerate(self._names):
+            request.set_output_tensor(number, self._tensor(outs[name], shared_memory=True))
+        return _OpenVinoBound(request, requests, self._failed, ins, outs)
+
+    def _run_bound(self, request: BoundRequest, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            for name, own in request.inputs.items():
+                given = inputs[name]
+                if given.shape != own.shape or given.dtype != own.dtype:  # an assignment would broadcast or convert it
+                    raise InferenceError(
+                        f"{self._path.name} takes {name} as {own.dtype}{list(own.shape)}, not {given.dtype}{list(given.shape)}",
+                        remedy="Check the stage that makes it.",
+                    )
+                own[...] = given
+            request.run()
+            return {name: array.copy() for name, array in request.outputs.items()}
+        finally:
+            request.release()
+
+    def _failed(self, error: Exception) -> InferenceError:
+        return InferenceError(
+            f"OpenVINO failed to run {self._path.name}: {reason_of(error)}",
+            remedy="If other frames work, check this one's tensors; otherwise try `backend: onnxruntime`.",
+        )
 
     def value_sized(self, batch: Mapping[str, Array], constants: Collection[str]) -> str | None:
         """Return an operator whose output's size depends on values; see `Session.value_sized`."""
@@ -193,17 +239,52 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Free the model; runs in progress finish first, waiting ones fail."""
-        for requests in (self._any_batch, *self._by_rows.values()):
+        for requests in (self._any_batch, *self._by_rows.values(), *self._bound.values()):
             requests.close()
 
 
-class _RequestPool:
-    """The inference requests of a compiled model, one per stream."""
+class _OpenVinoBound:
+    """A request of OpenVINO with arrays of its own; see `BoundRequest`."""
 
-    def __init__(self, compiled: Any, streams: int) -> None:
+    def __init__(
+        self,
+        request: Any,
+        pool: _RequestPool,
+        failed: Callable[[Exception], InferenceError],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._request = request
+        self._pool = pool
+        self._failed = failed
+
+    def run(self) -> None:
+        """Run the model on `inputs`; see `BoundRequest.run`."""
+        try:
+            self._request.infer(share_outputs=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def release(self) -> None:
+        """Return the request to its session."""
+        self._pool.release(self)
+
+
+class _RequestPool:
+    """The inference requests of a compiled model, one per stream.
+
+    Args:
+        bind: makes of a request what callers get.
+    """
+
+    def __init__(
+        self, compiled: Any, streams: int, bind: Callable[[Any, _RequestPool], Any] = lambda request, _: request
+    ) -> None:
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(streams):
-            self._idle.put(compiled.create_infer_request())
+            self._idle.put(bind(compiled.create_infer_request(), self))
         self._closed = False
 
     def acquire(self) -> Any:
@@ -225,6 +306,19 @@ class _RequestPool:
             while True:
                 self._idle.get_nowait()
         self._idle.put(None)
+
+
+def _is_small(compiled: Any, specs: Iterable[TensorSpec]) -> bool:
+    """Return whether all inputs and outputs of a compiled model have known sizes, and together few bytes."""
+    ports = (*compiled.inputs, *compiled.outputs)
+    if any(port.get_partial_shape().is_dynamic for port in ports):
+        return False
+    sizes = (math.prod(port.get_shape()) for port in ports)
+    return int(sum(size * spec.dtype.itemsize for size, spec in zip(sizes, specs, strict=True))) <= _LARGEST_BOUND
+
+
+def _empty_like(tensor: Any) -> Array:
+    return np.zeros(tuple(tensor.shape), _DTYPES[tensor.element_type.to_string()])
 
 
 def _shared_core() -> Any:

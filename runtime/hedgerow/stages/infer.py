@@ -11,18 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from hedgerow.backends.base import TensorSpec
-from hedgerow.errors import ConfigError, FrameError, ModelMismatch, StageMismatch
+from hedgerow.columns.frame_batch import FrameBatch, Irregular
+from hedgerow.errors import ConfigError, FrameError, HedgerowError, ModelMismatch, StageMismatch
 from hedgerow.frame import Array, Frame
-from hedgerow.stage import (
-    ArraySpec,
-    FrameSpec,
-    ModelHandle,
-    Outcome,
-    PerStream,
-    Stage,
-    StageConfig,
-    StageContext,
-)
+from hedgerow.stage import ArraySpec, FrameSpec, ModelHandle, Outcome, Stage, StageConfig, StageContext
+from hedgerow.stages.hidden_state import HiddenStates
 from hedgerow.stages.model_input import ModelInput
 
 
@@ -73,7 +66,7 @@ class Infer(Stage[InferConfig]):
         self._inputs = [ModelInput(spec, self.config.inputs.get(spec.name, spec.name), self._model) for spec in specs]
         self._state_pairs = tuple(self._model.state.items())
         self._next_states = frozenset(self._model.state.values())
-        self._states: PerStream[_HiddenState] | None = context.per_stream(_HiddenState) if self._state_pairs else None
+        self._states = HiddenStates(context, self._model, self._state_pairs) if self._state_pairs else None
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take what fills the model's inputs; give its outputs.
@@ -132,33 +125,98 @@ class Infer(Stage[InferConfig]):
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
 
     def _infer_with_state(
-        self, frames: Sequence[Frame], outcomes: list[Any], positions: list[int], states: PerStream[_HiddenState]
+        self, frames: Sequence[Frame], outcomes: list[Any], positions: list[int], states: HiddenStates
     ) -> None:
         """Like `_infer` with hidden state; no two frames may be of one stream."""
-        pairs = self._state_pairs
-        token, zero = self._model.state_token, self._model.zero_state
-        requests, before = [], []
+        version = states.version()
         for i in positions:
-            frame, request = frames[i], outcomes[i]
-            if frame.meta.get("begins"):
-                states.pop(frame.stream, None)
-            hidden = states[frame.stream]
-            if hidden.token is not token:  # new, or of a version that no longer serves this stream
-                hidden.token, hidden.arrays = token, zero()
-            request.update(hidden.arrays)
-            requests.append(request)
-            before.append(hidden.arrays)
-        results = self._model.infer_each(requests)
-        for i, state, result in zip(positions, before, results, strict=True):
+            frame = frames[i]
+            outcomes[i].update(states.one(frame.stream, version, begins=bool(frame.meta.get("begins"))))
+        results = self._model.infer_each([outcomes[i] for i in positions])
+        for i, result in zip(positions, results, strict=True):
             if result.__class__ is dict:
-                # Copied, so that a silent stream does not keep the whole batch in memory.
-                for name, output in pairs:
-                    new, stored = result.pop(output), state[name]
-                    if stored.shape == new.shape:
-                        stored[...] = new
-                    else:
-                        state[name] = new.copy()
+                states.put_one(frames[i].stream, version, result)
             outcomes[i] = self._outcome(frames[i], outcomes[i], result)
+
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        """Run the model on all rows as one request; a row with NaN or infinity is left to `process_many`.
+
+        Raises: Irregular: the rows do not fit the model, or one of them makes it fail: `process_many` has to find which.
+        """
+        try:
+            return self._process_batch(batch)
+        except HedgerowError as error:
+            raise Irregular from error
+
+    def _process_batch(self, batch: FrameBatch) -> FrameBatch:
+        inputs = {input_.name: self._column(batch, input_) for input_ in self._inputs}
+        bad = self._not_finite_rows(inputs)
+        begins = batch.meta_column("begins") if self._states is not None else ()
+        if bad is None:
+            outputs = self._infer_columns(inputs, batch.streams, begins)
+        else:
+            good = np.flatnonzero(~bad).tolist()
+            if not good:
+                raise Irregular
+            for input_ in self._inputs:
+                inputs[input_.name] = inputs[input_.name].take(good, input_.axis)
+            some = self._infer_columns(
+                inputs, [batch.streams[row] for row in good], [begins[row] for row in good] if begins else ()
+            )
+            outputs = {name: self._spread(name, array, good, len(batch)) for name, array in some.items()}
+            for row in np.flatnonzero(bad).tolist():
+                batch.defer(row)
+        axes = self._model.batch_axis
+        tensors = {}
+        for name, array in outputs.items():
+            axis = axes.get(name, 0)
+            tensors[name] = array[np.newaxis].swapaxes(0, 1 + axis) if axis else array[:, np.newaxis]
+        return batch.with_tensors({**batch.tensors, **tensors} if self.config.keep else tensors)
+
+    def _spread(self, name: str, array: Array, rows: Sequence[int], count: int) -> Array:
+        """Return an output of some rows as one of all; the others are zero."""
+        axis = self._model.batch_axis.get(name, 0)
+        whole = np.zeros((*array.shape[:axis], count, *array.shape[axis + 1 :]), array.dtype)
+        whole.swapaxes(0, axis)[rows] = array.swapaxes(0, axis)
+        return whole
+
+    def _column(self, batch: FrameBatch, input_: ModelInput) -> Array:
+        """Return what fills an input, its rows on the batch axis."""
+        array = batch.tensors.get(input_.tensor) if batch.tensors else batch.array if len(self._inputs) == 1 else None
+        column = None if array is None else input_.column(array)
+        if column is None:
+            raise Irregular
+        return column
+
+    def _not_finite_rows(self, inputs: Mapping[str, Array]) -> Array | None:
+        """Return which rows contain NaN or infinity; None: none does."""
+        if not self.config.finite:
+            return None
+        bad: Array | None = None
+        for input_ in self._inputs:
+            array = inputs[input_.name]
+            if input_.floats and not _finite(array):
+                others = tuple(axis for axis in range(array.ndim) if axis != input_.axis)
+                rows: Array = np.logical_not(np.isfinite(array).all(axis=others))
+                bad = rows if bad is None else bad | rows
+        return bad
+
+    def _infer_columns(
+        self, inputs: dict[str, Array], streams: Sequence[str], begins: Sequence[Any]
+    ) -> dict[str, Array]:
+        """Run the model on rows of different streams. Returns: its outputs without hidden state, rows on their batch axis."""
+        states = self._states
+        if states is None:
+            return self._model.infer_batch(inputs)
+        version = states.version()
+        found = states.many(streams, version, begins)
+        if found is None:
+            raise Irregular
+        rows, before = found
+        outputs = self._model.infer_batch({**inputs, **before})
+        if not states.put_many(rows, version, outputs):
+            raise Irregular
+        return outputs
 
     def _outcome(self, frame: Frame, request: dict[str, Array], result: Any) -> Frame | Exception:
         if result.__class__ is dict:
@@ -221,16 +279,6 @@ class Infer(Stage[InferConfig]):
                     else "Send as many numbers as the model takes, or choose them with `field` of `parse`.",
                 )
         return None
-
-
-class _HiddenState:
-    """Hidden state of a stream, and the token of the version it belongs to."""
-
-    __slots__ = ("arrays", "token")
-
-    def __init__(self) -> None:
-        self.token: object = None
-        self.arrays: dict[str, Array] = {}
 
 
 def _rounds(frames: Sequence[Frame], outcomes: Sequence[Any]) -> list[list[int]]:

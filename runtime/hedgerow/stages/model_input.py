@@ -74,6 +74,24 @@ class ModelInput:
         with np.errstate(over="ignore"):  # what is too large becomes infinite
             return array.astype(_HALF)
 
+    def column(self, array: Array) -> Array | None:
+        """Return the arrays of several frames, stacked along a first axis, as rows on the batch axis.
+
+        Returns: a view where possible; None: the model does not take them so, or only after a closer look.
+        Raises: FrameError: see `convert`.
+        """
+        if array.ndim == self.ndim + 1:  # each frame has a batch axis
+            if array.shape[1 + self.axis] != 1:
+                return None
+            array = array.squeeze(1 + self.axis)
+        elif array.ndim != self.ndim or not self.ndim:
+            return None
+        if array.dtype != self.dtype:
+            if not self.converts(array.dtype):
+                return None
+            array = self.convert(array)
+        return np.moveaxis(array, 0, self.axis) if self.axis else array
+
     def _label(self, position: tuple[int, ...]) -> str:
         return self.tensor + "".join(f"[{index}]" for index in position)
 

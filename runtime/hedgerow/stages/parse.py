@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from operator import itemgetter
+from typing import Any, Final
 
 import numpy as np
-from pydantic import Field, model_validator
 
+from hedgerow.columns.frame_batch import FrameBatch, Irregular
 from hedgerow.errors import FrameError, StageMismatch
 from hedgerow.frame import Array, Buffer, Drop, Frame
-from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageConfig, StageContext
+from hedgerow.stage import ArraySpec, FrameSpec, Stage, StageContext
+from hedgerow.stages.parse_config import Name, ParseConfig
 from hedgerow.wire.codec import COMPACT_DATE, NPY, is_plain, parse_npy, timestamp
 from hedgerow.wire.document import decode_json, decode_json_exactly, decode_msgpack, field
 from hedgerow.wire.numbers import FLOAT32, ArrayReader, RoundedError, below, convert
@@ -36,71 +39,6 @@ _MISSING: Final = Drop(MissingValue.code)
 _ORJSON_ROUNDS_FROM: Final = 2.0**64
 _UNREADABLE: Final = frozenset({"bad-json", "bad-msgpack", "bad-csv", "bad-npy"})
 
-Name = str | Annotated[int, Field(ge=0)]
-
-
-class ParseConfig(StageConfig):
-    """Configuration of `parse`."""
-
-    format: Literal["auto", "npy", "json", "msgpack", "csv", "raw"] = Field(
-        "auto", description="`auto` uses the content type; `raw` reads the bytes as numbers of `dtype`."
-    )
-    field: Name | Annotated[tuple[Name, ...], Field(min_length=1)] | None = Field(
-        None,
-        description="Field of a JSON or MessagePack map that contains the numbers, or its path: `data.v`. Of a list of maps, "
-        "the field of each. Of CSV, a column: its name in the first line, or its number, from 0. Several become the "
-        "columns of the array, in this order.",
-        examples=["values", "data.values", ["temperature", "humidity"], [1, 2]],
-    )
-    tensors: dict[str, Name] = Field(
-        default_factory=dict,
-        description="Tensor → its field, for a model with several inputs; instead of `field`.",
-        examples=[{"x": "temperature", "y": "humidity"}],
-    )
-    dtype: (
-        Literal[
-            "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
-        ]
-        | None
-    ) = Field(
-        None,
-        description="Convert to this type, or refuse a value that it cannot represent; for `raw`, the type of the bytes "
-        "(little-endian). By default, numbers with a fraction and CSV become float32: set float64 to keep every digit.",
-    )
-    missing: Literal["refuse", "drop"] | float = Field(
-        "refuse",
-        description="What to do if a value is null, NaN, infinite, empty or absent, or a field is given twice: `refuse` dead-letters "
-        "the frame, `drop` drops it as `missing-value`, a number takes the value's place. NaN in .npy and raw numbers is "
-        "only dealt with if this is set.",
-    )
-    text: bool = Field(False, description='Also accept numbers that JSON or MessagePack has as text: `"1.5"`.')
-    delimiter: str = Field(",", min_length=1, max_length=1, description="Character between the cells of CSV.")
-    decimal: Literal[".", ","] = Field(".", description="Decimal point of the numbers in CSV.")
-    time: Name | None = Field(
-        None,
-        description="Field or CSV column with the capture time: RFC 3339 with an offset, or a number of `time_unit` since 1970.",
-    )
-    time_unit: Literal["s", "ms", "us", "ns"] = Field("s", description="Unit of such a number.")
-    meta: dict[str, str] = Field(
-        default_factory=dict,
-        description="Meta → the field it is read from, for later stages: `{rate: sampling_hz}`. Other fields of a message have no "
-        "effect on stages.",
-        examples=[{"rate": "sampling_hz"}],
-    )
-    max_bytes: int = Field(64 * 2**20, ge=1, description="A larger array is refused.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ParseConfig:
-        if self.tensors and self.field is not None:
-            raise ValueError("set either `field` or `tensors`")
-        if self.format in ("npy", "raw") and (
-            self.tensors or self.meta or self.field is not None or self.time is not None
-        ):
-            raise ValueError(f"{self.format} has no fields")
-        if self.delimiter == self.decimal:
-            raise ValueError(f'with `decimal: "{self.decimal}"`, set another `delimiter`, such as ";"')
-        return self
-
 
 class Parse(Stage[ParseConfig]):
     """Parse the payload into the frame's array; other fields of a map become the frame's `fields`."""
@@ -117,6 +55,8 @@ class Parse(Stage[ParseConfig]):
         self._reader = ArrayReader(self._dtype, self._fill, text=config.text)
         names = config.field if isinstance(config.field, tuple) else () if config.field is None else (config.field,)
         self._names = names or tuple(config.tensors.values())
+        self._fields = itemgetter(*(self._names or ("",)))
+        self._plain_fields = bool(self._names) and not config.text and self._reader.makes_floats
         self._labels = {name: partial(_label, name) for name in self._names}
         used = (*self._names, *config.meta.values(), *(() if config.time is None else (config.time,)))
         self._named = any(isinstance(name, str) for name in used)
@@ -140,6 +80,77 @@ class Parse(Stage[ParseConfig]):
             read = dict.fromkeys(config.tensors, ArraySpec(config.dtype))
             return noted.with_tensors(None if incoming.tensors is None else {**incoming.tensors, **read})
         return noted.with_array(ArraySpec(config.dtype or ("float32" if raw else None), (None,) if raw else None))
+
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        """Parse documents whose fields are single numbers, all at once; other rows are left to `process`.
+
+        Raises: Irregular: the payloads are something else.
+        """
+        config = self.config
+        kind = config.format if config.format != "auto" else _known(batch.content_type)
+        if kind not in ("json", "msgpack") or not self._plain_fields:
+            raise Irregular
+        first = self._plain_document(batch.payloads[0], kind)
+        if first is not None and list in map(type, self._plain_values(first) or ()):
+            raise Irregular  # before the others are decoded: theirs are lists too
+        documents = [first, *[self._plain_document(payload, kind) for payload in batch.payloads[1:]]]
+        values = [None if body is None else self._plain_values(body) for body in documents]
+        read: list[Array] = []
+        good = np.array([row is not None for row in values])
+        blank = (0.0,) * len(self._names)
+        for names in [slice(at, at + 1) for at in range(len(self._names))] if config.tensors else [slice(None)]:
+            numbers, fit = self._reader.rows([(row or blank)[names] for row in values], good)
+            good &= fit
+            read.append(numbers)
+        details = [self._details(documents[row], batch, row) if good[row] else None for row in range(len(batch))]
+        left = [row for row, detail in enumerate(details) if detail is None]
+        if len(left) == len(batch):
+            raise Irregular
+        for row in left:
+            batch.defer(row)
+        filled = [detail or ({}, (), 0.0) for detail in details]
+        if config.tensors:
+            parsed = batch.with_tensors({**batch.tensors, **dict(zip(config.tensors, read, strict=True))})
+        else:
+            parsed = batch.with_array(read[0])
+        if any(fields for fields, _, _ in filled) or batch.fields is not None:
+            parsed.fields = [fields for fields, _, _ in filled]
+        if config.meta:
+            columns = zip(*[meta or (None,) * len(config.meta) for _, meta, _ in filled], strict=True)
+            parsed = parsed.with_meta_columns(**dict(zip(config.meta, columns, strict=True)))
+        if config.time is not None:
+            parsed.captured_at = [seconds for _, _, seconds in filled]
+        return parsed
+
+    def _plain_document(self, payload: Buffer, kind: str) -> dict[Any, Any] | None:
+        """Return the map that a payload is; None: it is something else, which `process` says."""
+        try:
+            body = decode_json(payload, self._keys) if kind == "json" else decode_msgpack(payload)
+        except FrameError:
+            return None
+        return body if body.__class__ is dict else None
+
+    def _plain_values(self, body: dict[Any, Any]) -> tuple[Any, ...] | None:
+        """Return the fields of a map; None: one is missing."""
+        try:
+            values: Any = self._fields(body)
+            return values if len(self._names) > 1 else (values,)
+        except KeyError:
+            pass  # absent, or a path
+        try:
+            return tuple([field(body, name, self._fill) for name in self._names])
+        except FrameError:
+            return None
+
+    def _details(self, body: Any, batch: FrameBatch, row: int) -> tuple[dict[str, Any], Sequence[Any], float] | None:
+        """Return a map's other fields, the values for meta, and the capture time; None: one is missing or wrong."""
+        config, tops = self.config, self._tops
+        try:
+            meta = [field(body, source) for source in config.meta.values()] if config.meta else ()
+            at = _seconds(field(body, config.time), config.time_unit) if config.time is not None else 0.0
+        except FrameError:
+            return None
+        return {str(key): value for key, value in body.items() if key not in tops}, meta, at
 
     def process(self, frame: Frame) -> Frame | Drop:
         """Parse one frame.

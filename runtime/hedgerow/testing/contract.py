@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -27,10 +27,9 @@ from hedgerow.pipeline.chain.live import FrameOutcome
 from hedgerow.pipeline.chain.specs import RECEIVED, UNKNOWN, output_spec
 from hedgerow.pipeline.chain.stage_failure import StageFailed
 from hedgerow.stage import ArraySpec, FrameSpec
-from hedgerow.testing.kit import outcomes_of
-
-_TOLERANCE: Final = 1e-3
-"""Allowed difference between a batch and single frames: backends sum in a different order."""
+from hedgerow.testing.column_contract import Lists, compare_columns, mixed_rounds
+from hedgerow.testing.comparison import contents, difference, on_stream, same, short
+from hedgerow.testing.kit import column_outcomes_of, outcomes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Promise:
     Attributes:
         name: the promise, as a sentence.
         kept: whether the stage keeps it.
-        detail: how the stage breaks it, or "".
+        detail: how the stage breaks it, or a remark, or "".
     """
 
     name: str
@@ -69,12 +68,16 @@ def try_stage(
     *before, stage = stages
     pool = ModelPool(cores=cores())
 
-    def run(entries: Sequence[StageEntry], frames: Sequence[Frame], together: bool) -> list[FrameOutcome]:
+    def run(entries: Sequence[StageEntry], lists: Lists) -> tuple[list[FrameOutcome], int]:
         context = PipelineContext("test", models or {}, base_dir, pool)
         chain = build_chain(entries, context)
+        counts: dict[str, int] = {}
         try:
-            lists = [list(frames)] if together else [[frame] for frame in frames]
-            return [outcome for batch in lists for outcome in outcomes_of(chain, batch)]
+            return [
+                outcome
+                for frames, columns in lists
+                for outcome in (column_outcomes_of(chain, frames, counts) if columns else outcomes_of(chain, frames))
+            ], sum(counts.values())
         finally:
             chain.close()
             context.release()
@@ -83,7 +86,9 @@ def try_stage(
     try:
         received = not any(sample.has_array or sample.tensors for sample in samples)
         build_chain(before, model_holder, incoming=RECEIVED if received else UNKNOWN).close()
-        arrived = run(before, samples, True) if before else [FrameOutcome(results=[sample]) for sample in samples]
+        arrived = (
+            run(before, [(samples, False)])[0] if before else [FrameOutcome(results=[sample]) for sample in samples]
+        )
         reached = _out(arrived)
         if not reached:
             error = next((outcome.error for outcome in arrived if outcome.error is not None), None)
@@ -93,15 +98,19 @@ def try_stage(
             )
 
         def run_stage(frames: Sequence[Frame], together: bool = True) -> list[FrameOutcome]:
-            return run([stage], frames, together)
+            return run([stage], [(frames, False)] if together else [([frame], False) for frame in frames])[0]
 
         step = set_up(stage, model_holder)
         try:
             checks = {name: check(run_stage, reached) for name, check in _CHECKS.items()}
             checks["what it declares is true"] = _declares_truth(run_stage, reached, partial(output_spec, step))
+            promises = [Promise(name, not detail, detail or "") for name, detail in checks.items()]
+            if step.takes_batches:
+                rounds = mixed_rounds(reached, _invalid_frames(reached[0]))
+                promises.append(Promise(_COLUMNS, *compare_columns(partial(run, [stage]), rounds)))
         finally:
             step.stage.close()
-        return [Promise(name, not detail, detail or "") for name, detail in checks.items()]
+        return promises
     finally:
         model_holder.release()
         pool.close()
@@ -132,27 +141,27 @@ def _isolates_invalid(run: _Run, samples: Sequence[Frame]) -> str | None:
     bad = [frame for frame in _invalid_frames(samples[0]) if run([frame])[0].error is not None]
     mixed = [frame for sample in samples for frame in (*bad, sample)]
     alone = run(samples)
-    return _difference(_out(alone), _out(run(mixed)[len(bad) :: len(bad) + 1]))
+    return difference(_out(alone), _out(run(mixed)[len(bad) :: len(bad) + 1]))
 
 
 def _is_independent_of_lists(run: _Run, samples: Sequence[Frame]) -> str | None:
-    return _difference(_out(run(samples, together=False)), _out(run(samples, together=True)))
+    return difference(_out(run(samples, together=False)), _out(run(samples, together=True)))
 
 
 def _separates_streams(run: _Run, samples: Sequence[Frame]) -> str | None:
-    other = [_on_stream(sample, "another stream") for sample in samples]
+    other = [on_stream(sample, "another stream") for sample in samples]
     outcomes = run([frame for pair in zip(samples, other, strict=True) for frame in pair])
-    return _difference(_out(run(samples)), _out(outcomes[::2])) or _difference(_out(run(other)), _out(outcomes[1::2]))
+    return difference(_out(run(samples)), _out(outcomes[::2])) or difference(_out(run(other)), _out(outcomes[1::2]))
 
 
 def _starts_without_state(run: _Run, samples: Sequence[Frame]) -> str | None:
-    return _difference(_out(run(samples)), _out(run(samples)))
+    return difference(_out(run(samples)), _out(run(samples)))
 
 
 def _leaves_input_unmodified(run: _Run, samples: Sequence[Frame]) -> str | None:
-    before = [_contents(sample) for sample in samples]
+    before = [contents(sample) for sample in samples]
     run(samples)
-    changed = [sample for sample, content in zip(samples, before, strict=True) if not _same(content, _contents(sample))]
+    changed = [sample for sample, content in zip(samples, before, strict=True) if not same(content, contents(sample))]
     return f"it modified {_describe(changed[0])}; other frames may share that memory" if changed else None
 
 
@@ -198,11 +207,12 @@ def untrue(spec: FrameSpec, frame: Frame) -> str | None:
     for key, value in actual.meta.items():
         if key not in spec.meta and not spec.more_meta:
             return f"it declares no meta {key!r}; a frame has it"
-        if None not in (value, spec.meta.get(key)) and not _same(spec.meta[key], value):
-            return f"it declares meta {key!r} as {_short(spec.meta[key])}; a frame has {_short(value)}"
+        if None not in (value, spec.meta.get(key)) and not same(spec.meta[key], value):
+            return f"it declares meta {key!r} as {short(spec.meta[key])}; a frame has {short(value)}"
     return None
 
 
+_COLUMNS: Final = "columns give the same outcomes as single frames"
 _CHECKS: Final[Mapping[str, Callable[[_Run, Sequence[Frame]], str | None]]] = {
     "valid frames are accepted": _accepts_valid,
     "invalid frames raise FrameError": _refuses_invalid,
@@ -234,54 +244,6 @@ def _invalid_frames(sample: Frame) -> list[Frame]:
     return frames
 
 
-def _on_stream(frame: Frame, stream: str) -> Frame:
-    moved = frame.with_meta()
-    moved.stream = stream
-    return moved
-
-
 def _describe(frame: Frame) -> str:
     array = f", array {frame.array.dtype}{list(frame.array.shape)}" if frame.has_array else ""
     return f"a frame of {len(frame.payload)} bytes ({frame.content_type or 'no content type'}{array})"
-
-
-def _contents(frame: Frame) -> dict[str, Any]:
-    """Return copies of a frame's contents."""
-    return {
-        "payload": bytes(frame.payload),
-        "array": frame.array.copy() if frame.has_array else None,
-        "tensors": {name: tensor.copy() for name, tensor in frame.tensors.items()},
-        "fields": dict(frame.fields),
-        "meta": dict(frame.meta),
-        "result": frame.result,
-    }
-
-
-def _difference(expected: Sequence[Frame], got: Sequence[Frame]) -> str | None:
-    if len(expected) != len(got):
-        return f"{len(got)} frames instead of {len(expected)}"
-    for number, (left, right) in enumerate(zip(expected, got, strict=True)):
-        before, after = _contents(left), _contents(right)
-        for part, value in before.items():
-            if not _same(value, after[part]):
-                return f"{part} of frame {number} differs: {_short(after[part])} instead of {_short(value)}"
-    return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def _same(left: Any, right: Any) -> bool:
-    """Whether two values are equal, numbers within the tolerance."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, (np.ndarray, np.number, float)) and isinstance(right, (np.ndarray, np.number, float, int)):
-        left, right = np.asarray(left), np.asarray(right)
-        if left.dtype.kind in "fc" and left.shape == right.shape:
-            return bool(np.allclose(left, right, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True))
-        return bool(np.array_equal(left, right))
-    return bool(left == right)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from hedgerow import plugins
+from hedgerow.columns.frame_batch import FrameBatch
 from hedgerow.config import ModelConfig, PipelineConfig, StageEntry
 from hedgerow.errors import HedgerowError, is_interrupt
 from hedgerow.frame import Array, Buffer, Frame
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
 from hedgerow.pipeline.chain.chain import Chain
-from hedgerow.pipeline.chain.live import FrameOutcome
+from hedgerow.pipeline.chain.live import FrameOutcome, Live
 from hedgerow.stage import Stage
 from hedgerow.wire.messages import reason_of
 
@@ -41,12 +42,15 @@ class PipelineRun:
         dropped: number of dropped frames, by reason.
         dead: number of frames that failed, by error code.
         errors: their errors, in order.
+        columns: number of frames that each stage processed as columns (`process_batch`), by its name; without stages that
+            processed none.
     """
 
     out: list[Frame] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     dead: dict[str, int] = field(default_factory=dict)
     errors: list[HedgerowError] = field(default_factory=list)
+    columns: dict[str, int] = field(default_factory=dict)
 
     @property
     def results(self) -> list[Any]:
@@ -82,6 +86,7 @@ def run_stage(
     *,
     models: Mapping[str, ModelLike] | None = None,
     together: bool = True,
+    columns: bool = False,
     **config: Any,
 ) -> PipelineRun:
     """Run one stage on frames.
@@ -91,13 +96,14 @@ def run_stage(
         frames: the frames.
         models: models that it may request, by name.
         together: pass all frames as one list; False: one list per frame.
+        columns: pass them as columns where a stage takes them, in lists in which no stream comes twice.
         config: configuration of the stage.
     Raises: HedgerowError: the stage cannot be created or set up.
     """
     entry: StageLike = {stage: config} if isinstance(stage, str) else stage
     if isinstance(stage, type):
         entry = plugins.configure(stage, config, stage.__name__)
-    return run_pipeline([entry], frames, models=models, together=together)
+    return run_pipeline([entry], frames, models=models, together=together, columns=columns)
 
 
 def run_pipeline(
@@ -106,6 +112,7 @@ def run_pipeline(
     *,
     models: Mapping[str, ModelLike] | None = None,
     together: bool = True,
+    columns: bool = False,
 ) -> PipelineRun:
     """Run a chain of stages on frames.
 
@@ -114,6 +121,7 @@ def run_pipeline(
         frames: the frames.
         models: models that they may request, by name.
         together: pass all frames as one list; False: one list per frame.
+        columns: pass them as columns where a stage takes them, in lists in which no stream comes twice.
     Raises: HedgerowError: a stage cannot be created or set up.
     """
     pool = ModelPool(cores=len(os.sched_getaffinity(0)))
@@ -121,21 +129,36 @@ def run_pipeline(
     context = PipelineContext("test", configs, Path.cwd(), pool)
     chain = build_chain([_stage(stage) for stage in stages], context)
     try:
-        return _run(chain, [list(frames)] if together else [[one] for one in frames])
+        lists = [[one] for one in frames] if not together else rounds(frames) if columns else [list(frames)]
+        return _run(chain, lists, columns)
     finally:
         chain.close()
         context.release()
         pool.close()
 
 
-def _run(chain: Chain, lists: Iterable[Sequence[Frame]]) -> PipelineRun:
+def rounds(frames: Iterable[Frame]) -> list[list[Frame]]:
+    """Divide frames into lists in which no stream comes twice, in order."""
+    lists: list[list[Frame]] = []
+    seen: set[str] = set()
+    for each in frames:
+        if not lists or each.stream in seen:
+            lists.append([])
+            seen.clear()
+        lists[-1].append(each)
+        seen.add(each.stream)
+    return lists
+
+
+def _run(chain: Chain, lists: Iterable[Sequence[Frame]], columns: bool) -> PipelineRun:
     run = PipelineRun()
     dropped: Counter[str] = Counter()
     dead: Counter[str] = Counter()
     for batch in lists:
         if not batch:
             continue
-        for outcome in outcomes_of(chain, batch):
+        outcomes = column_outcomes_of(chain, batch, run.columns) if columns else outcomes_of(chain, batch)
+        for outcome in outcomes:
             run.out.extend(outcome.results)
             if outcome.error is not None:
                 run.errors.append(outcome.error)
@@ -151,7 +174,28 @@ def outcomes_of(chain: Chain, frames: Sequence[Frame]) -> list[FrameOutcome]:
 
     Raises: KeyboardInterrupt: Ctrl-C, which a chain takes for an error of the stage that it interrupts.
     """
-    outcomes = chain.run(frames).outcomes
+    return _uninterrupted(chain.run(frames).outcomes)
+
+
+def column_outcomes_of(chain: Chain, frames: Sequence[Frame], columns: dict[str, int]) -> list[FrameOutcome]:
+    """Run a list of frames through a chain as columns, as far as its stages take them.
+
+    Args:
+        columns: gets the number of frames that each stage processed as columns added.
+    Raises: KeyboardInterrupt: as `outcomes_of`.
+    """
+    every, batch = range(len(frames)), FrameBatch.of(frames)
+    run = chain.run_columns(Live(None, (), frames, every) if batch is None else Live(batch, every, (), ()))
+    for stage, count in run.columns:
+        columns[stage] = columns.get(stage, 0) + count
+    outcomes = dict(run.outcomes)
+    for row, position in enumerate(run.rows):
+        assert run.batch is not None  # noqa: S101 - it has rows
+        outcomes[position] = FrameOutcome([run.batch.frame(row)])
+    return _uninterrupted([outcomes[position] for position in range(len(frames))])
+
+
+def _uninterrupted(outcomes: list[FrameOutcome]) -> list[FrameOutcome]:
     for outcome in outcomes:
         if outcome.error is not None and is_interrupt(outcome.error.__cause__):
             raise KeyboardInterrupt from outcome.error

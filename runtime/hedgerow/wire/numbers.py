@@ -7,6 +7,8 @@ but a large one with more digits than float32 keeps (a time, a counter) is refus
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +19,9 @@ from hedgerow.wire.values import Label, cleaned
 
 FLOAT32: Final = np.dtype(np.float32)
 _SHORT: Final = 4096
+_FLOATS: Final = {float}
+_WHOLE: Final = {int}
+_BOTH: Final = {float, int}
 _INTEGERS_END: Final[dict[np.dtype[Any], float]] = {
     np.dtype(np.float16): 2.0**11,
     np.dtype(np.float32): 2.0**24,
@@ -50,6 +55,11 @@ class ArrayReader:
         self._float = dtype or FLOAT32
         self._end = below(dtype)
 
+    @property
+    def makes_floats(self) -> bool:
+        """Whether numbers with a fraction become floats, as `rows` needs: true without a dtype."""
+        return self._float.kind == "f"
+
     def array(self, value: Any, label: Label | None = None, rounded_from: float = math.inf) -> Array:
         """Convert a number, or nested lists of numbers, to an array; one number becomes (1,).
 
@@ -76,6 +86,31 @@ class ArrayReader:
         elif kind in "iub":
             return array if self.dtype is None else convert(array, self.dtype, label=label)
         return self._checked(value, array, label or _by_position, rounded_from)
+
+    def rows(self, values: Sequence[Sequence[Any]], wanted: Array) -> tuple[Array, Array]:
+        """Convert rows of single numbers at once, as `array` converts each of them; for a reader that `makes_floats`.
+
+        Args:
+            values: n rows of k values each.
+            wanted: (n,) bool; other rows do not matter.
+        Returns: (n, k); and (n,) bool, which rows are converted: others hold something else, are of another dtype than
+            most, or need a closer look.
+        """
+        kinds = [_kind_of(row) for row in values]
+        if self.dtype is not None:
+            kinds = [kind and float for kind in kinds]
+        counts = Counter(kind for kind, ok in zip(kinds, wanted.tolist(), strict=True) if ok and kind is not None)
+        kind = max(counts, key=counts.__getitem__, default=None)
+        fit = wanted & [each is kind for each in kinds] & (kind is not None)
+        blank = (0.0 if kind is float else 0,) * len(values[0])
+        try:
+            array = np.array([row if ok else blank for row, ok in zip(values, fit.tolist(), strict=True)])
+        except OverflowError:
+            return np.zeros((len(values), len(blank))), np.zeros_like(fit)
+        if kind is int:
+            return array, fit if array.dtype == np.int64 else np.zeros_like(fit)
+        fit &= ((array < self._end) & (array > -self._end)).all(axis=1)
+        return np.where(fit[:, np.newaxis], array, 0).astype(self._float), fit
 
     def _checked(self, value: Any, array: Array | None, label: Label, rounded_from: float) -> Array:
         """Convert what needs a closer look: missing and large values, text, and what is not an array at all."""
@@ -121,6 +156,12 @@ def convert(array: Array, dtype: np.dtype[Any], *, label: Label | None = None, r
     if wrong.any():
         raise _unfit(array, int(np.argmax(wrong)), dtype, label or _by_position, rounds=rounds)
     return converted
+
+
+def _kind_of(row: Sequence[Any]) -> type | None:
+    """Return float if a row has only numbers, one of them a float; int if it has only whole numbers; None: other values."""
+    kinds = {*map(type, row)}
+    return float if kinds in (_FLOATS, _BOTH) else int if kinds == _WHOLE else None
 
 
 def _all_below(array: Array, end: float) -> bool:

@@ -240,7 +240,7 @@ def test_batches_are_padded_to_the_sizes_the_model_was_compiled_for(slot: MakeSl
     door = slot(DOUBLE, backend="openvino", static_batches=True, max_batch=6)
     session = door.serving._session
     shapes: list[int] = []
-    run, session.run = session.run, lambda inputs: (shapes.append(len(inputs["x"])), run(inputs))[1]
+    bound, session.bound = session.bound, lambda rows: (shapes.append(rows), bound(rows))[1]
 
     for count in range(1, 9):
         out = door.infer([row(value) for value in range(count)])

@@ -92,13 +92,24 @@ def sampled_at(frame: Frame) -> float:
     return float(frame.meta.get("sampled_at", frame.captured_at))
 
 
-class Continuity:
-    """Detects gaps in a stream.
+def is_gap(frame: Frame, at: float, after: int, ends_at: float, max_gap_s: float) -> bool:
+    """Return whether there is a gap before a frame.
 
-    There is a gap if a sequence number is missing (the node dropped or refused a frame), or if a frame's time is more
+    There is one if a sequence number is missing (the node dropped or refused a frame), or if a frame's time is more
     than `max_gap_s` off the end of the previous frame (the sensor paused, or the network lost data). Frames without a
     time (`captured_at` is 0) are checked by number only.
+
+    Args:
+        at: Unix seconds of its first sample.
+        after, ends_at: sequence number of the previous frame, and the time at which its sound ends.
     """
+    if frame.sequence not in (after, after + 1):
+        return True
+    return bool(frame.captured_at) and not abs(at - ends_at) <= max_gap_s
+
+
+class Continuity:
+    """Detects gaps in a stream; see `is_gap`."""
 
     __slots__ = ("_ends_at", "_sequence")
 
@@ -108,11 +119,7 @@ class Continuity:
 
     def broken_by(self, frame: Frame, at: float, max_gap_s: float) -> bool:
         """Return whether there is a gap before a frame, whose first sample is from `at`; False for the first frame."""
-        if self._sequence is None:
-            return False
-        if frame.sequence not in (self._sequence, self._sequence + 1):
-            return True
-        return bool(frame.captured_at) and not abs(at - self._ends_at) <= max_gap_s
+        return self._sequence is not None and is_gap(frame, at, self._sequence, self._ends_at, max_gap_s)
 
     def record(self, frame: Frame, ends_at: float) -> None:
         """Record a processed frame and the time at which its sound ends."""

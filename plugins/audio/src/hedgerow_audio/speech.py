@@ -8,7 +8,18 @@ from typing import Any, Final
 import numpy as np
 from pydantic import Field, model_validator
 
-from hedgerow import Drop, Frame, FrameError, FrameSpec, Stage, StageConfig, StageContext, StageMismatch
+from hedgerow import (
+    Drop,
+    Frame,
+    FrameBatch,
+    FrameError,
+    FrameSpec,
+    Irregular,
+    Stage,
+    StageConfig,
+    StageContext,
+    StageMismatch,
+)
 from hedgerow.stage import THRESHOLD
 from hedgerow_audio.segments import Segment, Segmenter, Thresholds
 from hedgerow_audio.vad import RATE, SIZE
@@ -76,9 +87,9 @@ class Speech(Stage[SpeechConfig]):
     """
 
     def setup(self, context: StageContext) -> None:
-        """Create the per-stream state."""
-        thresholds = self.config.thresholds
-        self._segmenters = context.per_stream(lambda: Segmenter(thresholds))
+        """Create the per-stream state: the segmenter of a stream in which someone speaks, which is all that lasts."""
+        self._thresholds = self.config.thresholds
+        self._streams = context.stream_table(segmenter=((), object))
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take a probability, and its position in the sound. Raises: StageMismatch: one is missing."""
@@ -95,17 +106,75 @@ class Speech(Stage[SpeechConfig]):
             incoming.expect_meta(key, remedy="Put `vad-window` before `infer`.")
         return incoming
 
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        """Take all probabilities at once; only a stream in which someone speaks is looked at by itself.
+
+        Raises: Irregular: there is no probability for each row, or no position.
+        """
+        output = batch.tensors.get(self.config.output)
+        if output is None or output.size != len(batch) or output.dtype.kind != "f":
+            raise Irregular
+        values = output.reshape(-1)
+        probabilities = values.tolist()
+        try:
+            positions = list(map(int, batch.meta_column("position")))
+            times = list(map(float, batch.meta_column("window_at")))
+        except (TypeError, ValueError, OverflowError):
+            raise Irregular from None
+        table_rows = self._streams.rows(batch.streams)
+        segmenters = self._streams.take("segmenter", table_rows).tolist()
+        speaking = [segmenter is not None for segmenter in segmenters]
+        busy = [row for row, yes in enumerate(speaking) if yes or probabilities[row] >= self._thresholds.on]
+        if not self.config.every_window:
+            for row in set(range(len(batch))).difference(busy):
+                batch.leave(row, _NO_SPEECH)
+        for row in np.flatnonzero(~((values >= 0) & (values <= 1))).tolist():
+            batch.defer(row)
+        for row in busy:
+            if values[row] > 1:
+                continue
+            window = probabilities[row], positions[row], times[row]
+            ended, speaking[row] = self._feed(int(table_rows[row]), segmenters[row], *window)
+            if ended or not self.config.every_window:
+                batch.leave(row, self._outcome(batch.frame(row), window, ended, speaking[row]))
+        if not self.config.every_window:
+            return batch
+        return batch.with_result_columns(
+            kind=["window"] * len(batch),
+            at=times,
+            at_s=[position / RATE for position in positions],
+            probability=probabilities,
+            speaking=speaking,
+        )
+
     def process(self, frame: Frame) -> Frame | list[Frame] | Drop | None:
         """Raises: FrameError: the frame has no probability, or no position."""
-        probability, position, at = self._read(frame)
-        segmenter = self._segmenters[frame.stream]
+        window = self._read(frame)
+        row = self._streams.row(frame.stream)
+        ended, speaking = self._feed(row, self._streams.take("segmenter", row).item(), *window)
+        return self._outcome(frame, window, ended, speaking)
+
+    def _feed(
+        self, row: int, segmenter: Segmenter | None, probability: float, position: int, at: float
+    ) -> tuple[list[Segment], bool]:
+        """Add a window to its stream. Returns: the segments that ended, and whether one is open."""
+        if segmenter is None and probability < self._thresholds.on:  # most windows are silence
+            return [], False
+        segmenter = segmenter or Segmenter(self._thresholds)
         ended = segmenter.feed(probability, position, at)
-        results = [_segment_result(segment) for segment in ended] if ended else []
+        self._streams.put("segmenter", row, segmenter if segmenter.speaking else None)
+        return ended, segmenter.speaking
+
+    def _outcome(
+        self, frame: Frame, window: tuple[float, int, float], ended: list[Segment], speaking: bool
+    ) -> Frame | list[Frame] | Drop | None:
+        results = [_segment_result(segment) for segment in ended]
         if self.config.every_window:
-            results.insert(0, _window_result(at, position, probability, segmenter.speaking))
+            probability, position, at = window
+            results.insert(0, _window_result(at, position, probability, speaking))
         if results:
             return frame.with_result(results[0]) if len(results) == 1 else [frame.with_result(each) for each in results]
-        return None if segmenter.speaking else _NO_SPEECH
+        return None if speaking else _NO_SPEECH
 
     def _read(self, frame: Frame) -> tuple[float, int, float]:
         output = frame.tensors.get(self.config.output)

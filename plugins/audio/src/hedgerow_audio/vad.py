@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from hedgerow import (
     ArraySpec,
     Frame,
+    FrameBatch,
     FrameError,
     FrameSpec,
-    Outcome,
+    Irregular,
     Stage,
     StageConfig,
     StageContext,
     StageMismatch,
 )
-from hedgerow_audio.samples import Continuity, Samples, is_finite, mono, mono_spec, rate_of, sampled_at
+from hedgerow_audio.samples import is_finite, is_gap, mono, mono_spec, rate_of, sampled_at
 
 RATE: Final = 16_000
 """Samples a second that the model takes."""
@@ -46,13 +47,8 @@ class VadWindowConfig(StageConfig):
     input: str = Field("input", description="Name of the model's input for sound.")
 
 
-class _Tail:
-    """Samples of a stream that the next window needs."""
-
-    def __init__(self) -> None:
-        self.continuity = Continuity()
-        self.samples: Samples = np.zeros(CONTEXT, np.float32)
-        self.position = 0
+_TAIL: Final = np.dtype([("sequence", "i8"), ("ends_at", "f8"), ("position", "i8"), ("leftover", "i8")])
+_BEGINNING: Final = (-1, 0.0, 0, 0)
 
 
 class VadWindow(Stage[VadWindowConfig]):
@@ -66,8 +62,10 @@ class VadWindow(Stage[VadWindowConfig]):
     """
 
     def setup(self, context: StageContext) -> None:
-        """Create the per-stream state."""
-        self._tails = context.per_stream(_Tail)
+        """Create the per-stream state: where a stream is, and the samples that its next window needs."""
+        self._tails = context.stream_table(
+            tail=((), _TAIL, _BEGINNING), context=((CONTEXT,), np.float32), leftover=((SIZE - 1,), np.float32)
+        )
 
     def output_spec(self, incoming: FrameSpec) -> FrameSpec:
         """Take mono sound at 16 kHz; give windows. Raises: StageMismatch: it is other sound, or none."""
@@ -78,42 +76,55 @@ class VadWindow(Stage[VadWindowConfig]):
         window = {self.config.input: ArraySpec("float32", (1, CONTEXT + SIZE))}
         return incoming.with_tensors(window, position=None, begins=None, window_at=None)
 
-    def process_many(self, frames: Sequence[Frame]) -> Sequence[Outcome | Exception]:
-        """Process a list of frames of exactly one window at once, at half the cost per frame; others one by one."""
-        pieces: list[Samples] = []
-        tails: dict[str, _Tail] = {}
-        started_at: list[float] = []
-        for frame in frames:
-            tail = tails[frame.stream] = self._tails[frame.stream]
-            at = sampled_at(frame)
-            if not self._is_one_window(frame, tail, at):
-                return super().process_many(frames)
-            pieces += (tail.samples, frame.array)
-            started_at.append(at)
-        buffered = np.concatenate(pieces).reshape(-1, CONTEXT + SIZE) if pieces else np.empty((0, 0), np.float32)
-        if len(tails) < len(frames) or not is_finite(buffered):
-            return super().process_many(frames)
-        outcomes: list[Outcome | Exception] = []
-        for frame, tail, window, at in zip(frames, tails.values(), buffered[:, np.newaxis], started_at, strict=True):
-            tail.samples[...] = window[0, SIZE:]
-            position = tail.position
-            tail.position = position + SIZE
-            tail.continuity.record(frame, at + SIZE / RATE)
-            tensors = {self.config.input: window}
-            outcomes.append(frame.with_tensors(tensors, position=position, begins=position == 0, window_at=at))
-        return outcomes
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        """Cut frames of exactly one window; rows of streams with samples left over are left to `process`.
 
-    def _is_one_window(self, frame: Frame, tail: _Tail, at: float) -> bool:
-        """Return whether the frame is exactly the stream's next window: no gap before it, no leftover samples."""
-        array = frame.array if frame.has_array else None
-        return (
-            array is not None
-            and array.shape == (SIZE,)
-            and array.dtype == np.float32
-            and len(tail.samples) == CONTEXT
-            and frame.meta.get("rate") == RATE
-            and not tail.continuity.broken_by(frame, at, self.config.max_gap_s)
+        Raises: Irregular: the frames are of another length, or no sound at 16 kHz.
+        """
+        array = batch.array
+        if array is None or array.shape[1:] != (SIZE,) or array.dtype != np.float32:
+            raise Irregular
+        if any(rate != RATE for rate in batch.meta_columns.get("rate", (batch.meta.get("rate"),))):
+            raise Irregular
+        table, at = self._tails, _sampled_at(batch)
+        rows = table.rows(batch.streams)
+        tails = table.take("tail", rows)
+        sequences = np.array(batch.sequences)
+        gap = self._gaps(tails, sequences, np.array(batch.captured_at), at)
+        fit = gap | (tails["leftover"] == 0)
+        if not is_finite(array.reshape(-1)):
+            fit &= np.isfinite(array).all(axis=1)
+        if not fit.any():
+            raise Irregular
+        windows = np.empty((len(rows), 1, CONTEXT + SIZE), np.float32)
+        windows[:, 0, :CONTEXT] = table.take("context", rows)
+        windows[:, 0, CONTEXT:] = array
+        windows[gap, 0, :CONTEXT] = 0
+        starts = np.where(gap, 0, tails["position"])
+        tails["sequence"], tails["ends_at"] = sequences, at + SIZE / RATE
+        tails["position"], tails["leftover"] = starts + SIZE, 0
+        ends = windows[:, 0, SIZE:]
+        if not fit.all():
+            for row in np.flatnonzero(~fit).tolist():
+                batch.defer(row)
+            rows, tails, ends = rows[fit], tails[fit], ends[fit]
+        table.put("tail", rows, tails)
+        table.put("context", rows, ends)
+        positions = starts.tolist()
+        begins = [position == 0 for position in positions]
+        return batch.with_tensors(
+            {self.config.input: windows}, position=positions, begins=begins, window_at=at.tolist()
         )
+
+    def _gaps(
+        self, tails: NDArray[Any], sequences: NDArray[Any], captured: NDArray[Any], at: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Return before which frames there is a gap, as `is_gap` does."""
+        after = tails["sequence"]
+        missing = (sequences != after) & (sequences != after + 1)
+        off = (captured != 0) & ~(np.abs(at - tails["ends_at"]) <= self.config.max_gap_s)
+        gaps: NDArray[np.bool_] = (after >= 0) & (missing | off)
+        return gaps
 
     def process(self, frame: Frame) -> Frame | list[Frame]:
         """Raises: FrameError: the frame is not mono sound at 16 kHz, or too long."""
@@ -125,12 +136,18 @@ class VadWindow(Stage[VadWindowConfig]):
                 remedy=f"Put `resample: {{rate: {RATE}}}` before this stage.",
             )
         at = sampled_at(frame)
-        tail = self._tails[frame.stream]
-        if tail.continuity.broken_by(frame, at, self.config.max_gap_s):
-            tail = self._tails[frame.stream] = _Tail()
-        leftover = len(tail.samples) - CONTEXT
-        start_at, position = at - leftover / RATE, tail.position
-        buffered = np.concatenate((tail.samples, samples))
+        table = self._tails
+        row = table.row(frame.stream)
+        sequence, ends_at, position, leftover = table.take("tail", row).item()
+        if sequence >= 0 and is_gap(frame, at, sequence, ends_at, self.config.max_gap_s):
+            _, _, position, leftover = _BEGINNING
+            before = np.zeros(CONTEXT, np.float32)
+        else:
+            before = table.take("context", row)
+            if leftover:
+                before = np.concatenate((before, table.take("leftover", row)[:leftover]))
+        start_at = at - leftover / RATE
+        buffered = np.concatenate((before, samples))
         used = (len(buffered) - CONTEXT) // SIZE * SIZE
         if used > self.config.max_windows * SIZE:
             raise FrameError(
@@ -139,9 +156,12 @@ class VadWindow(Stage[VadWindowConfig]):
                 code="too-many-windows",
                 remedy="Send shorter frames, or raise `max_windows` of the stage `vad-window`.",
             )
-        tail.samples = buffered[used:].copy()
-        tail.position += used
-        tail.continuity.record(frame, at + len(samples) / RATE)
+        rest = buffered[used:]
+        over = len(rest) - CONTEXT
+        table.put("context", row, rest[:CONTEXT])
+        if over:
+            table.put("leftover", row, np.concatenate((rest[CONTEXT:], np.zeros(SIZE - 1 - over, np.float32))))
+        table.put("tail", row, (frame.sequence, at + len(samples) / RATE, position + used, over))
         windows = []
         for start in range(0, used, SIZE):
             window = {self.config.input: buffered[start : start + CONTEXT + SIZE].reshape(1, -1)}
@@ -150,3 +170,13 @@ class VadWindow(Stage[VadWindowConfig]):
                 frame.with_tensors(window, position=first, begins=first == 0, window_at=start_at + start / RATE)
             )
         return windows[0] if used == SIZE else windows
+
+
+def _sampled_at(batch: FrameBatch) -> NDArray[np.float64]:
+    """Return the Unix seconds of each row's first sample. Raises: Irregular: not all rows have it in the same way."""
+    if "sampled_at" not in batch.meta and "sampled_at" not in batch.meta_columns:
+        return np.array(batch.captured_at, np.float64)
+    sampled = batch.meta_column("sampled_at")
+    if set(map(type, sampled)) != {float}:
+        raise Irregular
+    return np.array(sampled)

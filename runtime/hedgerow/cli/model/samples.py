@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hedgerow.errors import ConfigError
+from hedgerow.models.session.batching import parts
 
 if TYPE_CHECKING:
     from hedgerow.config import ModelConfig, NodeConfig, StageEntry
@@ -93,6 +94,11 @@ class _Recorder:
     def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> Any:
         self._record(requests)
         return self._handle.infer_each(requests)
+
+    def infer_batch(self, inputs: Mapping[str, Array]) -> Any:
+        axes = {name: self._handle.batch_axis.get(name, 0) if array.ndim else None for name, array in inputs.items()}
+        self._record(parts(inputs, axes, 1))
+        return self._handle.infer_batch(inputs)
 
     def _record(self, requests: Sequence[Mapping[str, Array]]) -> None:
         # Copied, since a stage may reuse its buffers, and hidden state is overwritten.

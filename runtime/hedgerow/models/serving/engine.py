@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from hedgerow.backends.base import BoundRequest
 from hedgerow.config import ModelConfig
 from hedgerow.errors import HedgerowError, InferenceError, ModelMismatch, ModelUnreadable
 from hedgerow.frame import Array
@@ -47,8 +48,8 @@ class RequestObserver(Protocol):
         """Observe a batch that has run.
 
         Args:
-            batch: its inputs, including constants and hidden state; they may be overwritten after this call.
-            outputs: its outputs.
+            batch: its inputs, including constants and hidden state.
+            outputs: its outputs. Like the inputs, they may be overwritten after this call.
             rows: number of frames; further rows are padding.
             took_s: time in the backend.
         """
@@ -129,6 +130,26 @@ class Engine:
                 outcomes.append(error)
         self._combiner.submit([ticket for ticket in outcomes if ticket.__class__ is Ticket])
         return [ticket.result if ticket.__class__ is Ticket else ticket for ticket in outcomes]
+
+    def infer_batch(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on rows of several frames as one request; see `ModelHandle.infer_batch`."""
+        signature, axes = self._signature, self._signature.axes
+        rows = signature.rows(inputs)
+        if self.max_batch == 1:  # an output may have other rows than one for a frame
+            raise ModelMismatch(
+                f"Model {self.name} takes no batches", remedy="Run its requests one by one: `infer_each`."
+            )
+        limit = self._combiner.batch_size_policy.max_rows(rows)
+        requests = [inputs] if rows <= limit else batching.parts(inputs, axes, limit)
+        tickets = [Ticket(*signature.admit(request), request, retried=True) for request in requests]
+        self._combiner.submit(tickets)
+        for ticket in tickets:
+            if ticket.result.__class__ is not dict:
+                raise ticket.result
+        if len(tickets) == 1:
+            result: dict[str, Array] = tickets[0].result
+            return result
+        return batching.join([ticket.result for ticket in tickets], signature.output_axes)
 
     def run_batch(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch directly, without batching or counting it, to test the model.
@@ -245,8 +266,9 @@ class Engine:
         try:
             return self._infer([ticket])[0]
         except Exception as error:  # noqa: BLE001 - every caller needs a result
-            with self._lock:
-                self._failures += 1
+            if not ticket.retried:
+                with self._lock:
+                    self._failures += 1
             return error if isinstance(error, HedgerowError) else _failed(self.name, error)
 
     def _stop_batching(self, why: str) -> None:
@@ -258,23 +280,47 @@ class Engine:
         rows = [ticket.rows for ticket in tickets]
         total = sum(rows)
         padded = next((size for size in self._sizes if size >= total), total)
-        batch = batching.stack([ticket.request for ticket in tickets], signature.axes, padded - total)
-        batch.update(signature.constants)
-        started = time.perf_counter()
-        outputs = self._session.run(batch)
-        took_s = time.perf_counter() - started
-        with self._lock:
-            self._busy_s += took_s
-            self._batches[total] += 1
-            recent = self._recent_s.get(total)
-            if recent is None:
-                recent = self._recent_s[total] = deque(maxlen=_RECENT)
-            recent.append(took_s)
-        for observe in self.observers:
-            observe(batch, outputs, total, took_s)
+        requests = [ticket.request for ticket in tickets]
+        # A request without a key may have other rows than one.
+        bound = self._session.bound(padded) if tickets[0].key is not None else None
+        if bound is not None:
+            outputs = self._run_bound(bound, requests, total)
+        else:
+            batch = batching.stack(requests, signature.axes, padded - total)
+            batch.update(signature.constants)
+            started = time.perf_counter()
+            outputs = self._session.run(batch)
+            self._record(batch, outputs, total, time.perf_counter() - started)
         if len(tickets) == 1 and padded == total:
             return [outputs]
         return batching.split(outputs, signature.output_axes, rows, padded)
+
+    def _run_bound(self, bound: BoundRequest, requests: Sequence[Mapping[str, Array]], total: int) -> dict[str, Array]:
+        """Run one batch in a request with arrays of its own. Returns: copies, since its next run overwrites them."""
+        try:
+            batching.fill(bound.inputs, requests, self._signature.axes)
+            for name, value in self._signature.constants.items():
+                bound.inputs[name][...] = value
+            started = time.perf_counter()
+            bound.run()
+            took_s = time.perf_counter() - started
+            outputs = {name: array.copy() for name, array in bound.outputs.items()}
+            self._record(bound.inputs, bound.outputs, total, took_s)
+            return outputs
+        finally:
+            bound.release()
+
+    def _record(self, batch: Mapping[str, Array], outputs: Mapping[str, Array], rows: int, took_s: float) -> None:
+        """Count a batch that has run, and show it to the observers."""
+        with self._lock:
+            self._busy_s += took_s
+            self._batches[rows] += 1
+            recent = self._recent_s.get(rows)
+            if recent is None:
+                recent = self._recent_s[rows] = deque(maxlen=_RECENT)
+            recent.append(took_s)
+        for observe in self.observers:
+            observe(batch, outputs, rows, took_s)
 
 
 def open_engine(

@@ -140,6 +140,17 @@ class Slot:
         finally:
             self.release(engine)
 
+    def infer_batch(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on rows of several frames as one request; see `ModelHandle.infer_batch`."""
+        engine = _pinned.engines.get(self)
+        if engine is not None:
+            return engine.infer_batch(inputs)
+        engine = self.acquire()
+        try:
+            return engine.infer_batch(inputs)
+        finally:
+            self.release(engine)
+
     # Interface for the node
 
     @property

@@ -65,6 +65,52 @@ def stack(requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None
     }
 
 
+def fill(batch: Mapping[str, Array], requests: Sequence[Mapping[str, Array]], axes: Mapping[str, int | None]) -> None:
+    """Copy the inputs of several requests into the arrays of one batch, like `stack`; their last row fills what remains.
+
+    Args:
+        batch: arrays to fill, by input.
+        axes: batch axis of every input of the requests; None: it has none, and is the same in all requests.
+    """
+    for name, axis in axes.items():
+        array = batch[name]
+        if axis is None:
+            array[...] = requests[0][name]
+            continue
+        if len(requests) == 1 and array.shape == requests[0][name].shape:
+            array[...] = requests[0][name]
+            continue
+        before = (_ALL,) * axis
+        start = 0
+        for request in requests:
+            end = start + request[name].shape[axis]
+            array[(*before, slice(start, end))] = request[name]
+            start = end
+        if start < array.shape[axis]:
+            array[(*before, slice(start, None))] = array[(*before, slice(start - 1, start))]
+
+
+def parts(request: Mapping[str, Array], axes: Mapping[str, int | None], limit: int) -> list[Mapping[str, Array]]:
+    """Divide a request into several of at most `limit` rows each, as views.
+
+    Args:
+        axes: batch axis of every input; None: it has none, and is the same in all parts.
+    """
+    rows = max(request[name].shape[axis] for name, axis in axes.items() if axis is not None)
+    return [
+        {
+            name: array if (axis := axes[name]) is None else array[(*[_ALL] * axis, slice(start, start + limit))]
+            for name, array in request.items()
+        }
+        for start in range(0, rows, limit)
+    ]
+
+
+def join(outputs: Sequence[Mapping[str, Array]], axes: Mapping[str, int]) -> dict[str, Array]:
+    """Join the outputs of parts in order; the opposite of `parts`."""
+    return {name: np.concatenate([each[name] for each in outputs], axis=axes[name]) for name in outputs[0]}
+
+
 def split(
     outputs: Mapping[str, Array], axes: Mapping[str, int], rows: Sequence[int], total: int
 ) -> list[dict[str, Array]]:

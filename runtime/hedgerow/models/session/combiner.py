@@ -53,16 +53,18 @@ class Ticket:
         key: requests with the same key may share a batch; None: it runs alone.
         rows: number of its rows in a batch.
         request: the request itself.
+        retried: whether its caller runs its rows as requests of their own if it fails, so that its failure does not count.
         result: its result, once it has run.
         call: its caller; set by the combiner.
     """
 
-    __slots__ = ("call", "key", "request", "result", "rows")
+    __slots__ = ("call", "key", "request", "result", "retried", "rows")
 
-    def __init__(self, key: Hashable, rows: int, request: Any) -> None:
+    def __init__(self, key: Hashable, rows: int, request: Any, *, retried: bool = False) -> None:
         self.key = key
         self.rows = rows
         self.request = request
+        self.retried = retried
         self.result: Any = None
         self.call: _Call
 

@@ -104,6 +104,13 @@ class Signature:
             state[spec.name] = np.zeros(shape, spec.dtype)
         return state
 
+    def rows(self, request: Mapping[str, Array]) -> int:
+        """Return the number of rows along the batch axis of the first input that has one; 1: none has, or it is missing."""
+        for name, axis in self.axes.items():
+            if axis is not None and (array := request.get(name)) is not None and array.ndim > axis:
+                return int(array.shape[axis])
+        return 1
+
     def admit(self, request: Mapping[str, Array]) -> tuple[Hashable, int]:
         """Check a request.
 
