@@ -96,6 +96,12 @@ sent = st.lists(  # lists of frames of different streams
 )
 
 
+@pytest.fixture(autouse=True)
+def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns for one frame too."""
+    monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_COLUMNS", 1)
+
+
 async def ran(
     kind: type[Stage[Any]], lists: list[Any], patch: pytest.MonkeyPatch, **pipeline: Any
 ) -> tuple[Any, LaneBench]:
@@ -222,3 +228,14 @@ async def test_the_lineage_of_columns_names_their_stages_and_times(monkeypatch: 
     assert result["lineage"]["waited_ms"] >= 0
     assert result["frame"]["captured_at"] == 1777896000
     assert result["id"] == "all"
+
+
+@pytest.mark.parametrize(("frames", "columns"), [(1, 0), (3, 0), (4, 4)])
+async def test_a_short_list_stays_frames(monkeypatch: pytest.MonkeyPatch, frames: int, columns: int) -> None:
+    """It would take longer as columns."""
+    monkeypatch.undo()
+    lists = [[("x", "nothing", 0, stream) for stream in range(frames)]]
+    _, bench = await ran(AddingColumns, lists, monkeypatch, publish={"qos": 0}, stages=["adding"])
+
+    assert bench.tally.stage_columns["adding"] == columns
+    assert bench.tally.out == frames
