@@ -38,6 +38,31 @@ async def test_published_messages_arrive_in_order(
     assert {message.qos for message in client.messages} == {qos}
 
 
+@pytest.mark.parametrize("sizes", [[1], [0, 1, 200], [0] * 300, [100, 20_000, 100], [16_300, 100]], ids=str)
+async def test_messages_published_together_arrive_as_if_published_one_by_one(
+    broker: Mosquitto, topic_prefix: str, listener: MakeListener, sizes: list[int]
+) -> None:
+    messages = [
+        (b"%d" % number + bytes(size), encode_properties([(Property.USER, ("number", f"{number}"))]))
+        for number, size in enumerate(sizes)
+    ]
+    async with listener(broker.url) as client:
+        await client.subscribe({f"{topic_prefix}/#": 1})
+        await client.wait_connected(60)
+        sent = client.sent
+        client.publish_all(f"{topic_prefix}/x", messages)
+        assert client.outstanding == len(messages)
+        assert await client.receive(len(messages)) == [payload for payload, _ in messages]
+        assert (client.outstanding, client.outstanding_bytes) == (0, 0)
+        assert client.sent == sent + len(messages)
+
+    assert {(message.topic, message.qos, message.retain) for message in client.messages} == {
+        (f"{topic_prefix}/x", 0, False)
+    }
+    read = [message.properties.user_properties for message in client.messages]
+    assert read == [[("number", f"{number}")] for number in range(len(messages))]
+
+
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_384, 131_072, 3_000_000])
 async def test_payloads_of_any_size_arrive_intact(
     broker: Mosquitto, topic_prefix: str, listener: MakeListener, size: int
@@ -398,6 +423,33 @@ async def test_an_invalid_topic_is_refused_at_once(broker: Mosquitto, listener: 
     async with listener(broker.url) as client:
         with pytest.raises(BusError, match="Cannot publish"):
             client.publish(topic, b"")
+
+
+async def test_of_messages_published_together_those_above_the_broker_limit_are_not_sent(listener: MakeListener) -> None:
+    with Mosquitto(config=["max_packet_size 100"]) as broker:
+        async with listener(broker.url) as client:
+            await client.subscribe({"x": 0})
+            await client.wait_connected(60)
+            client.publish_all("x", [(b"1", b""), (bytes(200), b""), (b"2" * 60, b""), (b"3" * 60, b"")])
+            assert await client.receive(3) == [b"1", b"2" * 60, b"3" * 60]
+            assert client.outstanding == 0
+
+
+@pytest.mark.parametrize("topic", ["", "a/+", "a\0b"])
+async def test_of_messages_published_together_to_a_bad_topic_none_is_sent(
+    broker: Mosquitto, listener: MakeListener, topic: str
+) -> None:
+    async with listener(broker.url) as client:
+        await client.wait_connected(60)
+        with pytest.raises(BusError, match="Cannot publish to"):
+            client.publish_all(topic, [(b"1", b""), (b"2", b"")])
+        assert client.outstanding == 0
+
+
+async def test_messages_published_together_are_lost_without_a_link(listener: MakeListener) -> None:
+    async with listener("mqtt://127.0.0.1:1") as client:
+        client.publish_all("a", [(b"1", b""), (b"2", b"")])
+        assert client.outstanding == 0
 
 
 async def test_a_qos_0_publish_fails_without_a_link(listener: MakeListener) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hedgerow.bus.acknowledgements import Acknowledgements
-from hedgerow.bus.outgoing import Outbound, Outgoing
+from hedgerow.bus.outgoing import Outbound, Outgoing, joined
 from hedgerow.bus.packets import encode_publish_head
 from hedgerow.bus.reader import Reader
 from hedgerow.errors import BusError
@@ -347,3 +347,22 @@ def test_a_broker_that_ends_itself_is_blamed_before_the_message(restarted: bool,
     assert (len(blamed), blamed[-1], outbound.payload_bytes) == (ends, message, 1)
     connect(outbound)
     assert [topic for topic, _, _ in send_all(outbound)] == ["t/1"]
+
+
+def test_joined_publishes_are_written_together_and_counted_each() -> None:
+    outbound = Outbound(_finish)
+    connect(outbound, max_packet=50)
+    together = joined([encode_publish_head(f"t/{n}", 40) for n in range(3)], [b"x" * 40] * 3)
+    outbound.add(together)
+
+    assert len(outbound) == 3
+    assert send_all(outbound) == [("t/0", 0, False), ("t/1", 0, False), ("t/2", 0, False)], (
+        "though larger than a packet may be"
+    )
+    assert (len(outbound), outbound.payload_bytes) == (0, 0)
+    outbound.add(together)
+    assert outbound.link_lost() == [together]
+    assert (len(outbound), outbound.payload_bytes) == (0, 0)
+    outbound.add(together)
+    assert outbound.clear() == [together]
+    assert (len(outbound), outbound.payload_bytes) == (0, 0)

@@ -122,7 +122,8 @@ class LoadTest:
     def config(self, workers: int, **queue: Any) -> str:
         """Return the configuration of this generation; every setting that may change differs from the previous one."""
         generation = self.generation
-        stages = ["numbered", {"infer": {"model": "m"}}, {"seen": {"generation": generation}}]
+        ways = "-columns" if generation % 2 else ""  # frames, and columns, by turns
+        stages = [f"numbered{ways}", {"infer": {"model": "m"}}, {f"seen{ways}": {"generation": generation}}]
         common = {"stages": stages, "batch": (64, 7, 200)[generation % 3]}
         site = self.node.site
         pipelines = {

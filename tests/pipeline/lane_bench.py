@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +40,9 @@ class AcceptingLink:
         self.sent.append((topic, payload, properties))
         if done is not None:
             asyncio.get_running_loop().call_soon(done, self.refusal)
+
+    def publish_all(self, topic: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        self.sent += [(topic, payload, properties) for payload, properties in messages]
 
     def ack(self, message: Message) -> None:
         self.acked.append(message)

@@ -8,10 +8,13 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hedgerow import Frame, FrameError
+from hedgerow import Frame, FrameBatch, FrameError
 from hedgerow.bus.properties import PublishProperties
 from hedgerow.config import PublishSection
+from hedgerow.pipeline import result_encoder as encoder_module
 from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
 from hedgerow.topics import Address
 from hedgerow.wire.messages import JSON, MSGPACK
@@ -150,3 +153,124 @@ def test_a_dead_letter_has_its_reason_as_a_user_property() -> None:
 @pytest.mark.parametrize("code", ["x" * 70_000, "a\0b", "\udcff"])
 def test_an_error_with_an_invalid_code_is_dead_lettered(code: str) -> None:
     assert user(encoder().dead(Frame(), FrameError("torn", code=code), ""))["reason"]
+
+
+class Unpublishable:
+    """Raises whatever is done with it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+
+VALUES: dict[str, Any] = {
+    "number": 0.1,
+    "float32": np.float32(0.1),
+    "text": 'a "quoted" null',
+    "nothing": None,
+    "NaN": {"scores": [1.0, float("nan")]},
+    "infinite": np.array([np.inf]),
+    "array": np.arange(3, dtype=">f4"),
+    "map": {"a": 1, "b": {"c": None}},
+    "map by number": {1: "a", 2.5: "b"},
+    "map by clashing keys": {1: "a", "1": "b"},
+    "bytes": b"picture",
+    "bytes inside": {"crop": memoryview(b"x")},
+    "set": {"b", "a"},
+    "too large": 2**70,
+    "no value": object(),
+    "raises": Unpublishable(),
+}
+COLUMNS: dict[str, list[Any]] = {
+    "float32": [np.float32(0.1), np.float32(2)],
+    "numbers": [1, 2.5],
+    "booleans": [True, None],
+    "texts": ["a,b", "null"],
+    "NaN in one": [1.0, float("nan")],
+    "too large in one": [1, 2**70],
+    "maps": [{"a": 1}, {2: "b"}],
+}
+ARRAYS: dict[str, Any] = {
+    "f4": np.array([0.1, 2], "<f4"),
+    "big-endian": np.array([0.1, 2], ">f4"),
+    "booleans": np.array([True, False]),
+    "vectors": np.arange(6.0).reshape(2, 3),
+    "infinite in one": np.array([[1.0], [np.inf]]),
+    "objects": np.array([{"a": 1}, None], object),
+}
+IDS = ["id", 'q"uoted', "ö", "a\0b", "\udcff", "x" * 70_000]
+
+
+def rows(draw: Any) -> FrameBatch:
+    """Two rows that differ in what may be in a result."""
+    batch = FrameBatch(
+        [b"one", b"two"],
+        ids=tuple(draw(st.sampled_from(IDS)) for _ in range(2)),
+        streams=("s/1", draw(st.sampled_from(['s/"2"', "s/null", "x" * 70_000]))),
+        topics=["t/1", "t/2"],
+        sequences=[0, draw(st.sampled_from([7, 2**70]))],
+        captured_at=[0.5, draw(st.sampled_from([1777896000.123, float("nan")]))],
+        content_type="image/jpeg",
+        traceparents=draw(st.sampled_from([None, [None, f"00-{'a' * 32}-{'b' * 16}-01"], ["odd", "a\0"]])),
+        meta=draw(st.sampled_from([{}, {"rate": 8000.0}])),
+    )
+    if draw(st.booleans()):
+        batch = batch.with_tensors(
+            {name: ARRAYS[name] for name in draw(st.lists(st.sampled_from(list(ARRAYS)), max_size=3))}
+        )
+    kind = draw(st.sampled_from(["results", "columns", "none"]))
+    if kind == "results":
+        return batch.with_results([VALUES[draw(st.sampled_from(list(VALUES)))] for _ in range(2)])
+    if kind == "columns":
+        chosen = draw(st.lists(st.sampled_from(list(COLUMNS)), max_size=3, unique=True))
+        arrays = draw(st.lists(st.sampled_from(list(ARRAYS)), max_size=2, unique=True))
+        named = {name: COLUMNS[name] for name in chosen} | {f"array {name}": ARRAYS[name] for name in arrays}
+        return batch.with_result_columns(**named)
+    return batch
+
+
+@pytest.mark.parametrize("fewest", [1, 3])
+@given(
+    st.data(),
+    st.sampled_from(["json", "msgpack"]),
+    st.sampled_from([{}, {"keep": ["a", "text", "numbers"]}, {"drop": ["a", "maps"]}, {"keep": []}]),
+    st.booleans(),
+)
+def test_the_results_of_a_batch_are_those_of_its_frames_byte_by_byte(
+    fewest: int, data: st.DataObject, form: str, fields: dict[str, Any], doubtful: bool
+) -> None:
+    """And what cannot be encoded is refused alike, for that row only."""
+    batch = rows(data.draw)
+    both = encoder(format=form, fields=fields, expiry_s=60)
+    timings, waited_s = [("decode", 0.0015, 3)], [0.25, 1 / 3]
+    clock = {"clock": "doubtful"} if doubtful else {}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(encoder_module, "_FEWEST_ROWS", fewest)
+        patched.setattr(encoder_module, "trace_child", lambda parent: f"child of {parent}")
+        expected: list[Any] = []
+        for row in range(len(batch)):
+            try:
+                expected += both.results(
+                    [batch.frame(row)], {**both.lineage(timings), **clock}, waited_s[row], 1777896000.25
+                )
+            except FrameError as error:
+                expected.append((error.code, str(error), error.remedy))
+        found = both.batch(batch, {**both.lineage(timings), **clock}, waited_s, 1777896000.25)
+
+    assert [(each.code, str(each), each.remedy) if isinstance(each, FrameError) else each for each in found] == expected
+
+
+def test_ordinary_results_do_not_become_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above would compare frames with frames."""
+    monkeypatch.setattr(encoder_module, "_FEWEST_ROWS", 2)
+    monkeypatch.delattr(FrameBatch, "frame")
+    batch = FrameBatch(
+        [b"", b""], ids=("1", "2"), streams=("a", "b"), topics=["a", "b"], sequences=[1, 2], captured_at=[0.5, 1.5]
+    )
+    for form in ("json", "msgpack"):
+        both = encoder(format=form)
+        for each in (
+            batch.with_results([{"a": None}, "text"]),
+            batch.with_result_columns(score=np.array([0.5, 1.5]), label=["x", "y"]),
+            batch.with_tensors({"x": np.ones((2, 3))}),
+        ):
+            assert all(isinstance(one, Encoded) for one in both.batch(each, both.lineage([]), [0.1, 0.2], 1777896000.0))

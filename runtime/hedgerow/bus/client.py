@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,13 +22,15 @@ from typing import Any, Final, Self
 from hedgerow.bus.causes import bad_topic, packet_too_large, subscription_refused, unreachable
 from hedgerow.bus.connect import ClientOptions
 from hedgerow.bus.message import Message
-from hedgerow.bus.outgoing import Done, Outgoing
+from hedgerow.bus.outgoing import Done, Outgoing, joined
 from hedgerow.bus.packets import MAX_PACKET_BYTES, encode_disconnect, encode_publish_head, reason_name, session_expiry
 from hedgerow.bus.session import MqttSession
 from hedgerow.bus.subscriptions import Refused
 from hedgerow.errors import BusError
 from hedgerow.topics import check_filter
 
+_JOINED_BYTES: Final = 16 * 1024
+"""Bytes of a packet above which it is not joined to others, which copies it."""
 _ANSWER_S: Final = 10.0
 """Longest wait for the answer to a subscription. Keep-alive notices a silent broker, but later than a node may take to stop."""
 
@@ -250,17 +252,9 @@ class Client:
                 it was written (QoS 0), else with the error.
         Raises: BusError: the topic is invalid, or the message exceeds MQTT's largest packet.
         """
-        if not topic or "+" in topic or "#" in topic:
-            raise bad_topic(topic, "it is empty or contains a wildcard")
         if isinstance(payload, memoryview):
             payload = payload.cast("B")  # so that len() counts bytes
-        try:
-            head = encode_publish_head(topic, len(payload), qos=qos, retain=retain, properties=properties)
-        except ValueError as error:
-            raise bad_topic(topic, str(error)) from error
-        except OverflowError as error:
-            raise packet_too_large(len(payload), MAX_PACKET_BYTES) from error
-        publish = Outgoing(head, payload, done)
+        publish = Outgoing(_head(topic, payload, qos=qos, retain=retain, properties=properties), payload, done)
         link = self._session.link
         if not qos and link is None:
             self._session.finish_soon(
@@ -270,6 +264,28 @@ class Client:
             self._session.outbound.add(publish)
             if link is not None:
                 link.flush_soon()
+
+    def publish_all(self, topic: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """Publish QoS 0 messages to one topic, in order and in one write. Without a link they are lost.
+
+        Args:
+            messages: payload and encoded properties of each.
+        Raises: BusError: the topic is invalid, or a message exceeds MQTT's largest packet; none is published.
+        """
+        heads = [_head(topic, payload, qos=0, retain=False, properties=properties) for payload, properties in messages]
+        link, outbound = self._session.link, self._session.outbound
+        if link is None:
+            return
+        payloads = [payload for payload, _ in messages]
+        # On a link that is up each fits as far as the broker's limit goes, and what is not written by its end is lost with it.
+        if self.connected and max(map(len, heads)) + max(map(len, payloads)) <= min(
+            outbound.max_packet_bytes, _JOINED_BYTES
+        ):
+            outbound.add(joined(heads, payloads))
+        else:
+            for head, payload in zip(heads, payloads, strict=True):
+                outbound.add(Outgoing(head, payload, None))
+        link.flush_soon()
 
     async def publish_and_wait(
         self, topic: str, payload: bytes | memoryview, *, qos: int = 1, retain: bool = False, properties: bytes = b""
@@ -357,6 +373,17 @@ class Client:
                     remedy="Publish it again when connected.",
                 ),
             )
+
+
+def _head(topic: str, payload: bytes | memoryview, *, qos: int, retain: bool, properties: bytes) -> bytes:
+    if not topic or "+" in topic or "#" in topic:
+        raise bad_topic(topic, "it is empty or contains a wildcard")
+    try:
+        return encode_publish_head(topic, len(payload), qos=qos, retain=retain, properties=properties)
+    except ValueError as error:
+        raise bad_topic(topic, str(error)) from error
+    except OverflowError as error:
+        raise packet_too_large(len(payload), MAX_PACKET_BYTES) from error
 
 
 async def _answer(reply: asyncio.Future[Refused]) -> Refused:

@@ -16,7 +16,7 @@ Pure: no clock, no link.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from hedgerow.bus.causes import packet_too_large
@@ -35,14 +35,15 @@ Done = Callable[[Exception | None], None]
 
 
 class Outgoing:
-    """An unfinished publish: QoS 0 not written, or QoS 1 not acknowledged."""
+    """An unfinished publish: QoS 0 not written, or QoS 1 not acknowledged; or several of QoS 0, see `joined`."""
 
-    __slots__ = ("done", "ends", "head", "payload", "restarts")
+    __slots__ = ("done", "ends", "head", "messages", "payload", "restarts")
 
-    def __init__(self, head: bytes, payload: bytes | memoryview, done: Done | None) -> None:
+    def __init__(self, head: bytes, payload: bytes | memoryview, done: Done | None, messages: int = 1) -> None:
         self.head = head  # the packet before its payload, with packet identifier 0
         self.payload = payload
         self.done = done
+        self.messages = messages
         self.ends = 0  # links that the peer ended with this in flight, and went on
         self.restarts = 0  # likewise, when it ended itself
 
@@ -65,6 +66,12 @@ class Outgoing:
         return self.ends + self.restarts >= _ENDS_UNTIL_DOUBT
 
 
+def joined(heads: Sequence[bytes], payloads: Sequence[bytes]) -> Outgoing:
+    """Return publishes of QoS 0 as one, whose payload is all that follows the first head. Each must fit into a packet."""
+    parts = [part for both in zip(heads, payloads, strict=True) for part in both]
+    return Outgoing(parts[0], b"".join(parts[1:]), None, len(heads))
+
+
 class Outbound:
     """All unfinished publishes.
 
@@ -80,6 +87,7 @@ class Outbound:
         self._reject = reject
         self.payload_bytes = 0
         self._qos0: deque[Outgoing] = deque()
+        self._qos0_messages = 0
         self._queued: deque[Outgoing] = deque()
         self._to_resend: deque[tuple[int, Outgoing]] = deque()
         self._in_flight: dict[int, Outgoing] = {}
@@ -93,7 +101,7 @@ class Outbound:
         self._next_id = 0
 
     def __len__(self) -> int:
-        return len(self._qos0) + self.unacknowledged
+        return self._qos0_messages + self.unacknowledged
 
     @property
     def unacknowledged(self) -> int:
@@ -112,7 +120,11 @@ class Outbound:
 
     def add(self, publish: Outgoing) -> None:
         """Queue a publish."""
-        (self._queued if publish.head[0] & 0x06 else self._qos0).append(publish)
+        if publish.head[0] & 0x06:
+            self._queued.append(publish)
+        else:
+            self._qos0.append(publish)
+            self._qos0_messages += publish.messages
         self.payload_bytes += len(publish.payload)
 
     def link_up(self, *, session_present: bool, receive_maximum: int, max_packet_bytes: int) -> None:
@@ -156,6 +168,7 @@ class Outbound:
         self._in_flight.clear()
         failed = list(self._qos0)
         self._qos0.clear()
+        self._qos0_messages = 0
         self.payload_bytes -= sum(len(publish.payload) for publish in failed)
         return failed
 
@@ -170,6 +183,7 @@ class Outbound:
             return self._take_alone()
         while self._qos0 and self._window:
             publish = self._qos0.popleft()
+            self._qos0_messages -= publish.messages
             if self._fits(publish):
                 self.payload_bytes -= len(publish.payload)
                 return publish.head, publish.payload, publish
@@ -213,6 +227,7 @@ class Outbound:
             *self._qos0,
         ]
         self._qos0.clear()
+        self._qos0_messages = 0
         self._in_flight.clear()
         self._to_resend.clear()
         self._queued.clear()
@@ -223,7 +238,7 @@ class Outbound:
 
     def _fits(self, publish: Outgoing) -> bool:
         size = len(publish.head) + len(publish.payload)
-        if size <= self.max_packet_bytes:
+        if size <= self.max_packet_bytes or publish.messages > 1:  # each of several fits
             return True
         self.payload_bytes -= len(publish.payload)
         self._reject(publish, packet_too_large(size, self.max_packet_bytes))

@@ -188,17 +188,15 @@ def encode_publish_head(
         ValueError: the topic is too long or contains NUL.
         OverflowError: the packet exceeds the protocol's limit.
     """
-    body = _topic(topic)
-    if qos:
-        body += packet_id.to_bytes(2, "big")
-    if properties:
-        body += encode_varint(len(properties)) + properties
-    else:
-        body += b"\x00"
-    size = len(body) + payload_size
+    named = _topic(topic) + packet_id.to_bytes(2, "big") if qos else _topic(topic)
+    length = _length(len(properties))
+    size = len(named) + len(length) + len(properties) + payload_size
     if size > MAX_VARINT:
         raise OverflowError(f"{size} bytes do not fit in a packet")
-    return bytes((PUBLISH | qos << 1 | retain,)) + encode_varint(size) + body
+    return b"".join((bytes((PUBLISH | qos << 1 | retain,)), _length(size), named, length, properties))
+
+
+_length = lru_cache(4096)(encode_varint)  # the results of a pipeline are of similar sizes
 
 
 @lru_cache(256)  # a pipeline publishes every result to the same topic

@@ -323,7 +323,7 @@ class MqttSession:
                 link.put(payload)
             if finished is not None and finished.done is not None:
                 written.append(finished)
-            self.sent += 1
+            self.sent += 1 if finished is None else finished.messages
             size += len(head) + len(payload)
         if written or self._drained is not None:  # one call for all: an iteration of the event loop each costs more
             asyncio.get_running_loop().call_soon(self._finish_written, written)

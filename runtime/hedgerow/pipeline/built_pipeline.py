@@ -18,7 +18,7 @@ from hedgerow.frame import Frame
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.pipeline.chain.progress import StageCall
 from hedgerow.pipeline.crash_journal import MOST_FRAMES, CrashJournal
-from hedgerow.pipeline.delivery import Delivery, Settlement
+from hedgerow.pipeline.delivery import BatchSettlement, Delivery, Settlement
 from hedgerow.pipeline.frame_maker import FrameMaker
 from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
 from hedgerow.wire.messages import reason_of
@@ -40,17 +40,38 @@ class Completed:
     """Outcome of running a list.
 
     Attributes:
-        settlements: one per delivery that ran; those of one stream are in order.
+        single: settlements of deliveries that are in no batch; those of one stream are in order.
         timings: (stage, seconds for the whole list, number of frames), in order.
         snapshot: the last frame that gave a result, if any.
         not_run: deliveries at the end of the list that did not run, because a worker crashed and this pipeline has been
             replaced; the replacement must run them.
+        batches: the deliveries that gave one result each, as columns.
+        columns: (stage, number of frames that it processed as columns).
     """
 
-    settlements: list[Settlement]
+    single: list[Settlement]
     timings: list[tuple[str, float, int]]
     snapshot: Snapshot | None = None
     not_run: Sequence[Delivery] = ()
+    batches: Sequence[BatchSettlement] = ()
+    columns: Sequence[tuple[str, int]] = ()
+
+    @property
+    def settlements(self) -> list[Settlement]:
+        """One settlement per delivery that ran; those of one stream are in order."""
+        return [*(each for batch in self.batches for each in batch.each()), *self.single]
+
+    @classmethod
+    def all(cls, parts: Sequence[Completed], not_run: Sequence[Delivery] = ()) -> Completed:
+        """Return the outcome of a list that ran in parts."""
+        return cls(
+            [settlement for part in parts for settlement in part.single],
+            [timing for part in parts for timing in part.timings],
+            next((part.snapshot for part in reversed(parts) if part.snapshot is not None), None),
+            not_run,
+            [batch for part in parts for batch in part.batches],
+            [columns for part in parts for columns in part.columns],
+        )
 
 
 @dataclass(frozen=True, slots=True)

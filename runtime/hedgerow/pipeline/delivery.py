@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hedgerow.bus.message import Message
@@ -60,6 +61,21 @@ class Settlement:
     dropped: str | None = None
     dead: Encoded | None = None
     reason: str = ""
+
+
+@dataclass(slots=True)
+class BatchSettlement:
+    """How deliveries of different streams end that gave one result each: those that went through the stages as columns."""
+
+    deliveries: Sequence[Delivery]
+    results: Sequence[Encoded]
+
+    def each(self) -> list[Settlement]:
+        """Return a settlement for each delivery."""
+        return [
+            Settlement(delivery, results=[result])
+            for delivery, result in zip(self.deliveries, self.results, strict=True)
+        ]
 
 
 def shed_reason(delivery: Delivery) -> DropReason:

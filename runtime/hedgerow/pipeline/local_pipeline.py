@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
+from hedgerow.columns.frame_batch import FrameBatch
 from hedgerow.config import NodeConfig
-from hedgerow.errors import FrameError
+from hedgerow.errors import FrameError, HedgerowError
+from hedgerow.frame import Frame
 from hedgerow.models.serving.engine import Engine
 from hedgerow.models.serving.pool import ModelPool
 from hedgerow.models.serving.served_model import ServedModel
 from hedgerow.models.serving.slot import Pins
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot, make_encoder
 from hedgerow.pipeline.chain.build import PipelineContext, build_chain
-from hedgerow.pipeline.chain.chain import EventSink
+from hedgerow.pipeline.chain.chain import ColumnRun, EventSink
 from hedgerow.pipeline.chain.live import FrameOutcome, Live
 from hedgerow.pipeline.chain.progress import StageCall, this_thread
 from hedgerow.pipeline.chain.specs import RECEIVED, unused_setting
 from hedgerow.pipeline.chain.stage_failure import log_failure
-from hedgerow.pipeline.delivery import Delivery, Settlement
-from hedgerow.pipeline.result_encoder import ResultEncoder
+from hedgerow.pipeline.delivery import BatchSettlement, Delivery, Settlement
+from hedgerow.pipeline.frame_maker import MadeFrames
+from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
 
 log = structlog.get_logger(__name__)
 
 _ENCODERS: Final = 8
+FEWEST_COLUMNS: Final = 4
+"""Frames in a list from which on they take less time as columns (voice activity, see docs/contributor/performance.md)."""
 
 
 class LocalPipeline(BuiltPipeline):
@@ -79,16 +84,11 @@ class LocalPipeline(BuiltPipeline):
         for delivery in deliveries:
             chosen = tuple([split is not None and split.takes(delivery.stream) for split in splits])
             groups.setdefault(chosen, []).append(delivery)
-        settlements: list[Settlement] = []
-        timings: list[tuple[str, float, int]] = []
-        snapshot = None
+        parts: list[Completed] = []
         for chosen, group in groups.items():
             with Pins(self._slots, chosen) as engines:
-                completed = self._run(group, engines)
-            settlements += completed.settlements
-            timings += completed.timings
-            snapshot = completed.snapshot or snapshot
-        return Completed(settlements, timings, snapshot)
+                parts.append(self._run(group, engines))
+        return Completed.all(parts)
 
     def _encoder_for(self, engines: tuple[Engine, ...]) -> ResultEncoder:
         """Return the encoder whose lineage names these versions."""
@@ -103,43 +103,25 @@ class LocalPipeline(BuiltPipeline):
         maker, encoder = self._maker, self._encoder_for(engines)
         wall, monotonic = time.time(), time.monotonic()
         maker.clock.check(wall, monotonic)
-        made = maker.frames(deliveries, wall - monotonic, columns=self._chain.first_columnar == 0)
-        settlements = [self._dead_letter(deliveries[at], frame, error, "") for at, frame, error in made.failed]
-        outcomes: Mapping[int, FrameOutcome]
-        if self._chain.first_columnar is None:
-            run = self._chain.run(made.frames)
-            timings, outcomes = run.timings, dict(zip(made.owners, run.outcomes, strict=True))
+        first_columnar = self._chain.first_columnar if len(deliveries) >= FEWEST_COLUMNS else None
+        made = maker.frames(deliveries, wall - monotonic, columns=first_columnar == 0)
+        if first_columnar is None:
+            frames = self._chain.run(made.frames)
+            run = ColumnRun(None, (), dict(zip(made.owners, frames.outcomes, strict=True)), frames.timings)
         else:
-            columns = self._chain.run_columns(Live(made.batch, made.rows, made.frames, made.owners))
-            timings, outcomes = columns.timings, columns.outcomes
-            for row, position in enumerate(columns.rows):
-                assert columns.batch is not None  # noqa: S101 - it has rows
-                outcomes[position] = FrameOutcome([columns.batch.frame(row)])
-        lineage = encoder.lineage(timings)
+            run = self._chain.run_columns(Live(made.batch, made.rows, made.frames, made.owners))
+        lineage = encoder.lineage(run.timings)
         if maker.clock.doubtful:
             lineage["clock"] = "doubtful"
-        at = time.time()
-        snapshot = None
         if (progress := this_thread.progress) is not None:
             progress.enter(len(self.step_names) - 1, len(deliveries))  # a result may be any object, and take any time
-        for position in sorted(outcomes):
-            delivery, outcome = deliveries[position], outcomes[position]
-            if outcome.error is not None:
-                settlements.append(self._dead_letter(delivery, made.frame(position), outcome.error, outcome.stage))
-            elif outcome.results:
-                waited_s = delivery.dispatched_at - delivery.message.received_at
-                try:
-                    encoded = encoder.results(outcome.results, lineage, waited_s, at)
-                except FrameError as error:
-                    settlements.append(self._dead_letter(delivery, made.frame(position), error, "publish"))
-                else:
-                    settlements.append(Settlement(delivery, results=encoded))
-                    snapshot = Snapshot(made.frame(position), encoded[-1])
-            else:
-                settlements.append(Settlement(delivery, dropped=outcome.dropped))
+        settling = _Settling(deliveries, made, self._dead_letter, encoder, lineage)
+        settling.settle_frames(run.outcomes)
+        if run.batch is not None:
+            settling.settle_rows(run.batch, run.rows)
         if progress is not None:
             progress.leave()
-        return Completed(settlements, timings, snapshot)
+        return settling.completed(run)
 
     @property
     def stateful(self) -> list[str]:
@@ -171,3 +153,78 @@ class LocalPipeline(BuiltPipeline):
         """See `BuiltPipeline.close`."""
         self._chain.close()
         self._context.release()
+
+
+class _Settling:
+    """Encodes the results of a list that has run.
+
+    Args:
+        deliveries: the list.
+        made: its frames.
+        dead_letter: makes the settlement of a frame with an error; see `BuiltPipeline._dead_letter`.
+        encoder: encodes results, whose lineage is `lineage`.
+    """
+
+    def __init__(
+        self,
+        deliveries: Sequence[Delivery],
+        made: MadeFrames,
+        dead_letter: Callable[[Delivery, Frame, HedgerowError, str], Settlement],
+        encoder: ResultEncoder,
+        lineage: Mapping[str, Any],
+    ) -> None:
+        self._deliveries = deliveries
+        self._made = made
+        self._dead_letter = dead_letter
+        self._encoder = encoder
+        self._lineage = lineage
+        self._at = time.time()
+        self._single = [dead_letter(deliveries[at], frame, error, "") for at, frame, error in made.failed]
+        self._batches: list[BatchSettlement] = []
+        self._last = (-1, Encoded(b"", b"", ""))  # position and encoding of the last result
+
+    def settle_frames(self, outcomes: Mapping[int, FrameOutcome]) -> None:
+        """Settle frames by their outcomes, by position in the list."""
+        for position in sorted(outcomes):
+            delivery, outcome = self._deliveries[position], outcomes[position]
+            if outcome.error is not None:
+                self._bury(position, outcome.error, outcome.stage)
+            elif outcome.results:
+                try:
+                    encoded = self._encoder.results(outcome.results, self._lineage, _waited_s(delivery), self._at)
+                except FrameError as error:
+                    self._bury(position, error, "publish")
+                else:
+                    self._single.append(Settlement(delivery, results=encoded))
+                    self._last = (position, encoded[-1])
+            else:
+                self._single.append(Settlement(delivery, dropped=outcome.dropped))
+
+    def settle_rows(self, batch: FrameBatch, rows: Sequence[int]) -> None:
+        """Settle rows, by position in the list, that gave a result each."""
+        deliveries = [self._deliveries[position] for position in rows]
+        results = self._encoder.batch(batch, self._lineage, [*map(_waited_s, deliveries)], self._at)
+        if set(map(type, results)) != {Encoded}:
+            for position, result in zip(rows, results, strict=True):
+                if isinstance(result, FrameError):
+                    self._bury(position, result, "publish")
+            good = [row for row, result in enumerate(results) if isinstance(result, Encoded)]
+            rows, deliveries = [rows[row] for row in good], [deliveries[row] for row in good]
+        encoded = [result for result in results if isinstance(result, Encoded)]
+        if encoded:
+            self._batches.append(BatchSettlement(deliveries, encoded))
+            if rows[-1] > self._last[0]:
+                self._last = (rows[-1], encoded[-1])
+
+    def completed(self, run: ColumnRun) -> Completed:
+        """Return the settlements of all, once all are settled."""
+        position, result = self._last
+        snapshot = Snapshot(self._made.frame(position), result) if position >= 0 else None
+        return Completed(self._single, run.timings, snapshot, batches=self._batches, columns=run.columns)
+
+    def _bury(self, position: int, error: HedgerowError, stage: str) -> None:
+        self._single.append(self._dead_letter(self._deliveries[position], self._made.frame(position), error, stage))
+
+
+def _waited_s(delivery: Delivery) -> float:
+    return delivery.dispatched_at - delivery.message.received_at

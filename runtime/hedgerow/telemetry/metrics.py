@@ -70,6 +70,11 @@ class TallyCollector(Collector):
         stage_frames = CounterMetricFamily(
             "hedgerow_stage_frames", "Frames that a stage processed.", labels=["pipeline", "stage"]
         )
+        stage_columns = CounterMetricFamily(
+            "hedgerow_stage_column_frames",
+            "Frames that a stage processed as columns, with all others of their list.",
+            labels=["pipeline", "stage"],
+        )
         hung = CounterMetricFamily(
             "hedgerow_stage_hung", "Times that a stage took longer than its `timeout_s`.", labels=["pipeline", "stage"]
         )
@@ -87,6 +92,7 @@ class TallyCollector(Collector):
             for stage, seconds in list(tally.stage_s.items()):
                 stage_s.add_metric([name, stage], seconds)
                 stage_frames.add_metric([name, stage], tally.stage_frames[stage])
+                stage_columns.add_metric([name, stage], tally.stage_columns[stage])
             for stage, count in list(tally.hung.items()):
                 hung.add_metric([name, stage], count)
         yield from (
@@ -100,6 +106,7 @@ class TallyCollector(Collector):
             latency,
             stage_s,
             stage_frames,
+            stage_columns,
             hung,
         )
         yield from gauge_families(self._gauges())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from copy import copy
 from enum import StrEnum
 from itertools import accumulate
@@ -72,6 +73,16 @@ class LatencyHistogram:
         self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.total_s += seconds
 
+    def add_all(self, latencies_s: Iterable[float]) -> None:
+        """Add latencies; faster if equal ones follow each other, as those of frames that one read brought."""
+        counts, last_s, bucket, total_s = self.counts, -1.0, 0, 0.0
+        for seconds in latencies_s:
+            if seconds != last_s:
+                last_s, bucket = seconds, bisect_left(BUCKETS_S, seconds)
+            counts[bucket] += 1
+            total_s += seconds
+        self.total_s += total_s
+
     @property
     def count(self) -> int:
         """Number of latencies."""
@@ -108,6 +119,7 @@ class Tally:
         "out",
         "received",
         "results",
+        "stage_columns",
         "stage_frames",
         "stage_s",
     )
@@ -124,6 +136,7 @@ class Tally:
         self.latency = LatencyHistogram()
         self.stage_s: defaultdict[str, float] = defaultdict(float)
         self.stage_frames: Counter[str] = Counter()
+        self.stage_columns: Counter[str] = Counter()
         self.last_frame_at: float | None = None
         self.last_result_at: float | None = None
 

@@ -46,7 +46,7 @@ class WireMessage(BaseModel):
 
     def encode(self) -> bytes:
         """Encode as JSON."""
-        return orjson.dumps(self.model_dump(exclude_none=True, by_alias=True), default=_plain, option=_ORJSON)
+        return orjson.dumps(self.model_dump(exclude_none=True, by_alias=True), default=plain, option=_ORJSON)
 
 
 class Instance(WireMessage):
@@ -266,11 +266,11 @@ _ORJSON: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _TRIES: Final = (
     orjson.OPT_SERIALIZE_NUMPY,  # looking for non-string keys costs more than all the rest
     _ORJSON,
-    orjson.OPT_NON_STR_KEYS,  # orjson refuses some arrays, such as big-endian ones, without calling `_plain`
+    orjson.OPT_NON_STR_KEYS,  # orjson refuses some arrays, such as big-endian ones, without calling `plain`
 )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert a value that the encoders do not support."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(value).decode()
@@ -298,7 +298,7 @@ def encode_json(value: Any, *, lossy: bool = False) -> bytes:
     refusal: Exception | None = None
     for option in _TRIES:
         try:
-            encoded = orjson.dumps(value, default=_plain, option=option)
+            encoded = orjson.dumps(value, default=plain, option=option)
         except (TypeError, RecursionError) as error:
             refusal = error
             continue
@@ -313,8 +313,9 @@ def encode_json(value: Any, *, lossy: bool = False) -> bytes:
     raise unserialisable(refusal) from refusal
 
 
-def _plain_for_msgpack(value: Any) -> Any:
-    return bytes(value) if isinstance(value, memoryview) else _plain(value)
+def plain_for_msgpack(value: Any) -> Any:
+    """Convert a value that MessagePack does not support."""
+    return bytes(value) if isinstance(value, memoryview) else plain(value)
 
 
 def encode_msgpack(value: Any) -> bytes:
@@ -323,7 +324,7 @@ def encode_msgpack(value: Any) -> bytes:
     Raises: FrameError: it contains a value without a MessagePack form.
     """
     try:
-        packed: bytes = msgpack.packb(value, default=_plain_for_msgpack)
+        packed: bytes = msgpack.packb(value, default=plain_for_msgpack)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise unserialisable(error) from error
     return packed

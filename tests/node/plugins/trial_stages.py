@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from pydantic import Field
 
-from hedgerow import Drop, Frame, FrameError, PerStream, Stage, StageConfig, StageContext
+from hedgerow import Drop, Frame, FrameBatch, FrameError, Irregular, PerStream, Stage, StageConfig, StageContext
 from hedgerow.stage import THRESHOLD
 
 
@@ -74,6 +74,36 @@ class Trial(Stage[TrialConfig]):
             case "two-large":
                 return [frame.with_result(bytes(body["size"])) for _ in range(2)]
         raise AssertionError(body)
+
+
+class TrialColumns(Trial):
+    """The same as columns. What a frame requests beside a result of its own makes its row leave, or the batch irregular."""
+
+    rows: ClassVar[int] = 0
+    """Rows that columns of this process have given results for."""
+
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        bodies = [orjson.loads(payload) for payload in batch.payloads]
+        requests = {row: body["do"] for row, body in enumerate(bodies) if body.get("do") is not None}
+        if not requests.keys() < set(range(len(batch))) or "crash" in requests.values():
+            raise Irregular
+        for row, request in requests.items():
+            match request:
+                case "drop" | "nothing" | "two" | "other-stream" | "nan" | "large" | "two-large":
+                    batch.leave(row, Trial.process(self, batch.frame(row)))
+                case "dies":
+                    batch.leave(row, FrameError("asked to", code="asked-to-die"))
+                case "unencodable":
+                    pass
+                case _:
+                    batch.defer(row)
+        time.sleep(self.config.sleep_s * (len(batch) - len(requests)))
+        TrialColumns.rows += len(batch) - len(requests)
+        tag = self.config.tag
+        if "unencodable" in requests.values():
+            results = [object() if row in requests else {"n": body["n"], "tag": tag} for row, body in enumerate(bodies)]
+            return batch.with_results(results)
+        return batch.with_result_columns(n=[body["n"] for body in bodies], tag=[tag] * len(batch))
 
 
 class GateConfig(StageConfig):
@@ -168,6 +198,17 @@ class Numbered(Stage[StageConfig]):
         return frame.with_tensors({"x": np.array([[number]], np.float32)}, n=number)
 
 
+class NumberedColumns(Numbered):
+    """The same as columns."""
+
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        frames = [Numbered.process(self, batch.frame(row)) for row in range(len(batch))]
+        made = FrameBatch.of(frames)
+        if made is None:
+            raise Irregular
+        return batch.with_tensors(made.tensors, n=[frame.meta["n"] for frame in frames])
+
+
 class SeenConfig(StageConfig):
     generation: int = 0
 
@@ -187,6 +228,31 @@ class Seen(Stage[SeenConfig]):
                 "seen": self.seen[frame.stream],
                 "model": frame.tensors["y"][0].tolist(),
             }
+        )
+
+
+class SeenColumns(Stage[SeenConfig]):
+    """The same, as columns and as frames."""
+
+    def setup(self, context: StageContext) -> None:
+        self.table = context.stream_table(seen=((), np.int64))
+
+    def process(self, frame: Frame) -> Frame:
+        row = self.table.row(frame.stream)
+        seen = int(self.table.take("seen", row)) + 1
+        self.table.put("seen", row, seen)
+        result = {"n": frame.meta["n"], "generation": self.config.generation, "seen": seen}
+        return frame.with_result({**result, "model": frame.tensors["y"][0].tolist()})
+
+    def process_batch(self, batch: FrameBatch) -> FrameBatch:
+        rows = self.table.rows(batch.streams)
+        seen = self.table.take("seen", rows) + 1
+        self.table.put("seen", rows, seen)
+        return batch.with_result_columns(
+            n=batch.meta_column("n"),
+            generation=[self.config.generation] * len(batch),
+            seen=seen,
+            model=batch.tensors["y"][:, 0],
         )
 
 

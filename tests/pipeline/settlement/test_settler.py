@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from hedgerow.bus.message import Message
 from hedgerow.bus.outbox import OutboxError, Record
 from hedgerow.errors import BusError, FrameError
-from hedgerow.pipeline.delivery import Delivery, Settlement
+from hedgerow.pipeline.delivery import BatchSettlement, Delivery, Settlement
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.settlement.settler import Settler
 from hedgerow.telemetry.tally import Tally
@@ -31,12 +31,19 @@ class FakeLink:
         self.max_packet_bytes = 1000
         self.refuses: bytes | None = None
         self.sent: list[tuple[str, bytes, int, Any]] = []
+        self.writes: list[int] = []
         self.acked: list[Message] = []
 
     def publish(self, topic: str, payload: bytes, *, qos: int, properties: bytes, done: Any) -> None:
         if payload == self.refuses:
             raise BusError("too large", remedy="less")
         self.sent.append((topic, payload, qos, done))
+
+    def publish_all(self, topic: str, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        if any(payload == self.refuses for payload, _ in messages):
+            raise BusError("too large", remedy="less")
+        self.writes.append(len(messages))
+        self.sent += [(topic, payload, 0, None) for payload, _ in messages]
 
     def ack(self, message: Message) -> None:
         self.acked.append(message)
@@ -71,6 +78,7 @@ class Bench:
         self.source, self.sink, self.tally = FakeLink(), FakeLink(), Tally()
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.wakes = 0
+        self.outbox = outbox
         self.built: Any = SimpleNamespace(
             name="doors",
             encoder=SimpleNamespace(topic=TOPIC, dead_topic="dead"),
@@ -131,6 +139,76 @@ def test_a_frame_is_acknowledged_when_the_broker_has_accepted_its_last_result() 
     second(None)
     assert (bench.counts, bench.source.acked, bench.wakes) == ((1, {}, {}, 0), [delivery.message], 1)
     assert (bench.tally.results, bench.tally.latency.quantile(1.0)) == (2, 1.0)
+
+
+def _as_usual(bench: Bench, deliveries: Sequence[Delivery]) -> None:
+    pass
+
+
+def _disconnected(bench: Bench, deliveries: Sequence[Delivery]) -> None:
+    bench.sink.connected = False
+
+
+def _one_dropped_meanwhile(bench: Bench, deliveries: Sequence[Delivery]) -> None:
+    bench.settler.drop(deliveries[1], "shutdown")
+
+
+def _one_too_large_for_the_broker(bench: Bench, deliveries: Sequence[Delivery]) -> None:
+    bench.sink.max_packet_bytes = len(TOPIC) + len(b"result 10") + 16 - 1
+
+
+def _one_too_large_for_mqtt(bench: Bench, deliveries: Sequence[Delivery]) -> None:
+    bench.sink.refuses = b"result 2"
+
+
+def _full(bench: Bench, deliveries: Sequence[Delivery]) -> None:
+    bench.sink.outstanding = 2048
+
+
+@pytest.mark.parametrize("outbox", [False, True])
+@pytest.mark.parametrize("frames_qos", [0, 1])
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize(
+    "happens",
+    [_as_usual, _disconnected, _one_dropped_meanwhile, _one_too_large_for_the_broker, _one_too_large_for_mqtt, _full],
+)
+def test_a_batch_is_settled_as_its_deliveries_one_by_one(
+    happens: Callable[[Bench, Sequence[Delivery]], None], qos: int, frames_qos: int, outbox: bool
+) -> None:
+    benches = [Bench(qos=qos, outbox=FakeOutbox() if outbox else None) for _ in range(2)]
+    told = []
+    for number, bench in enumerate(benches):
+        deliveries = [bench.receive(number + 1, qos=frames_qos, sender_id=True) for number in range(3)]
+        happens(bench, deliveries)
+        batch = BatchSettlement(deliveries, [encoded(b"result %d" % (2 if n == 1 else 10)) for n in range(3)])
+        if number:
+            bench.settler.settle_batch(bench.built, batch)
+        else:
+            bench.settle(*batch.each())
+        for done in [] if bench.outbox is None else bench.outbox.waiting:
+            done(None)
+        for *_, done in bench.sink.sent:
+            if done is not None:
+                done(None)
+        acked = [
+            deliveries.index(next(each for each in deliveries if each.message is one)) for one in bench.source.acked
+        ]
+        latency = bench.tally.latency
+        told.append(
+            (
+                bench.counts,
+                bench.sink.payloads,
+                bench.events,
+                acked,
+                bench.tally.results,
+                latency.counts,
+                latency.total_s,
+            )
+        )
+
+    assert told[0] == told[1]
+    at_once = not outbox and qos == 0 and happens in (_as_usual, _full)
+    assert benches[1].sink.writes == ([3] if at_once else [])
 
 
 def test_a_duplicate_acknowledgement_counts_once() -> None:

@@ -266,7 +266,12 @@ class Dispatcher:
         for name, seconds, count in completed.timings:
             tally.stage_s[name] += seconds
             tally.stage_frames[name] += count
-        self._settler.settle(job.built, completed.settlements)
+        for name, count in completed.columns:
+            tally.stage_columns[name] += count
+        for batch in completed.batches:
+            self._settler.settle_batch(job.built, batch)
+        if completed.single:
+            self._settler.settle(job.built, completed.single)
 
 
 def _lane_died() -> FrameError:

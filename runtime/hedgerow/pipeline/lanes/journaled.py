@@ -8,7 +8,7 @@ from hedgerow.errors import HedgerowError
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed
 from hedgerow.pipeline.chain.progress import this_thread
 from hedgerow.pipeline.crash_journal import POISON_AFTER, CrashJournal, LaneRecord, SuspectFrame, frame_key
-from hedgerow.pipeline.delivery import Delivery, Settlement
+from hedgerow.pipeline.delivery import Delivery
 
 
 class PoisonFrame(HedgerowError):
@@ -35,25 +35,22 @@ def run_journaled(
         return _run(built, deliveries, lane, record, [frame_key(each.message) for each in deliveries if each.durable])
     with journal.turn:
         journal.forget_absent(built.name)
-        settlements: list[Settlement] = []
-        timings: list[tuple[str, float, int]] = []
-        snapshot, done = None, 0
+        parts: list[Completed] = []
+        done = 0
         for group, suspect in _turns(deliveries, journal):
             keys = [frame_key(each.message) for each in group if each.durable]
             if suspect is not None and suspect.crashes >= POISON_AFTER:
-                settlements.append(built.dead_letter(group[0], PoisonFrame(suspect), suspect.stage))
+                parts.append(Completed([built.dead_letter(group[0], PoisonFrame(suspect), suspect.stage)], []))
             else:
                 completed = _run(built, group, lane, record, keys)
-                settlements += completed.settlements
-                timings += completed.timings
-                snapshot = completed.snapshot or snapshot
+                parts.append(completed)
                 if completed.not_run:
                     done += len(group) - len(completed.not_run)
-                    return Completed(settlements, timings, snapshot, not_run=deliveries[done:])
+                    return Completed.all(parts, not_run=deliveries[done:])
             done += len(group)
             if suspect is not None:
                 journal.cleared(keys[0])
-        return Completed(settlements, timings, snapshot)
+        return Completed.all(parts)
 
 
 def _turns(

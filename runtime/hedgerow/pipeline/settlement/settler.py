@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -20,7 +21,7 @@ from hedgerow.bus.outbox import Outbox, OutboxError
 from hedgerow.errors import BusError, HedgerowError
 from hedgerow.pipeline.built_pipeline import BuiltPipeline
 from hedgerow.pipeline.chain.chain import EventSink
-from hedgerow.pipeline.delivery import Delivery, Settlement, shed_reason
+from hedgerow.pipeline.delivery import BatchSettlement, Delivery, Settlement, shed_reason
 from hedgerow.pipeline.result_encoder import Encoded
 from hedgerow.pipeline.settlement.losses import Losses
 from hedgerow.pipeline.settlement.outbox_appender import OutboxAppender, PendingResults
@@ -34,6 +35,10 @@ MOST_OUTSTANDING = 2048
 
 MOST_OUTSTANDING_BYTES = 64 << 20
 """The same in payload bytes. Above either, a bad QoS 0 frame is dropped instead of dead-lettered."""
+
+
+_HEAD_BYTES: Final = 16
+"""Most bytes of a packet beside its topic, properties and payload."""
 
 
 class Settler:
@@ -107,6 +112,44 @@ class Settler:
                 self._dead_lettered(delivery, "internal", None)
         if appender is not None:
             appender.flush()
+
+    def settle_batch(self, built: BuiltPipeline, batch: BatchSettlement) -> None:
+        """Carry out the settlements of deliveries that gave a result each: for QoS 0 in one write, else one by one."""
+        try:
+            done = self._publish_at_once(built, batch)
+        except Exception:  # as in `settle`
+            log.exception("settlement-failed", pipeline=built.name)
+            for delivery in batch.deliveries:
+                self._dead_lettered(delivery, "internal", None)
+            return
+        if not done:
+            self.settle(built, batch.each())
+
+    def _publish_at_once(self, built: BuiltPipeline, batch: BatchSettlement) -> bool:
+        """Publish results of QoS 0; return False, with nothing done, if one of them needs a closer look."""
+        sink, topic, tally = self._sink, built.encoder.topic, self._tally
+        if built.config.publish.qos or self._appender is not None or not sink.connected:
+            return False
+        payloads, properties, *_ = zip(*batch.results, strict=True)
+        largest = sink.max_packet_bytes - len(topic)
+        if max(map(len, payloads)) + max(map(len, properties)) + _HEAD_BYTES > largest:
+            return False
+        if not tally.held.issuperset(batch.deliveries):  # some were dropped when the pipeline stopped
+            return False
+        try:
+            sink.publish_all(topic, [*zip(payloads, properties, strict=True)])
+        except BusError:
+            return False
+        now = time.monotonic()
+        tally.held.difference_update(batch.deliveries)
+        tally.out += len(batch.deliveries)
+        tally.results += len(batch.results)
+        tally.latency.add_all([now - delivery.message.received_at for delivery in batch.deliveries])
+        tally.last_result_at = time.time()
+        for delivery in batch.deliveries:
+            if delivery.durable:
+                self._source.ack(delivery.message)
+        return True
 
     def dead_letter(self, built: BuiltPipeline, delivery: Delivery, error: HedgerowError) -> None:
         """Dead-letter a delivery that failed outside the stages."""
@@ -226,4 +269,4 @@ class Settler:
 
 def _packet_bytes(result: Encoded) -> int:
     """Return an upper bound of the packet's size without its topic."""
-    return len(result.payload) + len(result.properties) + 16
+    return len(result.payload) + len(result.properties) + _HEAD_BYTES

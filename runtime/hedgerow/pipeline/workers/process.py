@@ -120,9 +120,10 @@ def _serve(pipe: Connection, built: LocalPipeline, pool: ModelPool, events: list
         if time.monotonic() - models_sent_at > 1.0:  # counters need not be sent with every list
             models_sent_at = time.monotonic()
             models = [model.as_dict() for model in built.models()]
-        last = with_results[-1] if with_results else None
+        last = max(with_results, default=None)
         observations = observed.observations()
-        pipe.send_bytes(pack((settlements, completed.timings, last, new_events, built.failing(), models, observations)))
+        ran = (settlements, completed.timings, completed.columns)
+        pipe.send_bytes(pack((*ran, last, new_events, built.failing(), models, observations)))
 
 
 class _ObservedModel:

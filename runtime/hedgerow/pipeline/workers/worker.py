@@ -181,8 +181,8 @@ class Worker:
         self.models = [ServedModel.from_dict(fields) for fields in reply["models"]]
         self.stateful, self.batch, self.ready = reply["stateful"], reply["batch"], True
 
-    def run(self, deliveries: Sequence[Delivery]) -> tuple[Any, Any, Any, Any]:
-        """Run a list; return settlements, timings, the position of the last frame with results, and events.
+    def run(self, deliveries: Sequence[Delivery]) -> tuple[Any, Any, Any, Any, Any]:
+        """Run a list; return settlements, timings, frames run as columns, the position of the last frame with results, and events.
 
         Raises: EOFError, OSError: the process ended.
         """
@@ -211,13 +211,13 @@ class Worker:
             raise EOFError("the worker was interrupted")
         self.running = 0
         self.frames += len(frames)
-        settlements, timings, last, events, failing, models, observations = unpack(reply)
+        settlements, timings, columns, last, events, failing, models, observations = unpack(reply)
         self.failing = failing
         if observations is not None:
             observed.current = Observations(**observations)
         if models:
             self.models = [ServedModel.from_dict(fields) for fields in models]
-        return settlements, timings, last, events
+        return settlements, timings, columns, last, events
 
     def measure(self) -> int:
         """Return its resident memory in bytes, and remember it."""

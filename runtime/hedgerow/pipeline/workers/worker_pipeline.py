@@ -137,21 +137,15 @@ class WorkerPipeline(BuiltPipeline):
 
     def _run_each(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
         """Run a list again after its worker has ended, one frame at a time, so that only the bad one is lost."""
-        settlements: list[Settlement] = []
-        timings: list[tuple[str, float, int]] = []
-        snapshot = None
+        parts: list[Completed] = []
         for position, delivery in enumerate(deliveries):
             if self.retired:  # the replacement may not crash, and each crash takes time
-                return Completed(settlements, timings, snapshot, not_run=deliveries[position:])
+                return Completed.all(parts, not_run=deliveries[position:])
             try:
-                completed = self._run(worker, [delivery])
+                parts.append(self._run(worker, [delivery]))
             except (EOFError, OSError):
-                settlements.append(self._lost(worker, worker.end(), delivery))
-            else:
-                settlements += completed.settlements
-                timings += completed.timings
-                snapshot = completed.snapshot or snapshot
-        return Completed(settlements, timings, snapshot)
+                parts.append(Completed([self._lost(worker, worker.end(), delivery)], []))
+        return Completed.all(parts)
 
     def _lost(self, worker: Worker, end: WorkerEnd, delivery: Delivery) -> Settlement:
         """Restart a worker that one frame has ended, and return the frame's dead letter."""
@@ -259,7 +253,7 @@ class WorkerPipeline(BuiltPipeline):
             successor.end()
 
     def _run(self, worker: Worker, deliveries: Sequence[Delivery]) -> Completed:
-        packed, timings, last, events = worker.run(deliveries)
+        packed, timings, columns, last, events = worker.run(deliveries)
         for kind, detail in events:
             self._on_event(kind, detail)
         settlements = [_settlement(deliveries[position], *rest) for position, *rest in packed]
@@ -268,7 +262,7 @@ class WorkerPipeline(BuiltPipeline):
             settlement = next(each for each in settlements if each.delivery is deliveries[last])
             frame = self._maker.complete(self._bare(deliveries[last]), deliveries[last].message)
             snapshot = Snapshot(frame, (settlement.results or [])[-1])
-        return Completed(settlements, [(name, seconds, count) for name, seconds, count in timings], snapshot)
+        return Completed(settlements, [*map(tuple, timings)], snapshot, columns=[*map(tuple, columns)])
 
     def _restart(self, worker: Worker, end: WorkerEnd, lost: Observations = _NOTHING) -> None:
         if end.reason == STOPPED:
