@@ -244,7 +244,7 @@ def test_the_results_of_a_batch_are_those_of_its_frames_byte_by_byte(
     timings, waited_s = [("decode", 0.0015, 3)], [0.25, 1 / 3]
     clock = {"clock": "doubtful"} if doubtful else {}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(encoder_module, "_FEWEST_ROWS", fewest)
+        patched.setattr(encoder_module, "_FEWEST_COLUMNS", fewest)
         patched.setattr(encoder_module, "trace_child", lambda parent: f"child of {parent}")
         expected: list[Any] = []
         for row in range(len(batch)):
@@ -261,7 +261,7 @@ def test_the_results_of_a_batch_are_those_of_its_frames_byte_by_byte(
 
 def test_ordinary_results_do_not_become_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the test above would compare frames with frames."""
-    monkeypatch.setattr(encoder_module, "_FEWEST_ROWS", 2)
+    monkeypatch.setattr(encoder_module, "_FEWEST_COLUMNS", 2)
     monkeypatch.delattr(FrameBatch, "frame")
     batch = FrameBatch(
         [b"", b""], ids=("1", "2"), streams=("a", "b"), topics=["a", "b"], sequences=[1, 2], captured_at=[0.5, 1.5]

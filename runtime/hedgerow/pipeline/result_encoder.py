@@ -21,7 +21,7 @@ from hedgerow.wire import messages as wire
 from hedgerow.wire.result_batch import json_results, msgpack_results
 from hedgerow.wire.trace import trace_child
 
-_FEWEST_ROWS: Final = 3
+_FEWEST_COLUMNS: Final = 3
 """Rows from which on it takes less time to encode them together."""
 _join: Final = b"".join
 _BYTES: Final = (bytes, bytearray, memoryview)
@@ -128,7 +128,7 @@ class ResultEncoder:
             waited_s: seconds that each was queued.
         """
         encoded: Sequence[Any] = [None] * len(batch)
-        if len(batch) >= _FEWEST_ROWS:
+        if len(batch) >= _FEWEST_COLUMNS:
             with suppress(BaseException):  # a plugin may have set anything in a column; looked at again row by row
                 encoded = self._quickly(batch, lineage, waited_s, at)
         if not encoded.count(None):
