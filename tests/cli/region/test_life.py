@@ -162,6 +162,24 @@ def test_a_replaced_machine_that_enrolled_makes_way_for_one_that_enrols(desk: De
     assert desk.valid("s0/n000")
 
 
+@pytest.mark.parametrize(
+    ("verb", "who", "told"),
+    [
+        pytest.param(["rename", "n000", "entrance"], "s0/entrance", "hedgerow enrol --state DIR", id="rename"),
+        pytest.param(["move", "n000", "s1"], "s1/n000", "hedgerow claim create s1 --place n000", id="move"),
+    ],
+)
+def test_a_machine_that_enrolled_gets_its_next_certificate_for_its_own_key(
+    desk: Desk, verb: list[str], who: str, told: str
+) -> None:
+    csr, life = x509.load_pem_x509_csr(Machine().csr().encode()), timedelta(days=30)
+    desk.pki.certify(parse("s0/n000"), csr, life)
+    assert told in str(desk.run(*verb, "--pki", str(desk.pki.folder))["left"])
+
+    desk.pki.certify(parse(who), csr, life)  # as approving it does
+    assert desk.valid(who)
+
+
 def test_a_node_is_forgotten_with_its_certificate_and_admitted_again(desk: Desk) -> None:
     desk.run("replace", "n000", "--pki", str(desk.pki.folder))
     assert "hedgerow pki revoke s0/n000" in str(desk.run("forget", "n000", "--dry-run")["left"])

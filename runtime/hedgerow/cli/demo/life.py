@@ -27,7 +27,7 @@ from hedgerow.cli.base.tables import print_table
 from hedgerow.cli.demo.machines import NODE, Machines
 from hedgerow.cli.demo.processes import DemoProcesses, Log, SiteProcesses, silent
 from hedgerow.cli.demo.readings import Readings
-from hedgerow.cli.demo.waiting import WaitedTooLong, Waiting, stop_on_signals
+from hedgerow.cli.demo.waiting import WaitedTooLong, Waiting, run_until_stopped, stop_on_signals
 from hedgerow.errors import HedgerowError
 
 SITES: Final = ("north", "harbour", "mill")
@@ -56,7 +56,7 @@ def run(folder: Path, *, json: bool) -> dict[str, Any]:
             region={"enrolment": {"places": "rendered/demo/service/places.json"}},
             enrols=True,
         ) as processes:
-            report = asyncio.run(_run(processes, log))
+            report = run_until_stopped(_run(processes, log))
     except KeyboardInterrupt:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
@@ -135,14 +135,14 @@ class _LifeDemo:
         self._machines.clone(name, copy)
         site.wan.restore()
         await self._machines.start(name, copy)
-        self._log("Sending readings until each machine has had one…")
+        self._log("Sending readings; the machines end each other's connections, since their client ids are the same…")
         ids: list[str] = []
 
         async def runs() -> set[str]:
             ids.extend(await self._readings.send(site, 1, twins=True))
             return await self._readings.runs(ids)
 
-        await self._waiting.until(runs, lambda runs: len(runs) == 2)
+        await self._waiting.until(runs, lambda runs: len(runs) == 2 and len(ids) >= _BATCH)
         await self._arrive([*waiting, *ids])
         self._tell(f"Results of both have arrived: {len(ids)} new ones, and {_BATCH} that waited on both disks, once.")
         self._log("Waiting for two health reports of each…")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 
 from hedgerow.cli.demo.commands import run_command
 from hedgerow.cli.demo.processes import DemoProcesses, Log, SiteProcesses, silent
-from hedgerow.cli.demo.waiting import Waiting
+from hedgerow.cli.demo.waiting import Waiting, all_of
 from hedgerow.errors import HedgerowError
 
 NODE = "gateway"
@@ -43,7 +42,7 @@ class Machines:
 
     async def enrol(self, machines: Mapping[str, SiteProcesses]) -> None:
         """Let machines ask to be nodes, each of its site, and approve them by their fingerprints."""
-        await asyncio.gather(*(self._enrol(machine, site) for machine, site in machines.items()))
+        await all_of(*(self._enrol(machine, site) for machine, site in machines.items()))
 
     async def _enrol(self, machine: str, site: SiteProcesses) -> None:
         claim = f"claims/{machine}.txt"
@@ -83,7 +82,7 @@ class Machines:
 
     async def start(self, *machines: str) -> None:
         """Start the nodes on these machines, and wait until they take frames."""
-        await asyncio.gather(*map(self._start, machines))
+        await all_of(*map(self._start, machines))
 
     async def _start(self, machine: str) -> None:
         command = ("node", "run", f"machines/{machine}/node.yaml")

@@ -35,7 +35,7 @@ from hedgerow.cli.demo.models import (
 )
 from hedgerow.cli.demo.processes import DemoProcesses, Log, silent
 from hedgerow.cli.demo.results import count_by_site, model_bytes, wait_until_settled
-from hedgerow.cli.demo.waiting import Waiting, stop_on_signals
+from hedgerow.cli.demo.waiting import Waiting, run_until_stopped, stop_on_signals
 
 if TYPE_CHECKING:
     from hedgerow.cli.demo.feeds import Feed
@@ -71,7 +71,7 @@ def run(folder: Path, *, json: bool) -> dict[str, Any]:
         node={"fleet": {"root_file": str(folder / "root.json")}},
         region={"models": {"repository": "models"}},
     ) as processes:
-        report = asyncio.run(_run(processes, publisher, versions, log))
+        report = run_until_stopped(_run(processes, publisher, versions, log))
     return report | {"seconds": round(time.monotonic() - started, 1)}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from hedgerow.cli.demo.processes import DemoProcesses
 from hedgerow.errors import HedgerowError
@@ -32,8 +32,27 @@ class WaitedTooLong(HedgerowError):
     code = "waited-too-long"
 
 
+class DemoStopped(Exception):
+    """Ctrl-C; as a KeyboardInterrupt, it would break out of the event loop from one of several tasks."""
+
+
+def run_until_stopped(demo: Coroutine[Any, Any, T]) -> T:
+    """Run a demo. Raises: KeyboardInterrupt: it was stopped."""
+    try:
+        return asyncio.run(demo)
+    except DemoStopped:
+        raise KeyboardInterrupt from None
+
+
+async def all_of(*works: Awaitable[None]) -> None:
+    """Do several things at once, each to its end; then raise the first error."""
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if result is not None:
+            raise result
+
+
 class Waiting:
-    """Waits for conditions. All methods raise KeyboardInterrupt once the demo is to stop.
+    """Waits for conditions. All methods raise DemoStopped once the demo is to stop.
 
     Args:
         processes: must keep running.
@@ -49,7 +68,7 @@ class Waiting:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
-            raise KeyboardInterrupt
+            raise DemoStopped
 
     async def until(
         self,
@@ -83,4 +102,4 @@ class Waiting:
             return await asyncio.to_thread(do)
         finally:
             if self._stop.is_set():
-                raise KeyboardInterrupt
+                raise DemoStopped

@@ -132,7 +132,14 @@ def _move(options: ServiceOptions, args: dict[str, Any], pki: Path | None, topol
     reply = options.request("node-rename", args)
     (_, site, name), (_, old_site, old) = reply["node"].split("/"), reply["was"].split("/")
     steps = LifeSteps(args["dry_run"])
-    steps.issue(pki, f"{site}/{name}")
+    if site == old_site:
+        enrolled = "hedgerow node approve MACHINE --folder PKI, with the new topology, then `hedgerow enrol --state DIR` on the machine"
+    else:
+        enrolled = (
+            f"hedgerow node reject MACHINE, hedgerow claim create {site} --place {name}, then `hedgerow enrol` on the machine with "
+            "another --state, and move its state folder there"
+        )
+    steps.issue(pki, f"{site}/{name}", if_enrolled=enrolled, was=f"{old_site}/{old}")
     if reply["seen"]:
         steps.revoke(pki, f"{old_site}/{old}", "superseded")
     steps.edit(
@@ -181,7 +188,11 @@ def replace(
     _, site, name = reply["node"].split("/")
     steps = LifeSteps(dry_run)
     steps.revoke(pki, f"{site}/{name}", "superseded")
-    steps.replace_key(pki, f"{site}/{name}")
+    steps.issue(
+        pki,
+        f"{site}/{name}",
+        if_enrolled=f"hedgerow claim create {site} --place {name}, and `hedgerow enrol` on the new machine",
+    )
     if options.store.json:
         print_json(reply | steps.reply())
         return

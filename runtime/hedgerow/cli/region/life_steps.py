@@ -46,28 +46,22 @@ class LifeSteps:
         lists = authorities.lists(identity.authority)
         self._left.append(f"copy to the brokers first, then `kill -HUP` each: {', '.join(str(path) for path in lists)}")
 
-    def replace_key(self, folder: Path | None, who: str) -> None:
-        """Issue a certificate for another machine, or have it enrol if the one before did: then it makes its own key."""
-        site, _, name = who.partition("/")
-        enrol = f"hedgerow claim create {site} --place {name}, and `hedgerow enrol` on the new machine"
-        if folder is None:
-            self._left.append(f"hedgerow pki issue {who}; or, if its machines enrol, {enrol}")
-            return
-        from hedgerow.pki.names import parse
+    def issue(self, folder: Path | None, who: str, *, if_enrolled: str, was: str | None = None) -> None:
+        """Issue a certificate, unless there is a valid one, or the machine enrolled: then it gets one for its own key.
 
-        if _open(folder).keeps_own_key(parse(who)):
-            self._left.append(enrol)
-        else:
-            self.issue(folder, who)
-
-    def issue(self, folder: Path | None, who: str) -> None:
-        """Issue a certificate, unless there is a valid one."""
+        Args:
+            if_enrolled: what is to be done then.
+            was: who it was before; None: the same.
+        """
         if folder is None or self._dry_run:
-            self._left.append(f"hedgerow pki issue {who}")
+            self._left += [f"hedgerow pki issue {who}", f"or instead, if its machine enrolled: {if_enrolled}"]
             return
         from hedgerow.pki.names import parse
 
         authorities, identity = _open(folder), parse(who)
+        if authorities.keeps_own_key(identity if was is None else parse(was)):
+            self._left.append(if_enrolled)
+            return
         entry = authorities.find(identity)
         if entry is None or entry.revoked is not None:
             entry = authorities.issue(identity, timedelta(days=_NODE_LIFE_DAYS))
