@@ -16,6 +16,7 @@ from hedgerow.enrolment.claim import Claim
 from hedgerow.enrolment.grant import verify_grant
 from hedgerow.errors import CommandError
 from hedgerow.pki.names import Identity, IdentityKind, PkiError
+from hedgerow.region.enrolment.approval import make_grant
 
 __all__ = ["postgres", "store_url"]
 
@@ -252,6 +253,32 @@ def test_a_certificate_is_renewed_when_it_is_due(make_world: MakeWorld, tmp_path
     world.now += 7
 
     assert world.ask(machine, None).grant != first.grant
+
+
+@pytest.mark.parametrize("when", ["approved by rule", "renewed"])
+def test_a_person_who_decides_while_the_registrar_signs_has_the_last_word(
+    make_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Signing takes a while, outside of the transaction; a rejection in the meantime is not overwritten."""
+    rule = {"name": "nucs", "labels": "hardware=nuc", "count": 9}
+    world = make_world(pki=tmp_path / "pki", days=0.0001, rules=[rule])
+    machine, claim = Machine(), world.claim(hardware="nuc")
+    if when == "renewed":
+        assert world.ask(machine, claim).state == "approved"
+        world.now += 7
+
+    def sign_and_be_overtaken(*args: Any) -> tuple[str, str]:
+        signed = make_grant(*args)
+        monkeypatch.undo()
+        world.request("node-reject", machine=machine.fingerprint, why="stolen")
+        return signed
+
+    monkeypatch.setattr("hedgerow.region.enrolment.registrar.make_grant", sign_and_be_overtaken)
+    answer = world.ask(machine, claim)
+
+    assert (answer.state, answer.detail, answer.grant) == ("rejected", "stolen", "")
+    assert [one.state for one in world.machines()] == ["rejected"]
+    assert world.store.taken("hall") == set()
 
 
 def test_a_token_survives_copying_and_nothing_else(world: World) -> None:

@@ -109,6 +109,8 @@ class Gateway:
         self.client.publish(self.address.topic(Channel.STATUS), message.encode(), qos=1, retain=True)
 
     def health(self, state: str = "ok", reasons: tuple[str, ...] = ()) -> None:
+        region = self.outbox.status.region
+        known = {"mark": region.mark, "resent": region.resent, "complete": region.complete}
         message = Health.model_validate(
             {
                 "node": str(self.address),
@@ -117,6 +119,7 @@ class Gateway:
                 "uptime_s": 1,
                 "state": state,
                 "reasons": reasons,
+                "outbox": {"region": known},
             }
         )
         self.client.publish(self.address.topic(Channel.HEALTH), message.encode(), qos=1)

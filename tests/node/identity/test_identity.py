@@ -267,6 +267,19 @@ def test_a_clone_may_send_what_waits_too_under_numbers_of_its_own(tmp_path: Path
     assert sum(ends is not None for *_, ends in found) == 125, "what expires does so still"
 
 
+def test_what_a_copy_that_was_killed_has_left_is_no_part_of_the_next_one(tmp_path: Path) -> None:
+    """Its log and mark would be taken for those of the new file, and be used with it."""
+    place = make(tmp_path, results=5)
+    before = waiting(tmp_path)
+    for end in ("", "-wal", "-shm", "-journal", ".mark", ".reserve"):
+        shutil.copy(place.state / "outbox.db", place.state / f"outbox.db.new{end}")
+    (place.state / "outbox.db.new.mark").write_bytes(b"a mark of another epoch")
+    new_identity(place, keep_results=True).carry_out()
+
+    assert sorted(waiting(tmp_path)) == sorted(before)
+    assert not list(place.state.glob("outbox.db.new*"))
+
+
 EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)], ids=["some", "all"])
 """Which operations on files are the last one."""
 
