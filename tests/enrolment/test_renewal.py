@@ -192,13 +192,13 @@ async def test_a_change_of_name_killed_at_any_file_is_finished_by_the_next_call(
     assert world.answer(Machine().request(None), "0" * 32).state == "refused"  # nothing of this counts as a step
     write, left = files.write, step
 
-    def writes(path: Path, data: bytes, *, private: bool = False) -> None:
+    def writes(path: Path, data: bytes, **how: bool) -> None:
         nonlocal left
         if tmp_path / "node" in path.parents:
             left -= 1
             if left == 0:
                 raise Killed
-        write(path, data, private=private)
+        write(path, data, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "write", writes)

@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hedgerow import disk
 from hedgerow.pki import certificates, files, names
 from hedgerow.pki.authority import Signer
 from hedgerow.pki.entry import CertificateEntry, Renewal
@@ -202,7 +203,7 @@ class Pki:
                     return entry
             home = self.home(who)
             files.make_folder(home, private=True)
-            files.write(home / _REQUEST, csr.public_bytes(serialization.Encoding.PEM))
+            files.write(home / _REQUEST, csr.public_bytes(serialization.Encoding.PEM), sync_folder=False)
             (home / "tls.key").unlink(missing_ok=True)  # of a former machine
             return self._sign(who, who.kind, life, (), key)
 
@@ -422,8 +423,8 @@ class Pki:
         files.make_folder(home, private=True)
         if isinstance(key, ec.EllipticCurvePrivateKey) and (_key_of(home) != key or not (home / "tls.key").exists()):
             files.write_key(home / "tls.key", key)
-        files.write(home / "tls.crt", certificates.pem(made, issuer))
-        self._refresh([home])
+        files.write(home / "tls.crt", certificates.pem(made, issuer), sync_folder=False)
+        self._refresh([home])  # which syncs the folder
         return self.entry(home)
 
     def _refresh(self, homes: Sequence[Path] | None = None) -> None:
@@ -440,12 +441,16 @@ class Pki:
             issuer = own.certificate()
             known = [self.root] if issuer.serial_number in out else [self.root, own]
             lists = [found for signer in known if (found := signer.revocations()) is not None]
-            _write_if_changed(home / "trust.crt", certificates.pem(*(signer.certificate() for signer in known)))
-            _write_if_changed(home / "trust.crl", certificates.pem(*lists))
+            changed = _write_if_changed(
+                home / "trust.crt", certificates.pem(*(signer.certificate() for signer in known))
+            )
+            changed |= _write_if_changed(home / "trust.crl", certificates.pem(*lists))
             if (home / "tls.crt").exists():
                 with suppress(PkiError):  # a damaged one must not keep a revocation from the others
                     leaf = files.read_certificates(home / "tls.crt")[0]
-                    _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
+                    changed |= _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
+            if changed or homes is not None:
+                disk.sync(home)
 
     def _ours(self) -> Iterator[Path]:
         for signer in self.authorities():
@@ -471,6 +476,9 @@ def _key_of(home: Path) -> files.Key | ec.EllipticCurvePublicKey | None:
     return key if key.public_key() == files.read_certificates(home / "tls.crt")[0].public_key() else None
 
 
-def _write_if_changed(path: Path, data: bytes) -> None:
-    if not path.exists() or files.read(path) != data:
-        files.write(path, data)
+def _write_if_changed(path: Path, data: bytes) -> bool:
+    """Write a file, without syncing its folder. Returns: whether it was changed."""
+    if path.exists() and files.read(path) == data:
+        return False
+    files.write(path, data, sync_folder=False)
+    return True
