@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.enrolment.estate import EnrollingEstate, enrolling_estate, until
+from tests.enrolment.estate import EnrollingEstate, enrolling_estate, running, until
 from tests.enrolment.machines import Machine
 from tests.enrolment.world import World
 
@@ -20,7 +19,6 @@ from hedgerow.enrolment.enrol import enrol
 from hedgerow.enrolment.folder import EnrolmentFolder
 from hedgerow.enrolment.grant import BadGrant, release_grant, sign_grant
 from hedgerow.enrolment.places import read_places
-from hedgerow.enrolment.renewal import run_node
 from hedgerow.enrolment.request import fingerprint
 from hedgerow.errors import CommandError
 from hedgerow.pki import certificates, files
@@ -222,18 +220,6 @@ def estate() -> Iterator[EnrollingEstate]:
     settings: dict[str, Any] = {"places": "places.json", "pki": "../../../pki", "rules": rules}
     with enrolling_estate(brokers=("north", "hall", "yard"), **settings) as made:
         yield made
-
-
-@asynccontextmanager
-async def running(state: Path) -> AsyncIterator[None]:
-    """Run a node as `hedgerow node run` does, which asks every second."""
-    path = state / "node.yaml"
-    task = asyncio.create_task(run_node(configfile.load(path), path, lambda: None, every_s=1.0))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def up(estate: EnrollingEstate, node: str) -> None:
