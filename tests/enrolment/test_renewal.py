@@ -23,7 +23,7 @@ from hedgerow.enrolment.request import fingerprint
 from hedgerow.errors import CommandError
 from hedgerow.pki import certificates, files
 from hedgerow.pki.certificates import common_name
-from hedgerow.pki.names import IdentityKind
+from hedgerow.pki.names import Identity, IdentityKind
 from hedgerow.region.enrolment.approval import make_grant
 
 DAY_S = 86_400.0
@@ -176,6 +176,39 @@ async def test_a_rejected_node_is_not_renewed(world: World, tmp_path: Path, monk
 
     with pytest.raises(CommandError, match=r"rejected.*stolen"):
         await enrol(node, None, machine={}, once=True)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_node_whose_certificate_was_revoked_is_not_renewed_but_by_a_person(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """Whoever revoked it need not know that the machine asks by itself."""
+    node = await node_of(world, tmp_path / "node", monkeypatch)
+    world.pki.revoke(Identity(IdentityKind.NODE, "hall", "a"), "key-compromise")
+    world.now += 25 * DAY_S
+    (machine,) = world.machines()
+    if moved:
+        world.store.move_place("hall", "a", "hall", "c")
+
+    await enrol(node, None, machine={}, once=True)
+    assert world.machines()[0].grant == machine.grant
+    world.now += 10 * DAY_S
+    with pytest.raises(CommandError, match="certificate of hall/a was revoked"):
+        await enrol(node, None, machine={}, once=True)
+    assert world.machines()[0].grant == machine.grant
+
+    world.approve(machine.fingerprint)
+    assert (await enrol(node, None, machine={}, once=True)).node == ("north/hall/c" if moved else "north/hall/a")
+
+
+def test_a_person_lets_a_revoked_node_go_on(world: World) -> None:
+    machine = Machine()
+    before = world.ask(machine, world.claim()).grant
+    world.pki.revoke(Identity(IdentityKind.NODE, "hall", "a"), "superseded")
+    assert world.ask(machine, None).grant == before
+
+    world.approve(machine.fingerprint)
+    assert world.ask(machine, None).grant != before
 
 
 @pytest.mark.parametrize("step", range(1, 7))

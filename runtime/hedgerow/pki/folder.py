@@ -33,6 +33,7 @@ from hedgerow.topics import is_name
 Passphrase = Callable[[], bytes | None]
 
 _REQUEST: Final = "tls.csr"
+_REVOKED: Final = "revoked.crt"
 """The request of a machine that keeps its key, in place of `tls.key`."""
 
 
@@ -204,7 +205,8 @@ class Pki:
             home = self.home(who)
             files.make_folder(home, private=True)
             files.write(home / _REQUEST, csr.public_bytes(serialization.Encoding.PEM), sync_folder=False)
-            (home / "tls.key").unlink(missing_ok=True)  # of a former machine
+            for former in ("tls.key", _REVOKED):
+                (home / former).unlink(missing_ok=True)  # of a former machine
             return self._sign(who, who.kind, life, (), key)
 
     def renew(
@@ -318,12 +320,19 @@ class Pki:
         """Revoke all valid certificates of an identity. Returns: how many."""
         now = self.now()
         with files.locked(self.folder):
-            signer = self._known(who.authority)
+            signer, home = self._known(who.authority), self.home(who)
+            if (home / _REQUEST).exists() and (home / "tls.crt").exists():
+                files.write(home / _REVOKED, files.read(home / "tls.crt"))
             count = signer.revoke([who.name], reason, now, signer.key())
             if not count:
                 raise PkiError(f"{who} has no valid certificate", remedy="`hedgerow pki show` lists all certificates.")
             self._refresh()
         return count
+
+    def was_revoked(self, who: Identity, key: ec.EllipticCurvePublicKey) -> bool:
+        """Whether the last certificate for a key that a machine keeps was revoked, however long ago: the authority's list forgets it."""
+        file = self.home(who) / _REVOKED
+        return file.exists() and files.read_certificates(file)[0].public_key() == key
 
     def revoke_authority(self, name: str, reason: str, passphrase: Passphrase = lambda: None) -> int:
         """Revoke an authority, and with it everything it has issued. Returns: how many certificates it had itself."""

@@ -15,6 +15,7 @@ from typing import Final
 import orjson
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hedgerow.enrolment.answer import Answer
 from hedgerow.enrolment.grant import site_of
@@ -22,6 +23,7 @@ from hedgerow.enrolment.places import Places, read_places
 from hedgerow.enrolment.request import EnrolmentRefused, EnrolmentRequest, read_request
 from hedgerow.errors import CommandError, ConfigError, HedgerowError
 from hedgerow.pki.folder import Pki
+from hedgerow.pki.names import Identity, IdentityKind
 from hedgerow.region.config import EnrolmentSection
 from hedgerow.region.enrolment.approval import choose_place, make_grant
 from hedgerow.region.enrolment.rules import MAKER, Rules
@@ -195,6 +197,12 @@ class Registrar:
                 reason=f"its certificate expired {expired_s / 86_400:.0f} days ago, more than `grace_days`: approve it again",
             )
         try:
+            if self.is_revoked(machine, granted, now):
+                raise CommandError(
+                    f"the certificate of {granted.place} was revoked",
+                    code="revoked",
+                    remedy=f"`hedgerow node reject {machine.fingerprint[:16]}`; or, if it may go on, `hedgerow node approve`.",
+                )
             renewed = self.renew(machine, granted, now)
         except HedgerowError as error:
             log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error), remedy=error.remedy)
@@ -214,6 +222,12 @@ class Registrar:
                 }
                 save_audit(self._database, Actor(SERVICE), "enrolment-renewed", now, **detail)
         return renewed
+
+    def is_revoked(self, machine: StoredMachine, granted: Granted, now: float) -> bool:
+        """Whether somebody revoked its certificate, as far as the service can know, and has not said here what becomes of it."""
+        key, (site, node) = x509.load_pem_x509_csr(machine.csr.encode()).public_key(), granted.place.split("/")
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - checked when it asked
+        return self._config.pki is not None and self._pki(now).was_revoked(Identity(IdentityKind.NODE, site, node), key)
 
     def renew(self, machine: StoredMachine, granted: Granted, now: float) -> StoredMachine:
         """Return a machine with another grant for the place that it has. Raises: HedgerowError: the service cannot sign it."""
