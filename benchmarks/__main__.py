@@ -31,7 +31,7 @@ from benchmarks.data_path import (
     vad,
     workers,
 )
-from benchmarks.fleet import collected, distribution, messages, rollout
+from benchmarks.fleet import acknowledged, collected, distribution, enrolled, messages, rollout
 from benchmarks.harness.cells import TARGETS, Cell, Options
 from benchmarks.harness.process import BackgroundLoad
 from benchmarks.models import batching, memory, reload, sharing, swap
@@ -78,6 +78,8 @@ SUITES: dict[str, Suite] = {
     "large": Suite(large.run, 0, 6, 9),
     "receive": Suite(received.run, 0, 16, most=2),
     "collect": Suite(collected.run, 0, 8, most=2),
+    "acks": Suite(acknowledged.run, 0, 6, most=5),
+    "enrolment": Suite(enrolled.run, 0, 30, most=2),
     "durable": Suite(durable.run, 2, 1, most=2),
     "fleet": Suite(messages.run, 0, 8, 38, most=2),
     "streams": Suite(streams.run, 3, 0, 14),

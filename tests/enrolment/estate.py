@@ -8,8 +8,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from tests.enrolment.machines import Machine
 from tests.topology.conftest import Running, prepare
 from typer.testing import CliRunner
 
+from hedgerow import configfile
 from hedgerow.cli.main import app
 from hedgerow.enrolment.claim import Claim, read_claim
+from hedgerow.enrolment.renewal import run_node
 from hedgerow.pki.folder import Pki
 from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig, load
@@ -214,15 +216,17 @@ def enrolling_estate(
     nodes: str = "[gate, dock, belt, lamp]",
     brokers: tuple[str, ...] = ("north", "hall"),
     at_site: bool = False,
+    topology: str = TOPOLOGY,
     **enrolment: Any,
 ) -> Iterator[EnrollingEstate]:
     """Start the brokers and the service.
 
     Args:
         at_site: whether the service runs at the site hall, against its broker.
+        topology: text of the topology; {NODES}: the nodes of the hall.
     """
     folder = Path(tempfile.mkdtemp(prefix="enrol-"))
-    made = prepare(folder, TOPOLOGY.replace("{NODES}", nodes), EnrollingEstate)
+    made = prepare(folder, topology.replace("{NODES}", nodes), EnrollingEstate)
     assert isinstance(made, EnrollingEstate)
     try:
         if enrolment:
@@ -242,3 +246,15 @@ def enrolling_estate(
     finally:
         made.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def running(state: Path) -> AsyncIterator[None]:
+    """Run a node as `hedgerow node run` does, which asks every second."""
+    path = state / "node.yaml"
+    task = asyncio.create_task(run_node(configfile.load(path), path, lambda: None, every_s=1.0))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

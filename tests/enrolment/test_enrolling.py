@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from tests.enrolment.estate import PATIENCE_S, EnrollingEstate, enrolling_estate, until
+from tests.enrolment.estate import PATIENCE_S, TOPOLOGY, EnrollingEstate, enrolling_estate, running, until
 from tests.enrolment.machines import Machine
 from tests.enrolment.makers import Manufacturer, write_device
 
@@ -201,14 +201,59 @@ def test_a_node_that_keeps_its_key_is_renewed_for_it(estate: EnrollingEstate) ->
 
 
 @pytest.mark.long
-async def test_a_site_without_a_region_enrols_with_its_own_service(tmp_path: Path) -> None:
-    """The region's service runs at the site, against the site's broker, as the site's collector; the bridge is cut."""
-    with enrolling_estate(brokers=("hall",), at_site=True) as estate:
-        claim = await asyncio.to_thread(estate.claim)
-        enrolling = asyncio.create_task(enrol(EnrolmentFolder(tmp_path), claim, machine={}))
-        (machine,) = await asyncio.to_thread(until, lambda: waiting(estate))
-        await asyncio.to_thread(
-            estate.operator, "node", "approve", machine["fingerprint"], "--folder", estate.folder / "pki"
-        )
+async def test_a_site_without_a_region_enrols_by_itself_and_the_region_knows_its_nodes_later(tmp_path: Path) -> None:
+    """The region's service runs at the site too, against the site's broker, as the site's collector, with the key of its authority.
 
-        assert (await enrolling).node == "north/hall/gate"
+    The region comes later: it learns of the nodes by what they send, and of no request to enrol: it could only refuse it.
+    """
+    own = TOPOLOGY.replace("enrols: true\n    nodes", "enrols: true\n    own_enrolment: true\n    nodes")
+    rules = [{"name": "all", "count": 9}]
+    settings: dict[str, Any] = {"places": "places.json", "pki": "../../../pki", "rules": rules}
+    with enrolling_estate(brokers=("hall",), at_site=True, topology=own, **settings) as estate:
+        claim = await asyncio.to_thread(estate.claim)
+        folder = EnrolmentFolder(tmp_path / "node")
+        node = (await enrol(folder, claim, machine={})).node
+        assert node == "north/hall/gate"
+        async with running(folder.path):
+            await asyncio.to_thread(until, lambda: estate.is_up(node))
+
+            estate.start("north")
+            collector, service = estate.folder / "pki/region/issued/collector", tmp_path / "region.yaml"
+            tls = {
+                "ca_file": collector / "trust.crt",
+                "cert_file": collector / "tls.crt",
+                "key_file": collector / "tls.key",
+            }
+            config = {
+                "region": {"name": "north"},
+                "broker": {
+                    "url": estate.described.topology.region.broker,
+                    "tls": {key: str(path) for key, path in tls.items()},
+                },
+                "store": {"url": str(tmp_path / "region.db")},
+                "enrolment": {"places": str(estate.region_file.parent / "places.json")},
+                "metrics": {"port": 0},
+            }
+            service.write_text(json.dumps(config))
+            words = [sys.executable, "-m", "hedgerow", "region", "run", service]
+            process = processes.start(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+
+                def known() -> bool:
+                    listed = estate.hedgerow("nodes", "--health", "ok", "--json", "--config", service)
+                    return listed.code == 0 and node in listed.out
+
+                await asyncio.to_thread(until, known)
+                assert (await enrol(folder, None, machine={}, once=True)).node == node
+                # Both ways are open now: a request that goes to the region would be there before this result.
+                async with estate.client("hall", "hall", "camera") as camera:
+                    await camera.publish("plant/1/door", b"[1, 2]", qos=1)
+
+                def arrived() -> bool:
+                    return node in estate.hedgerow("results", "query", "--json", "--config", service).out
+
+                await asyncio.to_thread(until, arrived)
+                status = estate.hedgerow("region", "status", "--json", "--config", service).json
+                assert [one for one in status["refused"] if one["reason"].startswith("enrolment")] == []
+            finally:
+                await asyncio.to_thread(processes.end, process)

@@ -30,9 +30,9 @@ class Killer:
         self.at: int | None = None
         write, run = files.write, Sqlite.run
 
-        def writes(path: Path, data: bytes, *, private: bool = False) -> None:
+        def writes(path: Path, data: bytes, **how: bool) -> None:
             self._step()
-            write(path, data, private=private)
+            write(path, data, **how)
             self._step()
 
         def runs(database: Sqlite, sql: str, values: Any = ()) -> int:

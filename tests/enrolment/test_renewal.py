@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.enrolment.estate import EnrollingEstate, enrolling_estate, until
+from tests.enrolment.estate import EnrollingEstate, enrolling_estate, running, until
 from tests.enrolment.machines import Machine
 from tests.enrolment.world import World
 
@@ -20,12 +19,11 @@ from hedgerow.enrolment.enrol import enrol
 from hedgerow.enrolment.folder import EnrolmentFolder
 from hedgerow.enrolment.grant import BadGrant, release_grant, sign_grant
 from hedgerow.enrolment.places import read_places
-from hedgerow.enrolment.renewal import run_node
 from hedgerow.enrolment.request import fingerprint
 from hedgerow.errors import CommandError
 from hedgerow.pki import certificates, files
 from hedgerow.pki.certificates import common_name
-from hedgerow.pki.names import IdentityKind
+from hedgerow.pki.names import Identity, IdentityKind
 from hedgerow.region.enrolment.approval import make_grant
 
 DAY_S = 86_400.0
@@ -182,6 +180,39 @@ async def test_a_rejected_node_is_not_renewed(world: World, tmp_path: Path, monk
         await enrol(node, None, machine={}, once=True)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_node_whose_certificate_was_revoked_is_not_renewed_but_by_a_person(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """Whoever revoked it need not know that the machine asks by itself."""
+    node = await node_of(world, tmp_path / "node", monkeypatch)
+    world.pki.revoke(Identity(IdentityKind.NODE, "hall", "a"), "key-compromise")
+    world.now += 25 * DAY_S
+    (machine,) = world.machines()
+    if moved:
+        world.store.move_place("hall", "a", "hall", "c")
+
+    await enrol(node, None, machine={}, once=True)
+    assert world.machines()[0].grant == machine.grant
+    world.now += 10 * DAY_S
+    with pytest.raises(CommandError, match="certificate of hall/a was revoked"):
+        await enrol(node, None, machine={}, once=True)
+    assert world.machines()[0].grant == machine.grant
+
+    world.approve(machine.fingerprint)
+    assert (await enrol(node, None, machine={}, once=True)).node == ("north/hall/c" if moved else "north/hall/a")
+
+
+def test_a_person_lets_a_revoked_node_go_on(world: World) -> None:
+    machine = Machine()
+    before = world.ask(machine, world.claim()).grant
+    world.pki.revoke(Identity(IdentityKind.NODE, "hall", "a"), "superseded")
+    assert world.ask(machine, None).grant == before
+
+    world.approve(machine.fingerprint)
+    assert world.ask(machine, None).grant != before
+
+
 @pytest.mark.parametrize("step", range(1, 7))
 async def test_a_change_of_name_killed_at_any_file_is_finished_by_the_next_call(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -195,13 +226,13 @@ async def test_a_change_of_name_killed_at_any_file_is_finished_by_the_next_call(
     assert world.answer(Machine().request(None), "0" * 32).state == "refused"  # nothing of this counts as a step
     write, left = files.write, step
 
-    def writes(path: Path, data: bytes, *, private: bool = False) -> None:
+    def writes(path: Path, data: bytes, **how: bool) -> None:
         nonlocal left
         if tmp_path / "node" in path.parents:
             left -= 1
             if left == 0:
                 raise Killed
-        write(path, data, private=private)
+        write(path, data, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "write", writes)
@@ -225,18 +256,6 @@ def estate() -> Iterator[EnrollingEstate]:
     settings: dict[str, Any] = {"places": "places.json", "pki": "../../../pki", "rules": rules}
     with enrolling_estate(brokers=("north", "hall", "yard"), **settings) as made:
         yield made
-
-
-@asynccontextmanager
-async def running(state: Path) -> AsyncIterator[None]:
-    """Run a node as `hedgerow node run` does, which asks every second."""
-    path = state / "node.yaml"
-    task = asyncio.create_task(run_node(configfile.load(path), path, lambda: None, every_s=1.0))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def up(estate: EnrollingEstate, node: str) -> None:

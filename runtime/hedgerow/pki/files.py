@@ -25,11 +25,12 @@ from hedgerow.pki.names import PkiError
 Key = ec.EllipticCurvePrivateKey
 
 
-def write(path: Path, data: bytes, *, private: bool = False) -> None:
+def write(path: Path, data: bytes, *, private: bool = False, sync_folder: bool = True) -> None:
     """Replace a file's content with `data`.
 
     Args:
         private: readable by its owner only.
+        sync_folder: sync the folder too; if not, the caller does it once for several files.
     Raises: PkiError: it cannot be written; the old file is unchanged.
     """
     aside = path.with_name(f".{path.name}.new")
@@ -49,7 +50,8 @@ def write(path: Path, data: bytes, *, private: bool = False) -> None:
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-        disk.sync(path.parent)
+        if sync_folder:
+            disk.sync(path.parent)
     except OSError as error:
         raise PkiError(
             f"{path} cannot be written: {error.strerror}", remedy="Free disk space, or let this user write there."

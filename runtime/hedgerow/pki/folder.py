@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hedgerow import disk
 from hedgerow.pki import certificates, files, names
 from hedgerow.pki.authority import Signer
 from hedgerow.pki.entry import CertificateEntry, Renewal
@@ -32,6 +33,7 @@ from hedgerow.topics import is_name
 Passphrase = Callable[[], bytes | None]
 
 _REQUEST: Final = "tls.csr"
+_REVOKED: Final = "revoked.crt"
 """The request of a machine that keeps its key, in place of `tls.key`."""
 
 
@@ -203,8 +205,9 @@ class Pki:
                     return entry
             home = self.home(who)
             files.make_folder(home, private=True)
-            files.write(home / _REQUEST, csr.public_bytes(serialization.Encoding.PEM))
-            (home / "tls.key").unlink(missing_ok=True)  # of a former machine
+            files.write(home / _REQUEST, csr.public_bytes(serialization.Encoding.PEM), sync_folder=False)
+            for former in ("tls.key", _REVOKED):
+                (home / former).unlink(missing_ok=True)  # of a former machine
             return self._sign(who, who.kind, life, (), key)
 
     def renew(
@@ -318,7 +321,9 @@ class Pki:
         """Revoke all valid certificates of an identity. Returns: how many."""
         now = self.now()
         with files.locked(self.folder):
-            signer = self._known(who.authority)
+            signer, home = self._known(who.authority), self.home(who)
+            if (home / _REQUEST).exists() and (home / "tls.crt").exists():
+                files.write(home / _REVOKED, files.read(home / "tls.crt"))
             count = signer.revoke([who.name], reason, now, signer.key())
             self._refresh()  # also if there was none: the call that revoked it may have been killed before it did
         if not count:
@@ -329,6 +334,11 @@ class Pki:
         """Update authorities and revocation lists in every identity's files: a call that was killed may not have."""
         with files.locked(self.folder):
             self._refresh()
+
+    def was_revoked(self, who: Identity, key: ec.EllipticCurvePublicKey) -> bool:
+        """Whether the last certificate for a key that a machine keeps was revoked, however long ago: the authority's list forgets it."""
+        file = self.home(who) / _REVOKED
+        return file.exists() and files.read_certificates(file)[0].public_key() == key
 
     def revoke_authority(self, name: str, reason: str, passphrase: Passphrase = lambda: None) -> int:
         """Revoke an authority, and with it everything it has issued. Returns: how many certificates it had itself."""
@@ -432,8 +442,8 @@ class Pki:
         files.make_folder(home, private=True)
         if isinstance(key, ec.EllipticCurvePrivateKey) and (_key_of(home) != key or not (home / "tls.key").exists()):
             files.write_key(home / "tls.key", key)
-        files.write(home / "tls.crt", certificates.pem(made, issuer))
-        self._refresh([home])
+        files.write(home / "tls.crt", certificates.pem(made, issuer), sync_folder=False)
+        self._refresh([home])  # which syncs the folder
         return self.entry(home)
 
     def _refresh(self, homes: Sequence[Path] | None = None) -> None:
@@ -450,12 +460,16 @@ class Pki:
             issuer = own.certificate()
             known = [self.root] if issuer.serial_number in out else [self.root, own]
             lists = [found for signer in known if (found := signer.revocations()) is not None]
-            _write_if_changed(home / "trust.crt", certificates.pem(*(signer.certificate() for signer in known)))
-            _write_if_changed(home / "trust.crl", certificates.pem(*lists))
+            changed = _write_if_changed(
+                home / "trust.crt", certificates.pem(*(signer.certificate() for signer in known))
+            )
+            changed |= _write_if_changed(home / "trust.crl", certificates.pem(*lists))
             if (home / "tls.crt").exists():
                 with suppress(PkiError):  # a damaged one must not keep a revocation from the others
                     leaf = files.read_certificates(home / "tls.crt")[0]
-                    _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
+                    changed |= _write_if_changed(home / "tls.crt", certificates.pem(leaf, issuer))
+            if changed or homes is not None:
+                disk.sync(home)
 
     def _ours(self) -> Iterator[Path]:
         for signer in self.authorities():
@@ -481,6 +495,9 @@ def _key_of(home: Path) -> files.Key | ec.EllipticCurvePublicKey | None:
     return key if key.public_key() == files.read_certificates(home / "tls.crt")[0].public_key() else None
 
 
-def _write_if_changed(path: Path, data: bytes) -> None:
-    if not path.exists() or files.read(path) != data:
-        files.write(path, data)
+def _write_if_changed(path: Path, data: bytes) -> bool:
+    """Write a file, without syncing its folder. Returns: whether it was changed."""
+    if path.exists() and files.read(path) == data:
+        return False
+    files.write(path, data, sync_folder=False)
+    return True

@@ -170,7 +170,7 @@ def region_acl(topology: Topology) -> str:
         "# a certificate. Anything not allowed here is refused.",
     ]
     for site in topology.sites:
-        lines += _bridge(site, f"Site {site}", Address(region, site, "+"), enrols=topology.asks(site))
+        lines += _bridge(site, f"Site {site}", Address(region, site, "+"), enrols=topology.asks_region(site))
     everyone = Address(region, "+", "+")
     lines += _people(topology.region.roles, "region", everyone, bridges=True, enrols=topology.has_enrolment)
     return _text(lines)

@@ -180,7 +180,7 @@ def _up_of_site(topology: Topology, site: str) -> Iterator[str]:
     yield "# other stays at the site and has no line here."
     yield f"topic {address.topic(Channel.BLOB, 'ask')}/# out 1"
     yield _topic(address.everyone(), Channel.BLOB, "in")
-    if topology.asks(site):
+    if topology.asks_region(site):
         yield "# Requests of machines that enrol here:"
         yield f"topic {address.everyone().topic(Channel.ENROL, '#')} out 0"
     yield "# Frames and dead letters, which carry frames, have no line here and do not leave."
@@ -190,7 +190,7 @@ def _down(topology: Topology, region: str, site: str) -> Iterator[str]:
     address = Address(region, site, "+")
     yield _topic(address, Channel.DESIRED, "in")
     yield _topic(address, Channel.ACK, "in")
-    if site in topology.sites and topology.asks(site):
+    if site in topology.sites and topology.asks_region(site):
         yield "# Answers to machines that enrol here:"
         yield f"topic {address.everyone().topic(Channel.ENROLLED, '#')} in 0"
     for command in topology.commands:

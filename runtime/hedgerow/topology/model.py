@@ -143,6 +143,11 @@ class SiteSection(Section):
         False,
         description="Whether its nodes make their own keys and enrol; `pki apply` then issues them no certificates.",
     )
+    own_enrolment: bool = Field(
+        False,
+        description="A service at the site answers machines that enrol at its broker, with a certificate of a collector of the site: requests "
+        "do not go to the region, which would refuse them.",
+    )
 
 
 class RegionSection(Section):
@@ -362,6 +367,10 @@ class Topology(Section):
     def asks(self, site: str) -> bool:
         """Whether machines enrol at a site's broker."""
         return self.sites[site].enrolment_port is not None
+
+    def asks_region(self, site: str) -> bool:
+        """Whether machines that enrol at a site's broker are answered by the region."""
+        return self.asks(site) and not self.sites[site].own_enrolment
 
     @property
     def has_enrolment(self) -> bool:

@@ -79,7 +79,9 @@ def _region(described: Described) -> dict[str, str]:
         broker["mosquitto.conf"] = brokers.region_conf(topology)
         broker |= brokers.start_files(topology, region.name, brokers.region_limits(topology))
         if region.enrolment_port is not None:
-            broker["acl.enrolment"] = acl.enrolment_acl(topology, topology.sites)
+            broker["acl.enrolment"] = acl.enrolment_acl(
+                topology, [name for name, site in topology.sites.items() if not site.own_enrolment]
+            )
         if parent is not None:
             tls["bridge"] = certificate(topology, parent.name, region.name)
         manifests += k3s.broker(topology, region.name, region, broker, tls, parent)

@@ -88,8 +88,8 @@ def _approve(operation: EnrolmentOperation) -> Any:
     wanted, grant = operation.args["place"], operation.args.get("grant")
     if machine.state == APPROVED and machine.node == (wanted or machine.node) and grant is None:
         granted = Granted.of(machine)
-        if granted.moved or granted.is_due(operation.now):
-            registrar = Registrar(operation.database, operation.config.region.name, operation.config.enrolment)
+        registrar = Registrar(operation.database, operation.config.region.name, operation.config.enrolment)
+        if granted.moved or granted.is_due(operation.now) or registrar.is_revoked(machine, granted, operation.now):
             renewed = registrar.renew(machine, granted, operation.now)
             approve(
                 operation.database,

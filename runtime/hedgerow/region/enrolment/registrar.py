@@ -15,6 +15,7 @@ from typing import Final
 import orjson
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hedgerow.enrolment.answer import Answer
 from hedgerow.enrolment.grant import site_of
@@ -22,7 +23,7 @@ from hedgerow.enrolment.places import Places, read_places
 from hedgerow.enrolment.request import EnrolmentRefused, EnrolmentRequest, read_request
 from hedgerow.errors import CommandError, ConfigError, HedgerowError
 from hedgerow.pki.folder import Pki
-from hedgerow.pki.names import Identity, IdentityKind, PkiError
+from hedgerow.pki.names import Identity, IdentityKind
 from hedgerow.region.config import EnrolmentSection
 from hedgerow.region.enrolment.approval import choose_place, make_grant
 from hedgerow.region.enrolment.rules import MAKER, Rules
@@ -72,20 +73,20 @@ class Registrar:
         request = read_request(payload, client, self._region, site)
         machine = self._store.machine(request.fingerprint)
         if machine is None:
-            machine = self._admit(request, now)
-        elif machine.site != site and not _was_moved_from(machine, site):
+            return _answer(self._decide(self._admitted(request, now), now, new=True), now)
+        if machine.site != site and not _was_moved_from(machine, site):
             raise EnrolmentRefused("another-site", f"This machine has asked at {machine.site}")
-        elif now - machine.seen_at > _NOTED_EVERY_S:
+        if now - machine.seen_at > _NOTED_EVERY_S:
             with self._database.transaction():
                 self._store.seen(machine.fingerprint, now)
         if machine.state == PENDING:
-            machine = self._approve_by_rule(machine, now)
+            machine = self._decide(machine, now)
         elif machine.state == APPROVED:
             machine = self._renewed(machine, now)
         return _answer(machine, now)
 
-    def _admit(self, request: EnrolmentRequest, now: float) -> StoredMachine:
-        """Store a machine that asks for the first time.
+    def _admitted(self, request: EnrolmentRequest, now: float) -> StoredMachine:
+        """Return a machine that asks for the first time; it is not stored yet.
 
         Raises: EnrolmentRefused: it has no claim that lets it in.
         """
@@ -96,30 +97,26 @@ class Registrar:
                 remedy="Approve or reject some: `hedgerow node pending`.",
             )  # fmt: skip
         certified = self._rules.manufacturer(request, datetime.fromtimestamp(now, UTC))
-        ident = request.body.claim
-        if certified is None:
-            claim = self._claim(request, now)
-            ident = claim.id
-        machine = StoredMachine(
-            request.fingerprint,
-            site,
-            certified or ident or "",
-            request.body.csr,
-            request.body.machine,
-            PENDING,
-            now,
-            now,
+        if certified is not None:
+            self._require_unused(certified)
+        ident = certified or self._claim(request, now).id
+        return StoredMachine(
+            request.fingerprint, site, ident, request.body.csr, request.body.machine, PENDING, now, now
         )
-        with self._database.transaction():
-            if certified is None and not self._store.use_claim(str(ident)):
-                raise EnrolmentRefused("claim-used", f"The claim {ident} has been used as often as it may be")
-            if certified is not None:
-                self._require_unused(certified)
-            self._store.add_machine(machine)
-            detail = {"fingerprint": machine.fingerprint, "site": site, "claim": machine.claim}
-            save_audit(self._database, Actor(SERVICE), "enrolment-asked", now, **detail)
-        log.info("enrolment-asked", site=site, fingerprint=machine.fingerprint, claim=machine.claim)
-        return machine
+
+    def _insert(self, machine: StoredMachine, now: float) -> None:
+        """Store a machine that asks for the first time, and count the use of its claim. Within the caller's transaction.
+
+        Raises: EnrolmentRefused: its claim has been used meanwhile.
+        """
+        if machine.claim.startswith(MAKER):
+            self._require_unused(machine.claim)
+        elif not self._store.use_claim(machine.claim):
+            raise _used(machine.claim)
+        self._store.add_machine(machine)
+        detail = {"fingerprint": machine.fingerprint, "site": machine.site, "claim": machine.claim}
+        save_audit(self._database, Actor(SERVICE), "enrolment-asked", now, **detail)
+        log.info("enrolment-asked", site=machine.site, fingerprint=machine.fingerprint, claim=machine.claim)
 
     def _require_unused(self, certified: str) -> None:
         """Raises: EnrolmentRefused: a machine that asked with this manufacturer's certificate is pending or a node."""
@@ -147,37 +144,48 @@ class Registrar:
             raise EnrolmentRefused("claim-expired", f"The claim {claim.id} has expired")
         if claim.site != request.body.site:
             raise EnrolmentRefused("claim-of-another-site", f"The claim {claim.id} is for {claim.site}")
+        if claim.used >= claim.uses:
+            raise _used(claim.id)
         return claim
 
-    def _approve_by_rule(self, machine: StoredMachine, now: float) -> StoredMachine:
+    def _decide(self, machine: StoredMachine, now: float, *, new: bool = False) -> StoredMachine:
+        """Approve a machine if a rule does, and store it if it is new: in one transaction, since each waits for the disk."""
+        rule, place, signed, reason = self._by_rule(machine, now)
+        try:
+            with self._database.transaction():
+                if new:
+                    self._insert(machine, now)
+                if signed is None:
+                    return replace(machine, reason=reason)
+                return approve(self._database, machine, place, signed, Actor(SERVICE, f"rule {rule}"), now, rule=rule)
+        except StoreRefused:  # a person has just given that place to another machine
+            if new:
+                with self._database.transaction():
+                    self._insert(machine, now)
+            return machine
+        except CommandError:  # a person has just decided about this machine
+            return self._store.machine(machine.fingerprint) or machine
+
+    def _by_rule(self, machine: StoredMachine, now: float) -> tuple[str, str, tuple[str, str] | None, str]:
+        """Return the rule that approves a machine, its place, its signed grant, None if there is none, and why not."""
         claim = self._store.claim(machine.claim)
         rule = self._rules.match(machine, claim, self._store)
         if rule is None or self._config.pki is None:
-            return machine
-        if machine.claim.startswith(MAKER) and len(self._store.with_claim(machine.claim)) > 1:
-            return replace(machine, reason="a machine with this certificate was rejected before: this takes a person")
+            return "", "", None, machine.reason
+        if machine.claim.startswith(MAKER) and self._store.with_claim(machine.claim, other_than=machine.fingerprint):
+            return rule, "", None, "a machine with this certificate was rejected before: this takes a person"
         if machine.asked_at < self._restored_at:  # it may have been rejected after the backup that was put back
-            return replace(machine, reason=_ASKED_BEFORE)
+            return rule, "", None, _ASKED_BEFORE
         try:
             places = self._places()
             wanted = claim.place if claim is not None else None
             taken = self._store.taken(machine.site) | self._store.forgotten(machine.site)  # those take a person
             place = choose_place(places, machine.site, wanted, taken)
-            labels = dict(claim.labels) if claim is not None else {}
-            grant, signature = make_grant(
-                self._pki(now), places, machine.site, place, machine.csr, labels, timedelta(days=self._config.days)
-            )
+            labels, life = (dict(claim.labels) if claim is not None else {}), timedelta(days=self._config.days)
+            return rule, place, make_grant(self._pki(now), places, machine.site, place, machine.csr, labels, life), ""
         except HedgerowError as error:  # a person can still approve it, or mend what is wrong
             log.warning("enrolment-not-approved", rule=rule, fingerprint=machine.fingerprint, error=str(error))
-            return replace(machine, reason=str(error))
-        by = Actor(SERVICE, f"rule {rule}")
-        try:
-            with self._database.transaction():
-                return approve(self._database, machine, place, (grant, signature), by, now, rule=rule)
-        except StoreRefused:  # a person has just given that place to another machine
-            return machine
-        except CommandError:  # a person has just decided about this machine
-            return self._store.machine(machine.fingerprint) or machine
+            return rule, "", None, str(error)
 
     def _renewed(self, machine: StoredMachine, now: float) -> StoredMachine:
         """Return what a machine gets that asks again: with another certificate if that is due, or if its place has changed.
@@ -195,6 +203,12 @@ class Registrar:
                 reason=f"its certificate expired {expired_s / 86_400:.0f} days ago, more than `grace_days`: approve it again",
             )
         try:
+            if self.is_revoked(machine, granted, now):
+                raise CommandError(
+                    f"the certificate of {granted.place} was revoked",
+                    code="revoked",
+                    remedy=f"`hedgerow node reject {machine.fingerprint[:16]}`; or, if it may go on, `hedgerow node approve`.",
+                )
             renewed = self.renew(machine, granted, now)
         except HedgerowError as error:
             log.warning("enrolment-not-renewed", fingerprint=machine.fingerprint, error=str(error), remedy=error.remedy)
@@ -215,6 +229,12 @@ class Registrar:
                 save_audit(self._database, Actor(SERVICE), "enrolment-renewed", now, **detail)
         return renewed
 
+    def is_revoked(self, machine: StoredMachine, granted: Granted, now: float) -> bool:
+        """Whether somebody revoked its certificate, as far as the service can know, and has not said here what becomes of it."""
+        key, (site, node) = x509.load_pem_x509_csr(machine.csr.encode()).public_key(), granted.place.split("/")
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - checked when it asked
+        return self._config.pki is not None and self._pki(now).was_revoked(Identity(IdentityKind.NODE, site, node), key)
+
     def renew(self, machine: StoredMachine, granted: Granted, now: float) -> StoredMachine:
         """Return a machine with another grant for the place that it has. Raises: HedgerowError: the service cannot sign it."""
         if self._config.pki is None:
@@ -223,15 +243,13 @@ class Registrar:
                 code="no-authority",
                 remedy=f"Sign where the key is: `hedgerow node approve {machine.fingerprint[:16]} --folder pki`.",
             )
-        pki = self._pki(now)
-        held = pki.find(Identity(IdentityKind.NODE, *granted.place.split("/")))
-        if held is not None and held.revoked is not None:
-            raise PkiError(f"{held.name} was revoked: {held.revoked}", remedy="`hedgerow node reject` it.")
         places, claim = self._places(), self._store.claim(machine.claim)
         place = choose_place(places, machine.site, machine.node, ())
         labels = dict(claim.labels) if claim is not None else {}
         life = timedelta(days=self._config.days)
-        grant, signature = make_grant(pki, places, machine.site, place, machine.csr, labels, life, was_at=granted.site)
+        grant, signature = make_grant(
+            self._pki(now), places, machine.site, place, machine.csr, labels, life, was_at=granted.site
+        )
         return replace(machine, grant=grant, signature=signature)
 
     def _places(self) -> Places:
@@ -319,6 +337,10 @@ class Granted:
     def is_due(self, now: float) -> bool:
         """Whether less than a third of the certificate's life is left."""
         return self.ends - now < (self.ends - self.begins) / 3
+
+
+def _used(claim: str) -> EnrolmentRefused:
+    return EnrolmentRefused("claim-used", f"The claim {claim} has been used as often as it may be")
 
 
 def _was_moved_from(machine: StoredMachine, site: str) -> bool:

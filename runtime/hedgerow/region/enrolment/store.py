@@ -146,9 +146,10 @@ class EnrolmentStore:
             sql, values = f"{sql} AND state = ?", [*values, state]
         return [_machine(row) for row in self.database.rows(f"{sql} ORDER BY asked_at, fingerprint", values)]
 
-    def with_claim(self, claim: str) -> list[StoredMachine]:
-        """Return the machines that asked with a claim, or a manufacturer's certificate."""
-        return [_machine(row) for row in self.database.rows(f"{_MACHINES} WHERE claim = ? ORDER BY asked_at", (claim,))]
+    def with_claim(self, claim: str, *, other_than: str = "") -> list[StoredMachine]:
+        """Return the machines that asked with a claim, or a manufacturer's certificate, except one."""
+        sql = f"{_MACHINES} WHERE claim = ? AND fingerprint <> ? ORDER BY asked_at"
+        return [_machine(row) for row in self.database.rows(sql, (claim, other_than))]
 
     def add_machine(self, one: StoredMachine) -> None:
         """Insert a machine that asks for the first time."""
