@@ -17,6 +17,7 @@ from hedgerow.enrolment.grant import verify_grant
 from hedgerow.errors import CommandError
 from hedgerow.pki.names import Identity, IdentityKind, PkiError
 from hedgerow.region.enrolment.approval import make_grant
+from hedgerow.region.enrolment.rules import Rules
 
 __all__ = ["postgres", "store_url"]
 
@@ -267,8 +268,13 @@ def test_a_person_who_decides_while_the_registrar_signs_has_the_last_word(
         assert world.ask(machine, claim).state == "approved"
         world.now += 7
 
-    def sign_and_be_overtaken(*args: Any) -> tuple[str, str]:
-        signed = make_grant(*args)
+    else:  # it asked before there was the rule
+        with monkeypatch.context() as before:
+            before.setattr(Rules, "match", lambda *_: None)
+            assert world.ask(machine, claim).state == "pending"
+
+    def sign_and_be_overtaken(*args: Any, **options: Any) -> tuple[str, str]:
+        signed = make_grant(*args, **options)
         monkeypatch.undo()
         world.request("node-reject", machine=machine.fingerprint, why="stolen")
         return signed

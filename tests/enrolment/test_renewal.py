@@ -190,7 +190,8 @@ async def test_a_node_whose_certificate_was_revoked_is_not_renewed_but_by_a_pers
     world.now += 25 * DAY_S
     (machine,) = world.machines()
     if moved:
-        world.store.move_place("hall", "a", "hall", "c")
+        with world.store.database.transaction():
+            world.store.move_place("hall", "a", "hall", "c")
 
     await enrol(node, None, machine={}, once=True)
     assert world.machines()[0].grant == machine.grant

@@ -35,9 +35,9 @@ class Kills:
         self.left = 0
         write = files.write
 
-        def writes(path: Path, data: bytes, *, private: bool = False) -> None:
+        def writes(path: Path, data: bytes, **options: bool) -> None:
             self._step()
-            write(path, data, private=private)
+            write(path, data, **options)
             self._step()
 
         patch.setattr(files, "write", writes)
@@ -95,7 +95,7 @@ def test_a_revocation_is_finished_by_the_next(made: Path, monkeypatch: pytest.Mo
 
 def test_a_certificate_is_issued_with_all_its_files_by_the_next(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for pki in each_kill(made, Kills(monkeypatch), "issue"):
-        LifeSteps(dry_run=False).issue(pki.folder, str(WHO))
+        LifeSteps(dry_run=False).issue(pki.folder, str(WHO), if_enrolled="")
         assert {path.name for path in pki.home(WHO).iterdir()} == {"tls.key", "tls.crt", "trust.crt", "trust.crl"}
 
 
