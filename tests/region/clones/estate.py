@@ -271,9 +271,9 @@ class Machine:
         return machine
 
     def restore(self, backup: Machine) -> None:
-        """Put back an earlier copy of the disk. The node must not run."""
-        shutil.rmtree(self.folder / "state")
-        shutil.copytree(backup.folder / "state", self.folder / "state")
+        """Put an earlier copy of the disk in the place of this one. The node must not run."""
+        self.had = set()  # in this order, for an audit meanwhile
+        self.folder = shutil.copytree(backup.folder, self.folder.with_name(f"{self.host}-restored"))
         self.had = set(backup.had)
 
 
@@ -338,9 +338,9 @@ class Estate:
         """Check that all results that have left an outbox are in the store."""
         left: set[str] = set()
         for machine in list(self.machines):
-            had, file = set(machine.had), machine.folder / "state" / FILE
-            if had:
-                left |= had - waiting(file)
+            folder, had = machine.folder, set(machine.had)
+            gone = had - waiting(folder / "state" / FILE) if had else set()
+            left |= gone if machine.folder == folder else set()
         lost = left - self.stored().keys() - self.pruned
         assert not lost, f"acknowledged and not stored: {sorted(lost)[:5]}"
 
