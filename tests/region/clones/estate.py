@@ -9,7 +9,6 @@ import asyncio
 import json
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,11 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from tests.region.conftest import PATIENCE_S, REGION, eventually
+from tests.region.clones.brokers import Brokers
+from tests.region.clones.disks import FILE, copy_disk, store, waiting
+from tests.region.conftest import REGION, eventually
 
 from hedgerow import configfile
-from hedgerow.bus.outbox.records import Record
-from hedgerow.bus.properties import Property, encode_properties
 from hedgerow.node.node import Node
 from hedgerow.region.collector.service import RegionService
 from hedgerow.region.config import RegionConfig
@@ -33,57 +32,7 @@ from hedgerow.region.store.records import HealthRecord
 from hedgerow.region.store.store import RegionStore
 from hedgerow.region.store.twins.contest import PERIOD_S
 from hedgerow.testing import Mosquitto
-from hedgerow.testing.faults import FaultProxy
 from hedgerow.topics import Address, Channel
-
-UP = ("status", "health", "event/#", "result/#", "reply/#")
-DOWN = ("ack", "command/#", "desired")
-FILE = "outbox.db"
-
-
-def bridge(name: str, port: int) -> list[str]:
-    """Return lines of a broker's configuration: its bridge to the broker above."""
-    nodes = f"hedgerow/v1/{REGION}/+/+"
-    return [
-        f"connection {name}",
-        f"address 127.0.0.1:{port}",
-        "bridge_protocol_version mqttv50",
-        "cleansession false",
-        "restart_timeout 1 1",
-        "keepalive_interval 60",
-        f"remote_clientid hedgerow-bridge/{name}",
-        "notifications true",
-        "notifications_local_only true",
-        f"notification_topic bridge/{name}",
-        *(f"topic {nodes}/{up} out {0 if up == 'health' else 1}" for up in UP),
-        *(f"topic {nodes}/{down} in 1" for down in DOWN),
-    ]
-
-
-class Brokers:
-    """A region's broker, and those of sites: `hall` and `yard` are bridged to it, `far` to the broker of an area, which is.
-
-    Attributes:
-        wans: the connection of each bridge, by the name of its lower end.
-    """
-
-    ABOVE = {"hall": "region", "yard": "region", "area": "region", "far": "area"}  # noqa: RUF012 - constant
-
-    def __init__(self) -> None:
-        self.at: dict[str, Mosquitto] = {"region": Mosquitto()}
-        self.wans: dict[str, FaultProxy] = {}
-        self.at["region"].start()
-        for name, above in self.ABOVE.items():
-            self.wans[name] = wan = FaultProxy("127.0.0.1", self.at[above].port)
-            wan.__enter__()
-            self.at[name] = Mosquitto(config=bridge(name, wan.port))
-            self.at[name].start()
-
-    def close(self) -> None:
-        for name in reversed(self.at):
-            self.at[name].close()
-        for wan in self.wans.values():
-            wan.__exit__(None, None, None)
 
 
 class HealthClock:
@@ -118,62 +67,6 @@ class HealthClock:
             patch("hedgerow.region.collector.collector.RegionStore", Store),
         ):
             yield
-
-
-async def store(append: Callable[..., None], address: Address, ids: list[str]) -> None:
-    """Store results in an outbox, and wait until they are on its disk."""
-    topic = address.topic(Channel.RESULT, "p")
-    records = []
-    for name in ids:
-        frame = {"id": name, "stream": "s", "topic": "s", "sequence": 1, "captured_at": time.time()}
-        body = {"schema": "hedgerow.result/1", "pipeline": "p", "id": name, "at": time.time(), "frame": frame}
-        properties = encode_properties([(Property.CONTENT_TYPE, "application/json"), (Property.USER, ("id", name))])
-        payload = json.dumps({**body, "result": {}, "lineage": {}}).encode()
-        records.append(Record("p", topic, payload, properties, 0, time.time()))
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def finish(error: Exception | None) -> None:
-        done.set_exception(error) if error is not None else done.set_result(None)
-
-    append(records, [], finish)
-    async with asyncio.timeout(PATIENCE_S):
-        await done
-
-
-def copy_disk(source: Path, target: Path) -> None:
-    """Copy a state folder as a snapshot of the disk does: all files as of one moment, although a node may write them."""
-    before = None
-    while (now := {path: path.read_bytes() for path in sorted(source.rglob("*")) if path.is_file()}) != before:
-        before = now
-    for path, content in now.items():
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
-        copy.chmod(0o600)
-
-
-def waiting(file: Path) -> set[str]:
-    """Return the ids of the results in an outbox, which a node may be writing; from a snapshot, so that nothing disturbs it."""
-    with tempfile.TemporaryDirectory(prefix="snapshot-") as folder:
-        before = None
-        while (now := [_read(path) for path in (file, Path(f"{file}-wal"))]) != before:
-            before = now
-        copy = Path(folder) / FILE
-        for end, content in zip(("", "-wal"), now, strict=True):
-            if content is not None:
-                Path(f"{copy}{end}").write_bytes(content)
-        with closing(sqlite3.connect(copy)) as database:
-            query = "SELECT payload FROM entry WHERE topic <> ''"
-            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'kept'").fetchall():  # acknowledged, and kept
-                query += " AND NOT EXISTS (SELECT 1 FROM kept WHERE entry.key BETWEEN kept.first AND kept.last)"
-            rows = database.execute(query).fetchall()
-    return {json.loads(payload)["id"] for (payload,) in rows}
-
-
-def _read(path: Path) -> bytes | None:
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    return None
 
 
 class Machine:
@@ -271,9 +164,9 @@ class Machine:
         return machine
 
     def restore(self, backup: Machine) -> None:
-        """Put back an earlier copy of the disk. The node must not run."""
-        shutil.rmtree(self.folder / "state")
-        shutil.copytree(backup.folder / "state", self.folder / "state")
+        """Put an earlier copy of the disk in the place of this one. The node must not run."""
+        self.had = set()  # in this order, for an audit meanwhile
+        self.folder = shutil.copytree(backup.folder, self.folder.with_name(f"{self.host}-restored"))
         self.had = set(backup.had)
 
 
@@ -338,9 +231,9 @@ class Estate:
         """Check that all results that have left an outbox are in the store."""
         left: set[str] = set()
         for machine in list(self.machines):
-            had, file = set(machine.had), machine.folder / "state" / FILE
-            if had:
-                left |= had - waiting(file)
+            folder, had = machine.folder, set(machine.had)
+            gone = had - waiting(folder / "state" / FILE) if had else set()
+            left |= gone if machine.folder == folder else set()
         lost = left - self.stored().keys() - self.pruned
         assert not lost, f"acknowledged and not stored: {sorted(lost)[:5]}"
 

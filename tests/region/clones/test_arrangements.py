@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from tests.region.clones.estate import Brokers, Estate, Machine, shown
+from tests.region.clones.brokers import Brokers
+from tests.region.clones.estate import Estate, Machine, shown
 from tests.region.conftest import REGION
 
 from hedgerow.topics import Address

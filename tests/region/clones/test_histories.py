@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.region.clones.estate import Brokers, copy_disk, store, waiting
+from tests.region.clones.brokers import Brokers
+from tests.region.clones.disks import FILE, copy_disk, store, waiting
 from tests.region.conftest import REGION, CollectorProcess, eventually
 
 from hedgerow.bus import Client, ClientOptions, Message
@@ -29,7 +30,6 @@ from hedgerow.topics import Address, Channel, late
 from hedgerow.wire.messages import NAME_NOTICE, Health, Instance, NameNotice
 
 SITES = ("hall", "yard", "far")
-FILE = "outbox.db"
 AT_ONCE = 40
 PROMPT_S = 4.0
 """A round of health reports that takes longer, on a busy machine, does not keep pace, and does not count."""

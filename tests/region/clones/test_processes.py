@@ -16,7 +16,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from tests.e2e.conftest import TIMEOUT_S, NodeProcess, until
-from tests.region.clones.estate import Brokers, copy_disk
+from tests.region.clones.brokers import Brokers
+from tests.region.clones.disks import copy_disk
 from tests.region.conftest import CollectorProcess
 
 from hedgerow.testing import Mosquitto, processes

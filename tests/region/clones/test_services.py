@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.region.clones.estate import copy_disk, store, waiting
+from tests.region.clones.disks import copy_disk, store, waiting
 from tests.region.conftest import REGION, CollectorProcess, Gateway, eventually
 
 from hedgerow.testing import Mosquitto, processes

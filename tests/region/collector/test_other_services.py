@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.region.clones.estate import copy_disk
+from tests.region.clones.disks import copy_disk
 from tests.region.conftest import REGION, eventually
 
 from hedgerow.bus import Client, ClientOptions, Message
