@@ -23,7 +23,7 @@ from hedgerow.enrolment.request import fingerprint
 from hedgerow.errors import CommandError
 from hedgerow.pki import certificates, files
 from hedgerow.pki.certificates import common_name
-from hedgerow.pki.names import Identity, IdentityKind
+from hedgerow.pki.names import Identity, IdentityKind, PkiError
 from hedgerow.region.enrolment.approval import make_grant
 
 DAY_S = 86_400.0
@@ -214,7 +214,7 @@ def test_a_person_lets_a_revoked_node_go_on(world: World) -> None:
     assert world.ask(machine, None).grant != before
 
 
-@pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.parametrize("step", [1, *(pytest.param(step, marks=pytest.mark.long) for step in range(2, 7))])
 async def test_a_change_of_name_killed_at_any_file_is_finished_by_the_next_call(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -255,7 +255,9 @@ async def test_a_change_of_name_killed_at_any_file_is_finished_by_the_next_call(
 def estate() -> Iterator[EnrollingEstate]:
     rules = [{"name": "all", "count": 99}]
     settings: dict[str, Any] = {"places": "places.json", "pki": "../../../pki", "rules": rules}
-    with enrolling_estate(brokers=("north", "hall", "yard"), **settings) as made:
+    with enrolling_estate(
+        "[gate, lamp, dock, belt, side, roof]", brokers=("north", "hall", "yard"), **settings
+    ) as made:
         yield made
 
 
@@ -299,6 +301,31 @@ async def test_a_running_node_takes_its_new_name_and_then_its_new_site(estate: E
     assert folder.begin(None).site == "yard"
 
 
+@pytest.mark.long
+async def test_a_node_whose_files_cannot_be_replaced_goes_on_and_tries_again(
+    estate: EnrollingEstate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has ended by then. A disk that was full must not keep it from running."""
+    folder = await enrolled(estate, tmp_path / "node", "dock")
+    monkeypatch.setattr("hedgerow.enrolment.renewal._URGENT_S", 0.1)
+    install, failed = EnrolmentFolder.install, []
+
+    def fails_once(self: EnrolmentFolder, *grant: Any) -> None:
+        if not failed:
+            failed.append(grant)
+            raise PkiError("No space left on device")
+        install(self, *grant)
+
+    async with running(folder.path):
+        await up(estate, "north/hall/dock")
+        monkeypatch.setattr(EnrolmentFolder, "install", fails_once)
+        renamed = await asyncio.to_thread(estate.operator, "node", "rename", "hall/dock", "belt", "--why", "it is one")
+        assert renamed.code == 0, renamed.err
+        await left(estate, "hall/belt", "north/hall/dock")
+    assert failed
+    assert name_in(folder) == ("hall/belt", "north/hall/belt")
+
+
 def expire(estate: EnrollingEstate, folder: EnrolmentFolder, days_ago: float) -> None:
     """Let a node's certificate, of a day, have been made so long ago that it expired some days ago."""
     public = files.read_key(folder.key_file).public_key()
@@ -315,13 +342,14 @@ def expire(estate: EnrollingEstate, folder: EnrolmentFolder, days_ago: float) ->
     folder.install(expired, text, signature)
 
 
+@pytest.mark.long
 async def test_a_node_whose_certificate_expired_gets_in_by_itself(estate: EnrollingEstate, tmp_path: Path) -> None:
     """The site's broker refuses it until then."""
-    folder = await enrolled(estate, tmp_path / "node", "dock")
+    folder = await enrolled(estate, tmp_path / "node", "side")
     expire(estate, folder, 150)
 
     async with running(folder.path):
-        await up(estate, "north/hall/dock")
+        await up(estate, "north/hall/side")
     assert files.read_certificates(folder.tls / "tls.crt")[0].not_valid_after_utc > datetime.now(UTC)
 
 
@@ -329,7 +357,7 @@ async def test_a_node_whose_certificate_expired_gets_in_by_itself(estate: Enroll
 async def test_a_node_back_later_than_the_grace_shows_and_gets_in_when_a_person_approves(
     estate: EnrollingEstate, tmp_path: Path
 ) -> None:
-    folder = await enrolled(estate, tmp_path / "node", "belt")
+    folder = await enrolled(estate, tmp_path / "node", "roof")
     expire(estate, folder, 300)
     shown = fingerprint(files.read_key(folder.key_file).public_key())
     with estate.database(alongside=True) as database:  # the service notes once a minute that a machine asks
@@ -342,7 +370,7 @@ async def test_a_node_back_later_than_the_grace_shows_and_gets_in_when_a_person_
             return [one["fingerprint"] for one in listed if one["state"] == "expired"]
 
         assert await asyncio.to_thread(until, waiting) == [shown]
-        assert not estate.is_up("north/hall/belt")
+        assert not estate.is_up("north/hall/roof")
         approved = await asyncio.to_thread(estate.operator, "node", "approve", shown[:16], "--why", "back from repair")
         assert approved.code == 0, approved.err
-        await up(estate, "north/hall/belt")
+        await up(estate, "north/hall/roof")

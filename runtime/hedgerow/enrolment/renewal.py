@@ -91,10 +91,15 @@ class NodeRenewal:
                 grant = await enrol(self._folder, None, once=True, leave=self._leave)
             except HedgerowError as error:
                 self._report(error)
+            except Exception:  # a bug: without this, the certificate would end one day
+                log.exception("renewal-failed")
             else:
                 self._reported = ""
                 if grant.node != str(self._node.address) and await self._leave(grant):
                     return
+            if self._ended.is_set():  # the files could not be replaced: the node goes on as it was, after a pause
+                await asyncio.sleep(_URGENT_S)
+                return
             await asyncio.sleep(self._pause_s() * random.uniform(0.75, 1.25))
 
     def node_has_ended(self) -> None:
