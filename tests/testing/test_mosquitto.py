@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -96,6 +97,12 @@ def test_without_mosquitto_the_remedy_says_how_to_install_it(monkeypatch: pytest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child when its parent dies")
+def test_ctrl_c_in_a_terminal_is_not_for_the_broker(mosquitto: Mosquitto) -> None:
+    """It would end it before its clients, which then report an outage in place of their results."""
+    assert mosquitto._process is not None
+    assert os.getpgid(mosquitto._process.pid) != os.getpgid(0)
+
+
 def test_it_dies_with_a_parent_that_is_killed() -> None:
     script = (
         "import os, signal; from hedgerow.testing.mosquitto import Mosquitto; m = Mosquitto(); m.start();"

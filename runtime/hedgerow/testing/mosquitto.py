@@ -175,6 +175,7 @@ class Mosquitto:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal must not end it before its clients
             )
         atexit.register(self.close)
         return self._wait_until_running(self._process, log_start)

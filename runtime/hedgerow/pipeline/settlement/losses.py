@@ -16,8 +16,8 @@ _LIMITED: Final = frozenset({DropReason.SUPERSEDED, DropReason.QUEUE_FULL})
 class TopicCounts:
     """Counts frames by stream, all that a topic names itself as one, and remembers a topic of each.
 
-    Above the limit the one with the fewest gives its place, and its count, to the new one: "space-saving" (Metwally, Agrawal and
-    El Abbadi, ICDT 2005). So a topic with more than 1/64 of all is always among them, and no count is too low.
+    Above the limit, one of each is taken away (Misra and Gries, Science of Computer Programming 2, 1982), which costs no more than
+    the counting did. So whoever has more than 1/65 of all is among them, and a count is too low by 1/65 of all at most.
     """
 
     __slots__ = ("_counts", "_topics")
@@ -33,13 +33,14 @@ class TopicCounts:
     def add(self, delivery: Delivery) -> None:
         """Count a frame."""
         counts, name = self._counts, delivery.stream.partition("#")[0]
-        if name not in counts:
-            if len(counts) >= _MOST_TOPICS:
-                fewest = min(counts, key=counts.__getitem__)
-                counts[name] = counts.pop(fewest)
-                del self._topics[fewest]
-            self._topics[name] = delivery.message.topic
-        counts[name] = counts.get(name, 0) + 1
+        count = counts.get(name)
+        if count is not None:
+            counts[name] = count + 1
+        elif len(counts) < _MOST_TOPICS:
+            counts[name], self._topics[name] = 1, delivery.message.topic
+        else:
+            self._counts = {each: count - 1 for each, count in counts.items() if count > 1}
+            self._topics = {each: self._topics[each] for each in self._counts}
 
     def most(self) -> tuple[str, int] | None:
         """Return a topic of the stream with the most, and how many; None: nothing was counted."""
