@@ -24,9 +24,7 @@ def one_health_period(monkeypatch: pytest.MonkeyPatch) -> None:
 
 EVERY_DAY_AS_COLUMNS = {
     "test_every_frame_has_one_outcome_and_the_tally_balances_at_every_moment",
-    "test_results_of_a_stream_keep_their_order_with_any_number_of_lanes",
     "test_a_qos_1_frame_is_acknowledged_only_after_its_result_is_accepted",
-    "test_qos_0_frames_are_superseded_by_newer_ones",
 }
 """Tests that run as columns in `make test` too; the others of their modules, in `make test-long`."""
 
@@ -46,7 +44,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     rows = TrialColumns.rows
     if request.param == "columns":
         monkeypatch.setattr(Trial, "process_batch", TrialColumns.process_batch)
-        monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_COLUMNS", 1)
+        monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_ROWS", 1)
     yield request.param
     if request.param == "columns" and request.function.__name__ in EVERY_DAY_AS_COLUMNS:
         assert TrialColumns.rows > rows

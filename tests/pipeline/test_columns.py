@@ -99,7 +99,7 @@ sent = st.lists(  # lists of frames of different streams
 @pytest.fixture(autouse=True)
 def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns for one frame too."""
-    monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_COLUMNS", 1)
+    monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_ROWS", 1)
 
 
 async def ran(

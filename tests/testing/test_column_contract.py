@@ -192,7 +192,6 @@ STATE = {"state": {"total": "next"}, "batch_axis": {"total": 1, "next": 1}}
     ("config", "keep"),
     [
         ({"backend": "onnxruntime"}, True),
-        ({"backend": "openvino"}, False),
         ({"backend": "openvino", "static_batches": True, "max_batch": 2}, True),
     ],
     ids=str,
@@ -245,7 +244,9 @@ def test_parse_agrees_on_telemetry(settings: dict[str, Any], kind: str) -> None:
 AUDIO = [{"pcm16": {"rate": 16_000}}, {"vad-window": {}}, {"infer": {"model": "vad"}}, {"speech": {}}]
 
 
-@pytest.mark.parametrize(("until", "every_window"), [(1, True), (2, True), (4, False), (4, True)])
+@pytest.mark.parametrize(
+    ("until", "every_window"), [(1, True), (2, True), pytest.param(4, False, marks=pytest.mark.long), (4, True)]
+)
 def test_audio_stages_agree(until: int, every_window: bool) -> None:
     """On a voice-like buzz, which begins and ends."""
     if importlib.util.find_spec("silero_vad") is None or importlib.util.find_spec("hedgerow_audio") is None:
