@@ -44,7 +44,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     rows = TrialColumns.rows
     if request.param == "columns":
         monkeypatch.setattr(Trial, "process_batch", TrialColumns.process_batch)
-        monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_COLUMNS", 1)
+        monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_ROWS", 1)
     yield request.param
     if request.param == "columns" and request.function.__name__ in EVERY_DAY_AS_COLUMNS:
         assert TrialColumns.rows > rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,13 +20,6 @@ from hedgerow import Drop, Frame, FrameBatch, FrameError, Stage, StageConfig, St
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def short_lists_too() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_COLUMNS", 1)
-        yield
 
 
 class Adding(Stage[StageConfig]):
@@ -106,7 +99,7 @@ sent = st.lists(  # lists of frames of different streams
 @pytest.fixture(autouse=True)
 def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns for one frame too."""
-    monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_COLUMNS", 1)
+    monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_ROWS", 1)
 
 
 async def ran(

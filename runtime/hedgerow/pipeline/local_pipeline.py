@@ -32,8 +32,8 @@ from hedgerow.pipeline.result_encoder import Encoded, ResultEncoder
 log = structlog.get_logger(__name__)
 
 _ENCODERS: Final = 8
-FEWEST_COLUMNS: Final = 4
-"""Frames in a list from which on they take less time as columns (voice activity, see docs/contributor/performance.md)."""
+FEWEST_ROWS: Final = 4
+"""Shorter lists run as frames: an array operation on one row takes longer than the same on its value."""
 
 
 class LocalPipeline(BuiltPipeline):
@@ -103,13 +103,9 @@ class LocalPipeline(BuiltPipeline):
         maker, encoder = self._maker, self._encoder_for(engines)
         wall, monotonic = time.time(), time.monotonic()
         maker.clock.check(wall, monotonic)
-        first_columnar = self._chain.first_columnar if len(deliveries) >= FEWEST_COLUMNS else None
-        made = maker.frames(deliveries, wall - monotonic, columns=first_columnar == 0)
-        if first_columnar is None:
-            frames = self._chain.run(made.frames)
-            run = ColumnRun(None, (), dict(zip(made.owners, frames.outcomes, strict=True)), frames.timings)
-        else:
-            run = self._chain.run_columns(Live(made.batch, made.rows, made.frames, made.owners))
+        columns = self._chain.first_columnar is not None and len(deliveries) >= FEWEST_ROWS
+        made = maker.frames(deliveries, wall - monotonic, columns=columns and self._chain.first_columnar == 0)
+        run = self._run_chain(made, columns)
         lineage = encoder.lineage(run.timings)
         if maker.clock.doubtful:
             lineage["clock"] = "doubtful"
@@ -122,6 +118,12 @@ class LocalPipeline(BuiltPipeline):
         if progress is not None:
             progress.leave()
         return settling.completed(run)
+
+    def _run_chain(self, made: MadeFrames, columns: bool) -> ColumnRun:
+        if columns:
+            return self._chain.run_columns(Live(made.batch, made.rows, made.frames, made.owners))
+        run = self._chain.run(made.frames)
+        return ColumnRun(None, (), dict(zip(made.owners, run.outcomes, strict=True)), run.timings)
 
     @property
     def stateful(self) -> list[str]:
