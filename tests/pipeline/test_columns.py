@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,13 +20,6 @@ from hedgerow import Drop, Frame, FrameBatch, FrameError, Stage, StageConfig, St
 from hedgerow.wire.codec import ENVELOPE, pack_envelope
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def short_lists_too() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_ROWS", 1)
-        yield
 
 
 class Adding(Stage[StageConfig]):
@@ -101,6 +94,12 @@ sent = st.lists(  # lists of frames of different streams
     min_size=1,
     max_size=3,
 )
+
+
+@pytest.fixture(autouse=True)
+def _short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns for one frame too."""
+    monkeypatch.setattr("hedgerow.pipeline.local_pipeline.FEWEST_ROWS", 1)
 
 
 async def ran(
@@ -229,3 +228,14 @@ async def test_the_lineage_of_columns_names_their_stages_and_times(monkeypatch: 
     assert result["lineage"]["waited_ms"] >= 0
     assert result["frame"]["captured_at"] == 1777896000
     assert result["id"] == "all"
+
+
+@pytest.mark.parametrize(("frames", "columns"), [(1, 0), (3, 0), (4, 4)])
+async def test_a_short_list_stays_frames(monkeypatch: pytest.MonkeyPatch, frames: int, columns: int) -> None:
+    """It would take longer as columns."""
+    monkeypatch.undo()
+    lists = [[("x", "nothing", 0, stream) for stream in range(frames)]]
+    _, bench = await ran(AddingColumns, lists, monkeypatch, publish={"qos": 0}, stages=["adding"])
+
+    assert bench.tally.stage_columns["adding"] == columns
+    assert bench.tally.out == frames

@@ -113,35 +113,50 @@ class FrameMaker:
     ) -> tuple[FrameBatch | None, Sequence[int]]:
         """Return the frames that are like the first one, as columns, and their positions in the list."""
         plain = _Row(None, None, None, self._content_type, self._meta)
-        first: _Row | None = None
-        found: list[tuple[int, Delivery, _Row]] = []
-        for position, delivery in enumerate(deliveries):
-            row: _Row | None = plain
-            if delivery.message.raw_properties:
-                row = self._row(delivery.message, plain)
-            if row is None:
-                continue
-            first = first or row
-            if row is first or (row.content_type == first.content_type and row.meta == first.meta):
-                found.append((position, delivery, row))
-        if first is None or first.content_type == ENVELOPE:
+        rows: Sequence[int] = range(len(deliveries))
+        stated: Sequence[_Row] = ()  # empty: nothing
+        if any(delivery.message.raw_properties for delivery in deliveries):
+            rows, stated = self._alike(deliveries, plain)
+            if not rows:
+                return None, ()
+            deliveries = [deliveries[position] for position in rows]
+        elif plain.content_type == ENVELOPE:
             return None, ()
-        messages = [delivery.message for _, delivery, _ in found]
-        traceparents = [row.traceparent for _, _, row in found]
+        first = stated[0] if stated else plain
+        messages = [delivery.message for delivery in deliveries]
+        captured_at = [message.received_at + clock_offset_s for message in messages]
+        traceparents: list[str | None] | None = None
+        if stated:
+            ids = [row.id or self._id(message) for row, message in zip(stated, messages, strict=True)]
+            times = zip(stated, captured_at, strict=True)
+            captured_at = [received if row.captured_at is None else row.captured_at for row, received in times]
+            if any(row.traceparent for row in stated):
+                traceparents = [row.traceparent for row in stated]
+        else:
+            ids = [self._id(message) for message in messages]
         return FrameBatch(
             [message.payload for message in messages],
-            ids=tuple([row.id or self._id(delivery.message) for _, delivery, row in found]),
-            streams=tuple([delivery.stream for _, delivery, _ in found]),
+            ids=tuple(ids),
+            streams=tuple([delivery.stream for delivery in deliveries]),
             topics=[message.topic for message in messages],
-            sequences=[delivery.sequence for _, delivery, _ in found],
-            captured_at=[
-                row.captured_at if row.captured_at is not None else delivery.message.received_at + clock_offset_s
-                for _, delivery, row in found
-            ],
+            sequences=[delivery.sequence for delivery in deliveries],
+            captured_at=captured_at,
             content_type=first.content_type,
-            traceparents=traceparents if any(traceparents) else None,
+            traceparents=traceparents,
             meta=first.meta,
-        ), [position for position, _, _ in found]
+        ), rows
+
+    def _alike(self, deliveries: Sequence[Delivery], plain: _Row) -> tuple[list[int], list[_Row]]:
+        """Return the positions of messages that state the same content type as the first good one, and what they state."""
+        positions, stated = list[int](), list[_Row]()
+        for position, delivery in enumerate(deliveries):
+            row = self._row(delivery.message, plain) if delivery.message.raw_properties else plain
+            if row is None or row.content_type == ENVELOPE:
+                continue
+            if not stated or (row.content_type == stated[0].content_type and row.meta == stated[0].meta):
+                positions.append(position)
+                stated.append(row)
+        return positions, stated
 
     def _row(self, message: Message, plain: _Row) -> _Row | None:
         """Return what a message with properties states; None: it has to become a frame, which may fail."""

@@ -82,6 +82,23 @@ class Scripted(Stage[StageConfig]):
             raise FrameError("requested", code="requested-failure")
         self.seen[frame.stream].append(action)
         return frame.with_result({"pid": os.getpid(), "count": len(self.seen[frame.stream])})
+
+
+class ScriptedColumns(Scripted):
+    """The same as columns."""
+
+    def process(self, frame):
+        return super().process(frame)
+
+    def process_batch(self, batch):
+        results = []
+        for row, payload in enumerate(batch.payloads):
+            if payload in (b"drop", b"fail"):
+                batch.defer(row)
+                results.append(None)
+            else:
+                results.append(super().process(batch.frame(row)).result)
+        return batch.with_results(results)
 '''
 
 
@@ -95,6 +112,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted-stages\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[hedgerow.stages]\nscripted = scripted_stages:Scripted\ndoomed = scripted_stages:Doomed\nlimited = scripted_stages:Limited\n"
+        "columns = scripted_stages:ScriptedColumns\n"
     )
     sys.path.insert(0, str(folder))
     yield
@@ -154,6 +172,27 @@ def test_a_worker_gives_the_same_results_as_the_node(built: WorkerPipeline) -> N
     assert remote.snapshot is not None
     assert remote.snapshot.frame.payload == b"y"
     local.close()
+
+
+def test_a_worker_runs_lists_as_columns_and_only_the_frame_that_ends_it_is_lost(stages: None) -> None:
+    """The list runs again one by one: frames before it count twice, since the new process has no state."""
+    built = WorkerPipeline(config(workers=1, stages=["columns"]), "p", Path.cwd(), 1, quiet)
+    try:
+        batch = [deliveries(what, stream=f"a/{at}")[0] for at, what in enumerate(["x", "drop", "y", "fail", "z"])]
+        completed = built.run(batch, 0)
+        found = dict(zip([each.delivery.stream for each in completed.settlements], outcomes(completed), strict=True))
+        assert [each if isinstance(each, str) else each["count"] for _, each in sorted(found.items())] == [
+            1, "requested", 1, "requested-failure", 1,
+        ]  # fmt: skip
+        assert completed.columns == [("columns", 3)]
+        assert completed.snapshot is not None
+        assert completed.snapshot.frame.payload == b"z"
+
+        batch = [deliveries(what, stream=f"a/{at}")[0] for at, what in enumerate(["x", "x", "crash", "x"])]
+        codes = {each.delivery.stream: each.reason for each in built.run(batch, 0).settlements}
+        assert codes == {"a/0": "", "a/1": "", "a/2": "worker-crashed", "a/3": ""}
+    finally:
+        built.close()
 
 
 def test_each_lane_has_its_own_process_which_keeps_the_state_of_its_streams(built: WorkerPipeline) -> None:
