@@ -86,11 +86,9 @@ def measure(
     bench = _Bench(chain, encoder, FrameMaker(main), watch, columns=columns and chain.first_columnar is not None)
     if context.slots:
         engine: Any = context.slots[0].serving
-        session = engine._session
-        run = session.run
         if watched:
             Observer(engine)
-        session.run = lambda inputs: watch(_BACKEND, lambda: run(inputs))
+        _watch_backend(engine._session, watch)
     try:
         for number in range(_WARMUP + lists):
             if number == _WARMUP:
@@ -104,6 +102,23 @@ def measure(
         context.release()
         pool.close()
     return {step: min(durations) / 1e3 / batch for step, durations in watch.durations_ns.items()}
+
+
+def _watch_backend(session: Any, watch: Stopwatch) -> None:
+    """Measure the backend's part of `infer`."""
+    run, bound = session.run, session.bound
+
+    def watched(rows: int) -> Any:
+        request = bound(rows)
+        if request is not None and "run" not in vars(request):
+            request.run = partial(watch, _BACKEND, request.run)
+        return request
+
+    if (request := bound(1)) is None:
+        session.run = lambda inputs: watch(_BACKEND, lambda: run(inputs))
+    else:
+        request.release()
+        session.bound = watched
 
 
 def _pin(context: PipelineContext) -> None:
