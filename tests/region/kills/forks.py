@@ -61,6 +61,11 @@ class Command:
         assert self.wait() == 0, f"{shlex.join(self._argv)}\n{self.err}\n{self.out}"
         return self.out
 
+    def die(self, step: int) -> None:
+        """Wait until it is killed at a step; it may end in order if it came to its end in fewer, since it had to repeat nothing."""
+        ended = self.wait()
+        assert ended == -signal.SIGKILL or (ended == 0 and len(self.steps) < step), f"{ended}\n{self.err}"
+
     def kill(self) -> None:
         if self.ended is None:
             os.kill(self.pid, signal.SIGKILL)

@@ -206,7 +206,7 @@ async def test_enrol_killed_at_any_step_goes_on(estate: KilledEstate, kills: int
     async def kill(step: int) -> None:
         machine = await asyncio.to_thread(KilledMachine, estate, batch="7")
         killed = machine.enrol(kill_at=step)
-        assert await asyncio.to_thread(killed.wait) == -signal.SIGKILL, killed.err
+        await asyncio.to_thread(killed.die, step)
         try:
             machine.check()
             await machine.finish()
@@ -223,12 +223,12 @@ async def test_an_approval_killed_at_any_step_is_finished_by_the_next(estate: Ki
 
     async def approve(step: int) -> int:
         machine = await asyncio.to_thread(KilledMachine, estate)
-        asked = machine.enrol("--once")
-        await asyncio.to_thread(asked.wait)
-        assert "pending" in asked.err
+        asking = machine.enrol()
+        await eventually(lambda: machine.asked, lambda: asking.err)
+        asking.kill()
         killed = machine.approve(step or None)
         try:
-            assert await asyncio.to_thread(killed.wait) == (-signal.SIGKILL if step else 0), killed.err
+            await (asyncio.to_thread(killed.die, step) if step else asyncio.to_thread(killed.finish))
             machine.check()
             if step:
                 again = machine.approve()
@@ -301,5 +301,5 @@ async def test_a_node_killed_at_any_step_of_its_first_start_comes_up_and_its_res
         return steps
 
     steps = await start(0)
-    for step in spread(steps, kills):
+    for step in spread(steps * 9 // 10, kills):  # it may need fewer, and then runs on
         await start(step)

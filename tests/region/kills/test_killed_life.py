@@ -96,7 +96,7 @@ class Trial:
         await node.come_up()
         if node.new != node.old:
             again = node.start(kill_at)
-            assert await asyncio.to_thread(again.wait) == (0 if kill_at is None else -signal.SIGKILL), again.err
+            await (asyncio.to_thread(again.finish) if kill_at is None else asyncio.to_thread(again.die, kill_at))
             steps = len(again.steps)
             if kill_at is not None:
                 assert node.named(node.stored()) == self.final[-1][0]
@@ -114,7 +114,7 @@ class Trial:
     async def kill_command(self, step: int) -> None:
         node = await self.node()
         killed = node.start(step)
-        assert await asyncio.to_thread(killed.wait) == -signal.SIGKILL, killed.err
+        await asyncio.to_thread(killed.die, step)
         await eventually(lambda: not self.region.rows("SELECT 1 FROM intent WHERE answered_at IS NULL"))
         try:
             self.check(node)
@@ -152,7 +152,8 @@ class Trial:
             assert await asyncio.to_thread(service.wait) == -signal.SIGKILL, service.err
             self.check(node)
             await asyncio.to_thread(self.region.start_service)
-            await asyncio.to_thread(command.finish)
+            ended = await asyncio.to_thread(command.wait)
+            assert ended == 0 or "did not reply" in command.err, command.err  # a slow machine: the request has expired
             await self.finish(node)
             await asyncio.to_thread(self.region.stop_service)
         except BaseException as error:
