@@ -155,7 +155,7 @@ def test_a_record_whose_rejection_fails_too_is_set_aside(
         tries.append(1)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("hedgerow.region.store.ingest.Ingest._outbox", failing)
+    monkeypatch.setattr("hedgerow.region.store.numbered.NumberedIntake._outbox", failing)
     outcomes = apply_each(store, [result_record(None, sender_id="a"), result_record(1)])
     store.close()
 

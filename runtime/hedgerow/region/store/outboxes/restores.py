@@ -1,4 +1,4 @@
-"""What restores from backups have lost of a store, and which nodes have sent that again.
+"""Restores from backups: what each has lost of a store, and which nodes have sent that again.
 
 A restore puts the store back to an earlier position (see `StorePosition`). Acknowledgements say which positions are lost; outboxes keep
 what was acknowledged for a while, and send again what they got acknowledged there. Nodes say in their health reports which restore they
