@@ -173,16 +173,17 @@ class _Bench:
             for owner, frame in zip(live.owners, live.frames, strict=True)
         ]
         if live.batch is None:
-            return Completed(single, timings)
+            return Completed([single], timings)
         results: Any = encoder.batch(live.batch, lineage, [0.1] * len(live.rows), at)
         owners = [deliveries[row] for row in live.rows]
-        return Completed(single, timings, batches=[BatchSettlement(owners, results)])
+        return Completed([BatchSettlement(owners, results), single], timings)
 
     def _settle(self, completed: Completed) -> None:
-        for batch in completed.batches:
-            self._settler.settle_batch(self._built, batch)
-        if completed.single:
-            self._settler.settle(self._built, completed.single)
+        for group in completed.groups:
+            if isinstance(group, BatchSettlement):
+                self._settler.settle_batch(self._built, group)
+            else:
+                self._settler.settle(self._built, group)
 
 
 class _Link(Client):

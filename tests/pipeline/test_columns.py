@@ -108,7 +108,7 @@ async def ran(
     """Run lists, and return all that can be seen of it."""
     patch.setattr("hedgerow.plugins.make", lambda *_: kind(StageConfig()))
     async with LaneBench(**pipeline) as bench:
-        bench.built._maker._id = lambda received: f"id of {received.topic}"  # type: ignore[method-assign] - else counted
+        patch.setattr(bench.built._maker, "_id", lambda received: f"id of {received.topic}")  # else counted
         for number, batch in enumerate(lists):
             messages = []
             for payload, what, qos, stream in batch:
@@ -239,3 +239,27 @@ async def test_a_short_list_stays_frames(monkeypatch: pytest.MonkeyPatch, frames
 
     assert bench.tally.stage_columns["adding"] == columns
     assert bench.tally.out == frames
+
+
+async def test_a_list_with_several_frames_of_each_stream_runs_in_rounds_of_columns_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A backlog is where columns matter most. What one stream sent stays in order, also beside rows that leave the columns."""
+    lists = [[("xytnd"[(turn + stream) % 5], "nothing", 0, stream) for turn in range(5) for stream in range(16)]]
+    by_frame, _ = await ran(Adding, lists, monkeypatch)
+    as_columns, bench = await ran(AddingColumns, lists, monkeypatch)
+
+    assert as_columns == by_frame
+    assert bench.tally.stage_columns["adding"] >= 3 * 16
+    sent = [orjson.loads(payload)["frame"] for topic, payload, _ in bench.sink.sent if "/result/" in topic]
+    for stream in range(16):
+        numbers = [frame["sequence"] for frame in sent if frame["stream"] == f"in/{stream}"]
+        assert numbers == sorted(numbers)
+
+
+async def test_a_list_with_many_frames_of_few_streams_runs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = [[("x", "nothing", 0, stream) for _ in range(6) for stream in range(4)]]
+    _, bench = await ran(AddingColumns, lists, monkeypatch)
+
+    assert bench.tally.stage_columns == {}
+    assert bench.tally.out == 24

@@ -40,36 +40,35 @@ class Completed:
     """Outcome of running a list.
 
     Attributes:
-        single: settlements of deliveries that are in no batch; those of one stream are in order.
+        groups: how its deliveries end, one list or batch after the other; those of one stream are in order.
         timings: (stage, seconds for the whole list, number of frames), in order.
         snapshot: the last frame that gave a result, if any.
         not_run: deliveries at the end of the list that did not run, because a worker crashed and this pipeline has been
             replaced; the replacement must run them.
-        batches: the deliveries that gave one result each, as columns.
         columns: (stage, number of frames that it processed as columns).
     """
 
-    single: list[Settlement]
+    groups: Sequence[Sequence[Settlement] | BatchSettlement]
     timings: list[tuple[str, float, int]]
     snapshot: Snapshot | None = None
     not_run: Sequence[Delivery] = ()
-    batches: Sequence[BatchSettlement] = ()
     columns: Sequence[tuple[str, int]] = ()
 
     @property
     def settlements(self) -> list[Settlement]:
         """One settlement per delivery that ran; those of one stream are in order."""
-        return [*(each for batch in self.batches for each in batch.each()), *self.single]
+        return [
+            each for group in self.groups for each in (group.each() if isinstance(group, BatchSettlement) else group)
+        ]
 
     @classmethod
     def all(cls, parts: Sequence[Completed], not_run: Sequence[Delivery] = ()) -> Completed:
-        """Return the outcome of a list that ran in parts."""
+        """Return the outcome of a list that ran in parts, one after the other."""
         return cls(
-            [settlement for part in parts for settlement in part.single],
+            [group for part in parts for group in part.groups],
             [timing for part in parts for timing in part.timings],
             next((part.snapshot for part in reversed(parts) if part.snapshot is not None), None),
             not_run,
-            [batch for part in parts for batch in part.batches],
             [columns for part in parts for columns in part.columns],
         )
 

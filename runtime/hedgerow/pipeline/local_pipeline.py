@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 _ENCODERS: Final = 8
 FEWEST_ROWS: Final = 4
 """Shorter lists run as frames: an array operation on one row takes longer than the same on its value."""
+_FEWEST_ROWS_OF_ROUNDS: Final = 8
+"""On average; a list with many frames of few streams takes less time at once, as frames."""
 
 
 class LocalPipeline(BuiltPipeline):
@@ -75,7 +77,7 @@ class LocalPipeline(BuiltPipeline):
             if slot.on_trial is not None:
                 return self._run_split(deliveries)
         with Pins(self._slots) as engines:
-            return self._run(deliveries, engines)
+            return self._run_rounds(deliveries, engines)
 
     def _run_split(self, deliveries: Sequence[Delivery]) -> Completed:
         """Run a list in groups, one for each combination of model versions that its streams are assigned to."""
@@ -87,8 +89,16 @@ class LocalPipeline(BuiltPipeline):
         parts: list[Completed] = []
         for chosen, group in groups.items():
             with Pins(self._slots, chosen) as engines:
-                parts.append(self._run(group, engines))
+                parts.append(self._run_rounds(group, engines))
         return Completed.all(parts)
+
+    def _run_rounds(self, deliveries: Sequence[Delivery], engines: tuple[Engine, ...]) -> Completed:
+        """Run a list; if it has several frames of streams, in rounds that can be columns, unless these would be short."""
+        if self._chain.first_columnar is not None and len(deliveries) >= FEWEST_ROWS:
+            rounds = _rounds(deliveries)
+            if 1 < len(rounds) <= len(deliveries) / _FEWEST_ROWS_OF_ROUNDS:
+                return Completed.all([self._run(each, engines) for each in rounds])
+        return self._run(deliveries, engines)
 
     def _encoder_for(self, engines: tuple[Engine, ...]) -> ResultEncoder:
         """Return the encoder whose lineage names these versions."""
@@ -222,10 +232,22 @@ class _Settling:
         """Return the settlements of all, once all are settled."""
         position, result = self._last
         snapshot = Snapshot(self._made.frame(position), result) if position >= 0 else None
-        return Completed(self._single, run.timings, snapshot, batches=self._batches, columns=run.columns)
+        return Completed([*self._batches, self._single], run.timings, snapshot, columns=run.columns)
 
     def _bury(self, position: int, error: HedgerowError, stage: str) -> None:
         self._single.append(self._dead_letter(self._deliveries[position], self._made.frame(position), error, stage))
+
+
+def _rounds(deliveries: Sequence[Delivery]) -> list[list[Delivery]]:
+    """Return deliveries in rounds: round r has the r-th of every stream."""
+    rounds: list[list[Delivery]] = []
+    seen: dict[str, int] = {}
+    for delivery in deliveries:
+        number = seen[delivery.stream] = seen.get(delivery.stream, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(delivery)
+    return rounds
 
 
 def _waited_s(delivery: Delivery) -> float:

@@ -12,7 +12,7 @@ from hedgerow.models.session.batch_size import LONG_S
 from hedgerow.pipeline.built_pipeline import BuiltPipeline, Completed, Snapshot
 from hedgerow.pipeline.chain.chain import EventSink
 from hedgerow.pipeline.crash_journal import LaneRecord
-from hedgerow.pipeline.delivery import Delivery
+from hedgerow.pipeline.delivery import BatchSettlement, Delivery
 from hedgerow.pipeline.intake.intake import Intake
 from hedgerow.pipeline.intake.queue import FrameQueue
 from hedgerow.pipeline.lanes.hang_watch import Hang
@@ -268,10 +268,11 @@ class Dispatcher:
             tally.stage_frames[name] += count
         for name, count in completed.columns:
             tally.stage_columns[name] += count
-        for batch in completed.batches:
-            self._settler.settle_batch(job.built, batch)
-        if completed.single:
-            self._settler.settle(job.built, completed.single)
+        for group in completed.groups:
+            if isinstance(group, BatchSettlement):
+                self._settler.settle_batch(job.built, group)
+            else:
+                self._settler.settle(job.built, group)
 
 
 def _lane_died() -> FrameError:

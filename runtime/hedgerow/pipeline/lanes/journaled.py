@@ -40,7 +40,7 @@ def run_journaled(
         for group, suspect in _turns(deliveries, journal):
             keys = [frame_key(each.message) for each in group if each.durable]
             if suspect is not None and suspect.crashes >= POISON_AFTER:
-                parts.append(Completed([built.dead_letter(group[0], PoisonFrame(suspect), suspect.stage)], []))
+                parts.append(Completed([[built.dead_letter(group[0], PoisonFrame(suspect), suspect.stage)]], []))
             else:
                 completed = _run(built, group, lane, record, keys)
                 parts.append(completed)

@@ -46,7 +46,7 @@ class Job:
 
     def failed(self, error: FrameError) -> Completed:
         """Return the list with every frame dead."""
-        return Completed([self.built.dead_letter(delivery, error) for delivery in self.deliveries], [])
+        return Completed([[self.built.dead_letter(delivery, error) for delivery in self.deliveries]], [])
 
 
 class Lane(threading.Thread):

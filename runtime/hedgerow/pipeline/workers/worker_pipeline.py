@@ -131,7 +131,7 @@ class WorkerPipeline(BuiltPipeline):
         except (EOFError, OSError):
             end = worker.end()
         if len(deliveries) == 1 and end.reason in (HUNG, OVER_MEMORY) and end.call is not None:
-            return Completed([self._lost(worker, end, deliveries[0])], [])
+            return Completed([[self._lost(worker, end, deliveries[0])]], [])
         self._restart(worker, end)
         return self._run_each(worker, deliveries)
 
@@ -144,7 +144,7 @@ class WorkerPipeline(BuiltPipeline):
             try:
                 parts.append(self._run(worker, [delivery]))
             except (EOFError, OSError):
-                parts.append(Completed([self._lost(worker, worker.end(), delivery)], []))
+                parts.append(Completed([[self._lost(worker, worker.end(), delivery)]], []))
         return Completed.all(parts)
 
     def _lost(self, worker: Worker, end: WorkerEnd, delivery: Delivery) -> Settlement:
@@ -262,7 +262,7 @@ class WorkerPipeline(BuiltPipeline):
             settlement = next(each for each in settlements if each.delivery is deliveries[last])
             frame = self._maker.complete(self._bare(deliveries[last]), deliveries[last].message)
             snapshot = Snapshot(frame, (settlement.results or [])[-1])
-        return Completed(settlements, [*map(tuple, timings)], snapshot, columns=[*map(tuple, columns)])
+        return Completed([settlements], [*map(tuple, timings)], snapshot, columns=[*map(tuple, columns)])
 
     def _restart(self, worker: Worker, end: WorkerEnd, lost: Observations = _NOTHING) -> None:
         if end.reason == STOPPED:
