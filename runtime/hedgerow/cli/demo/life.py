@@ -237,10 +237,12 @@ class _LifeDemo:
         return self._region_status()
 
     def _region_status(self) -> dict[str, Any]:
-        """Return what `hedgerow region status --json` prints."""
+        """Return what `hedgerow region status --json` prints; little of a store that is gone."""
         from hedgerow.region.store.database.open import open_database
         from hedgerow.region.store.queries import status
 
+        if not self._processes.store.exists():
+            return {"nodes": [], "refused": [], "restored": None}
         with closing(open_database(str(self._processes.store), write=False)) as database:
             return status(database, time.time())
 
@@ -300,7 +302,7 @@ def print_report(report: dict[str, Any], folder: Path) -> None:
     print_table(("STEP", ">SECONDS", "OUTCOME"), rows)
     echo(
         f"{report['made']:,} results made, {report['stored']:,} stored in the region: {report['lost']} lost, "
-        f"{report['duplicated']} duplicated, {report['missing']} missing. {report['by_both']} readings went to both machines of one "
+        f"{report['duplicated']} duplicated, {report['missing']} missing. {report['by_both']} went to both machines of one "
         f"name; {report['refused']} results wait on the forgotten machine's disk."
     )
     if report["error"] is not None:

@@ -92,10 +92,12 @@ class Readings:
         return len(self._withheld & {one for one, _ in self._results()})
 
     def _results(self) -> list[tuple[str, str]]:
-        """Return the stored results: the reading's id, and the number that a node's outbox gave."""
+        """Return the stored results: the reading's id, and the number that a node's outbox gave. Of a store that is gone: none."""
         from hedgerow.region.store.database.open import open_database
         from hedgerow.region.store.queries import ResultQuery, results
 
+        if not self._store.exists():
+            return []
         with closing(open_database(str(self._store), write=False)) as database:
             return [(one.id or "", one.number or "") for one in results(database, ResultQuery())]
 
