@@ -255,7 +255,7 @@ def test_a_store_that_begins_anew_gets_what_nodes_keep(region: BackedUpRegion, n
 
 
 class RestoredHistories(RuleBasedStateMachine):
-    """Nodes at one address, copies of their files, and a region that is put back again and again."""
+    """Nodes at one address, copies of their files and of running ones, and a region that is put back again and again."""
 
     nth = st.integers(0, 2)
 
@@ -311,6 +311,13 @@ class RestoredHistories(RuleBasedStateMachine):
         if len(self.nodes) < 3:
             self.nodes.append(LargeNode(self.of(nth).copied_files(self.new_folder()), self.names))
 
+    @rule(nth=nth)
+    def copy_process(self, nth: int) -> None:
+        if len(self.nodes) < 3:
+            twin = self.of(nth).copied_process(self.new_folder())
+            twin.given_up = set(self.of(nth).given_up)
+            self.nodes.append(twin)
+
     @rule()
     def back_up(self) -> None:
         if len(self.backups) < 3:
@@ -334,6 +341,6 @@ class RestoredHistories(RuleBasedStateMachine):
 
 
 RestoredHistories.TestCase.settings = settings(
-    derandomize=True, max_examples=examples(50), stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    derandomize=True, max_examples=examples(25), stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # fmt: skip
 TestRestoredHistories = RestoredHistories.TestCase

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from contextlib import closing
 
+import pytest
 from tests.region.conftest import CollectorProcess, Gateway, eventually
 
 from hedgerow.bus.outbox.kept import KeepLimits
@@ -24,6 +25,7 @@ def stored(collector: CollectorProcess) -> list[tuple[str, int]]:
     return sorted(found)
 
 
+@pytest.mark.long
 async def test_a_service_that_is_put_back_gets_again_what_nodes_keep(
     collector: CollectorProcess, gateway: Callable[..., Gateway]
 ) -> None:

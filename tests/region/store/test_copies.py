@@ -213,7 +213,7 @@ class Node:
 
     def copied_process(self, folder: Path) -> Node:
         """Return a copy of the running process, as a snapshot of a virtual machine with its memory is."""
-        twin = Node(self.copied_files(folder), self._names)
+        twin = type(self)(self.copied_files(folder), self._names)
         twin.store.epochs, twin.store.epoch = self.store.epochs, self.store.epoch
         twin.store.numbers = list(self.store.numbers)
         twin.store._database.change("DELETE FROM epoch")

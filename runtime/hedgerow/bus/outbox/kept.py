@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from hedgerow.bus.outbox.database import OutboxDatabase
-from hedgerow.bus.outbox.records import Gap, StorePosition, priority_of
+from hedgerow.bus.outbox.records import Gap, StorePosition
 
 _RANGE_RECORDS: Final = 500
 _RANGE_BYTES: Final = 1 << 20
@@ -109,8 +109,11 @@ class KeptEntries:
             or self._database.rows("SELECT 1 FROM kept_gap WHERE first BETWEEN ? AND ? LIMIT 1", (first, last))
         )
 
-    def keep(self, first: int, last: int, at: StorePosition, age_s: float) -> int:
-        """Keep the records between two keys, ends included, none of which is kept yet. Returns: how many there are."""
+    def keep(self, first: int, last: int, at: StorePosition, age_s: float, lowest: int) -> int:
+        """Keep the records between two keys, ends included, none of which is kept yet. Returns: how many there are.
+
+        `lowest` is the first key of their epoch and priority: a range belongs to one.
+        """
         count, size = self._database.rows(
             "SELECT count(*), coalesce(sum(length(payload) + length(properties) + length(topic)), 0) FROM entry "
             "WHERE key BETWEEN ? AND ?",
@@ -120,9 +123,20 @@ class KeptEntries:
             return 0
         grown = self._database.change(
             "UPDATE kept SET last = ?, position = ?, records = records + ?, bytes = bytes + ? "
-            "WHERE last = ? AND store = ? AND age_s >= ? AND records < ? AND bytes < ?",
-            (last, at.position, count, size, first - 1, at.store, age_s - _RANGE_S, _RANGE_RECORDS, _RANGE_BYTES),
-        ) if priority_of(first - 1) == priority_of(first) else 0  # fmt: skip
+            "WHERE last = ? AND first >= ? AND store = ? AND age_s >= ? AND records < ? AND bytes < ?",
+            (
+                last,
+                at.position,
+                count,
+                size,
+                first - 1,
+                lowest,
+                at.store,
+                age_s - _RANGE_S,
+                _RANGE_RECORDS,
+                _RANGE_BYTES,
+            ),
+        )
         if not grown:
             row = (first, last, at.store, at.position, age_s, count, size)
             self._database.change("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)", row)

@@ -515,16 +515,18 @@ class OutboxStore:
             self._shorten_gaps(first, last)
         for first, last in _runs(sorted(records)):
             for start, end in self._kept.waiting(first, last + 1):
-                self.entries -= self._trim_records(start, end - 1, keep_at)
+                self.entries -= self._trim_records(start, end - 1, keep_at, span)
         if keep_at is not None:
             self._dropped |= self._kept.drop_excess()
         elif at is not None:
             self._kept.note_dropped(at.store, at.position)
         self._forget_if_done(span)
 
-    def _trim_records(self, first: int, last: int, keep_at: StorePosition | None) -> int:
+    def _trim_records(self, first: int, last: int, keep_at: StorePosition | None, span: EpochSpan) -> int:
         if keep_at is not None:
-            return self._kept.keep(first, last, keep_at, self.age_s)
+            priority = priority_of(first)
+            lowest = key_of(priority, span.bases[priority] + 1)
+            return self._kept.keep(first, last, keep_at, self.age_s, lowest)
         return self._database.change("DELETE FROM entry WHERE key BETWEEN ? AND ? AND topic <> ''", (first, last))
 
     def _trim_gaps(self, first: int, last: int, keep_at: StorePosition | None) -> None:
