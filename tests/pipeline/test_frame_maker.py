@@ -232,7 +232,7 @@ STATED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("content_type", ["audio/l16", "audio/l16; rate=8000", ENVELOPE, None])
 @given(st.lists(st.tuples(st.sampled_from(sorted(STATED)), st.sampled_from([0, 1]), st.integers(0, 30)), max_size=6))
 def test_frames_of_a_list_are_the_same_as_columns(content_type: str | None, sent: list[tuple[str, int, int]]) -> None:
-    """Only what is unlike the first, or has something wrong, becomes a frame of its own."""
+    """Only what is unlike most, or has something wrong, becomes a frame of its own."""
     deliveries = []
     for number, (what, qos, stream) in enumerate(sent):
         received = message(**{"payload": b"payload", **STATED[what]}, qos=qos)
@@ -260,3 +260,14 @@ def test_frames_of_a_list_are_the_same_as_columns(content_type: str | None, sent
     assert sorted([*columns.rows, *columns.owners, *[at for at, *_ in columns.failed]]) == list(range(len(sent)))
     if len({stream for *_, stream in sent}) < len(sent):
         assert not columns.rows, "two frames of one stream"
+
+
+def test_one_sensor_with_another_content_type_does_not_take_the_columns_from_the_others() -> None:
+    """Even if its frame is the first of the list; nor do envelopes, or what has something wrong."""
+    whats = ["another content type", "an envelope", "a bad time", "the content type", "nothing", "an id"]
+    deliveries = [Delivery(message(**{"payload": b"x", **STATED[what]}), what, 0, None) for what in whats]
+    made = FrameMaker(config(content_type="audio/l16")).frames(deliveries, 0.0, columns=True)
+
+    assert [whats[at] for at in made.rows] == ["the content type", "nothing", "an id"]
+    assert [whats[at] for at in made.owners] == ["another content type", "an envelope"]
+    assert [whats[at] for at, *_ in made.failed] == ["a bad time"]

@@ -111,7 +111,7 @@ class FrameMaker:
     def _columns(
         self, deliveries: Sequence[Delivery], clock_offset_s: float
     ) -> tuple[FrameBatch | None, Sequence[int]]:
-        """Return the frames that are like the first one, as columns, and their positions in the list."""
+        """Return the frames that are like most of the list, as columns, and their positions in it."""
         plain = _Row(None, None, None, self._content_type, self._meta)
         rows: Sequence[int] = range(len(deliveries))
         stated: Sequence[_Row] = ()  # empty: nothing
@@ -147,16 +147,18 @@ class FrameMaker:
         ), rows
 
     def _alike(self, deliveries: Sequence[Delivery], plain: _Row) -> tuple[list[int], list[_Row]]:
-        """Return the positions of messages that state the same content type as the first good one, and what they state."""
-        positions, stated = list[int](), list[_Row]()
+        """Return the positions of those messages that state the same content type as most, and what they state.
+
+        Not as the first: one sensor with a type of its own would take the columns from all others.
+        """
+        kinds: dict[Any, tuple[list[int], list[_Row]]] = {}
         for position, delivery in enumerate(deliveries):
             row = self._row(delivery.message, plain) if delivery.message.raw_properties else plain
-            if row is None or row.content_type == ENVELOPE:
-                continue
-            if not stated or (row.content_type == stated[0].content_type and row.meta == stated[0].meta):
+            if row is not None and row.content_type != ENVELOPE:
+                positions, stated = kinds.setdefault((row.content_type, *row.meta.items()), ([], []))
                 positions.append(position)
                 stated.append(row)
-        return positions, stated
+        return max(kinds.values(), key=lambda kind: len(kind[0]), default=([], []))
 
     def _row(self, message: Message, plain: _Row) -> _Row | None:
         """Return what a message with properties states; None: it has to become a frame, which may fail."""
