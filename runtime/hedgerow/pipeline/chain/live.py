@@ -1,4 +1,4 @@
-"""What goes on of a list of frames in a chain, as columns or as frames, and how the others ended."""
+"""The part of a list that goes on through a chain, as columns or as frames, and how the other frames ended."""
 
 from __future__ import annotations
 
