@@ -1,4 +1,4 @@
-"""What goes on of a list of frames in a chain, as columns or as frames, and how the others ended."""
+"""Tracks what goes on of a list of frames in a chain, as columns or as frames, and how the others ended."""
 
 from __future__ import annotations
 
