@@ -10,17 +10,11 @@ import orjson
 import pytest
 from tests.cli.terminals import terminal
 
-from hedgerow.config import OutboxSection
 from hedgerow.testing import processes
 
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.xfail(
-    "keep_acknowledged_s" not in OutboxSection.model_fields,
-    reason="nodes delete what is acknowledged, so what the region's backup does not have is lost",
-    strict=True,
-)
 @pytest.mark.timeout(600)
 def test_nodes_are_enrolled_cloned_replaced_forgotten_and_their_region_restored_without_a_loss(tmp_path: Path) -> None:
     done = processes.run(
