@@ -213,7 +213,7 @@ class EnrollingEstate(Running):
 
 @contextmanager
 def enrolling_estate(
-    nodes: str = "[gate, dock, belt, lamp]",
+    nodes: str = "[gate, dock, belt, lamp, door]",
     brokers: tuple[str, ...] = ("north", "hall"),
     at_site: bool = False,
     topology: str = TOPOLOGY,

@@ -140,7 +140,7 @@ def test_a_certificate_without_where_to_ask_is_refused(estate: EnrollingEstate, 
 async def test_the_command_prints_its_json_and_nothing_of_its_connections(
     estate: EnrollingEstate, tmp_path: Path
 ) -> None:
-    token = await asyncio.to_thread(estate.claim, "hall", "--place", "belt")
+    token = await asyncio.to_thread(estate.claim, "hall", "--place", "door")
     (tmp_path / "claim.txt").write_text(token.token())
     enrolling = await processes.start_async(
         [sys.executable, "-m", "hedgerow", "enrol", tmp_path / "claim.txt", "--state", tmp_path / "node", "--json"],
@@ -160,7 +160,7 @@ async def test_the_command_prints_its_json_and_nothing_of_its_connections(
             await enrolling.wait()
 
     assert (enrolling.returncode, err.decode()) == (0, "")
-    assert json.loads(out)["node"] == "north/hall/belt"
+    assert json.loads(out)["node"] == "north/hall/door"
 
 
 async def test_a_rejected_machine_is_told(estate: EnrollingEstate, tmp_path: Path) -> None:
