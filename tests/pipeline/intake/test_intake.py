@@ -39,4 +39,4 @@ def test_a_stream_whose_frame_is_in_a_lane_is_forgotten_when_its_list_has_run() 
 
     assert forgotten == ["a/idle"]
     assert queue.runs(running.stream)
-    assert intake.forgotten({running.stream, "a/3"}) == {running.stream}
+    assert intake.forgotten({running.stream, "a/3"}) == [running.stream]
