@@ -32,7 +32,7 @@ def _round_trip(options: Options, qos: int) -> list[Cell]:
         "stages": ["noop"],
         "qos": qos,
         "publish": {"qos": qos},
-        "receive_maximum": 1000,
+        **({"receive_maximum": 1000} if qos else {}),
         "queue": _QUEUE,
     }
     with Arena() as arena:
