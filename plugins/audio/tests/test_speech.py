@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hedgerow import Frame
 from hedgerow.errors import ConfigError
 from hedgerow.testing import frame, run_pipeline, run_stage
 from hedgerow_audio.speech import Speech
@@ -186,3 +188,25 @@ def test_a_frame_without_probability_or_position_is_refused() -> None:
 def test_settings_that_contradict_each_other_are_refused(config: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_stage(Speech, [], **config)
+
+
+def test_what_is_no_probability_during_speech_changes_nothing_as_columns_either() -> None:
+    """It is refused, and the segment goes on without it."""
+
+    def frames() -> list[Frame]:
+        streams = []
+        for number in range(5):
+            made = windows([0.9] * 12 + [0.0] * 8)
+            for each in made:
+                each.stream = f"s/{number}"
+            streams.append(made)
+        for stream, at, value in ((1, 5, math.nan), (2, 6, -0.2), (3, 7, 1.5)):
+            streams[stream][at] = streams[stream][at].with_tensors({"output": np.array([[value]], np.float32)})
+        return [frame for turn in zip(*streams, strict=True) for frame in turn]
+
+    alone, columns = run_stage(Speech, frames()), run_stage(Speech, frames(), columns=True)
+
+    assert columns.columns
+    assert columns.dead == alone.dead == {"no-probability": 3}
+    assert columns.dropped == alone.dropped
+    assert sorted(map(str, columns.results)) == sorted(map(str, alone.results))

@@ -104,19 +104,19 @@ class FrameBatch:
         """Return the number of rows."""
         return len(self.streams)
 
-    def with_array(self, array: Array, **meta: Sequence[Any]) -> FrameBatch:
+    def with_array(self, array: Array, /, **meta: Sequence[Any]) -> FrameBatch:
         """Return a copy with another array, (rows, …), and additional columns of meta."""
         batch = self.with_meta_columns(**meta) if meta else self._copy()
         batch.array = array
         return batch
 
-    def with_tensors(self, tensors: Mapping[str, Array], **meta: Sequence[Any]) -> FrameBatch:
+    def with_tensors(self, tensors: Mapping[str, Array], /, **meta: Sequence[Any]) -> FrameBatch:
         """Return a copy with other tensors, each (rows, …), and additional columns of meta."""
         batch = self.with_meta_columns(**meta) if meta else self._copy()
         batch.tensors = tensors
         return batch
 
-    def with_meta(self, **meta: Any) -> FrameBatch:
+    def with_meta(self, /, **meta: Any) -> FrameBatch:
         """Return a copy with additional meta that is the same in all rows."""
         if self.meta_columns:  # in the order in which frames would get them
             return self.with_meta_columns(**{key: [value] * len(self) for key, value in meta.items()})
@@ -124,7 +124,7 @@ class FrameBatch:
         batch.meta = {**self.meta, **meta}
         return batch
 
-    def with_meta_columns(self, **meta: Sequence[Any]) -> FrameBatch:
+    def with_meta_columns(self, /, **meta: Sequence[Any]) -> FrameBatch:
         """Return a copy with additional columns of meta; rows where a column has `ABSENT` keep the meta that they have."""
         batch = self._copy()
         columns = self.meta_columns
@@ -143,7 +143,7 @@ class FrameBatch:
         batch.results, batch.result_columns = results, None
         return batch
 
-    def with_result_columns(self, **columns: Sequence[Any] | Array) -> FrameBatch:
+    def with_result_columns(self, /, **columns: Sequence[Any] | Array) -> FrameBatch:
         """Return a copy whose row i publishes `{name: column[i]}`; faster than a mapping per row."""
         batch = self._copy()
         batch.results, batch.result_columns = None, columns
@@ -203,12 +203,12 @@ class FrameBatch:
     def select(self, rows: Sequence[int]) -> FrameBatch:
         """Return a copy with only these rows, in this order; arrays are copied."""
         batch = FrameBatch(
-            [self.payloads[row] for row in rows],
+            tuple([self.payloads[row] for row in rows]),
             ids=tuple([self.ids[row] for row in rows]),
             streams=tuple([self.streams[row] for row in rows]),
-            topics=[self.topics[row] for row in rows],
-            sequences=[self.sequences[row] for row in rows],
-            captured_at=[self.captured_at[row] for row in rows],
+            topics=tuple([self.topics[row] for row in rows]),
+            sequences=tuple([self.sequences[row] for row in rows]),
+            captured_at=tuple([self.captured_at[row] for row in rows]),
             content_type=self.content_type,
             traceparents=None if self.traceparents is None else [self.traceparents[row] for row in rows],
             meta=self.meta,
@@ -235,17 +235,17 @@ class FrameBatch:
             return None
         first = frames[0]
         if any(
-            frame.content_type != first.content_type or frame.tensors.keys() != first.tensors.keys() for frame in frames
+            frame.content_type != first.content_type or list(frame.tensors) != list(first.tensors) for frame in frames
         ):
             return None
         traceparents = [frame.traceparent for frame in frames]
         batch = cls(
-            [frame.payload for frame in frames],
+            tuple([frame.payload for frame in frames]),
             ids=tuple([frame.id for frame in frames]),
             streams=streams,
-            topics=[frame.topic for frame in frames],
-            sequences=[frame.sequence for frame in frames],
-            captured_at=[frame.captured_at for frame in frames],
+            topics=tuple([frame.topic for frame in frames]),
+            sequences=tuple([frame.sequence for frame in frames]),
+            captured_at=tuple([frame.captured_at for frame in frames]),
             content_type=first.content_type,
             traceparents=traceparents if any(each is not None for each in traceparents) else None,
         )

@@ -135,12 +135,12 @@ class FrameMaker:
         else:
             ids = [self._id(message) for message in messages]
         return FrameBatch(
-            [message.payload for message in messages],
+            tuple([message.payload for message in messages]),
             ids=tuple(ids),
             streams=tuple([delivery.stream for delivery in deliveries]),
-            topics=[message.topic for message in messages],
-            sequences=[delivery.sequence for delivery in deliveries],
-            captured_at=captured_at,
+            topics=tuple([message.topic for message in messages]),
+            sequences=tuple([delivery.sequence for delivery in deliveries]),
+            captured_at=tuple(captured_at),
             content_type=first.content_type,
             traceparents=traceparents,
             meta=first.meta,

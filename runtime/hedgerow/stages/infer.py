@@ -214,6 +214,11 @@ class Infer(Stage[InferConfig]):
             raise Irregular
         rows, before = found
         outputs = self._model.infer_batch({**inputs, **before})
+        axes = self._model.batch_axis
+        for name, array in outputs.items():  # before any state is stored: then nothing after it can fail
+            axis = axes.get(name, 0)
+            if array.ndim <= axis or array.shape[axis] != len(streams):
+                raise Irregular
         if not states.put_many(rows, version, outputs):
             raise Irregular
         return outputs

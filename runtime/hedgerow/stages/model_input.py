@@ -80,11 +80,13 @@ class ModelInput:
         Returns: a view where possible; None: the model does not take them so, or only after a closer look.
         Raises: FrameError: see `convert`.
         """
+        if not self.ndim:
+            return None
         if array.ndim == self.ndim + 1:  # each frame has a batch axis
             if array.shape[1 + self.axis] != 1:
                 return None
             array = array.squeeze(1 + self.axis)
-        elif array.ndim != self.ndim or not self.ndim:
+        elif array.ndim != self.ndim:
             return None
         if array.dtype != self.dtype:
             if not self.converts(array.dtype):

@@ -188,6 +188,7 @@ class Bench:
         outcomes = dict(run.outcomes)
         for row, at in enumerate(run.rows):
             assert run.batch is not None
+            assert at not in outcomes, "a frame that ended otherwise is no row"
             outcomes[at] = FrameOutcome([run.batch.frame(row)])
         assert sorted(outcomes) == list(range(len(frames))), "one outcome for each"
         return [content(outcomes[at]) for at in range(len(frames))]
@@ -253,6 +254,44 @@ def test_any_chain_ends_every_frame_as_frame_by_frame(plan: list[Any], beside: l
     assert [step.circuit.failures for step in columns.chain.steps] == [
         step.circuit.failures for step in one_by_one.chain.steps
     ]
+
+
+class Halving(Stage[StageConfig]):
+    """Splits some frames in two, and fails for others."""
+
+    def process(self, frame: Frame) -> Any:
+        if frame.stream == "s/0":
+            return [frame.with_meta(part=part) for part in range(2)]
+        if frame.stream == "s/1":
+            raise FrameError("asked to", code="asked-to")
+        return frame
+
+
+class WithoutSecondParts(Stage[StageConfig]):
+    """Drops the second part of each frame, or fails for it."""
+
+    fails: bool
+
+    def process(self, frame: Frame) -> Any:
+        if frame.meta.get("part") != 1:
+            return frame
+        if self.fails:
+            raise FrameError("second part", code="second")
+        return Drop("second")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_last_part_of_a_frame_ends_with_the_others(fails: bool) -> None:
+    """As a row of its own, it would end a second time."""
+
+    def bench(kind: type[Counting]) -> Bench:
+        filter_ = WithoutSecondParts(StageConfig())
+        filter_.fails = fails
+        return Bench([Halving(StageConfig()), filter_, kind({}, last=True)])
+
+    expected = bench(Counting).one_by_one(a_list(0))
+    assert bench(ColumnsOf).as_columns(a_list(0)) == expected
+    assert [error for _, _, error, *_ in expected].count("None") == STREAMS - 1 - fails
 
 
 def test_columns_run() -> None:

@@ -131,7 +131,7 @@ class Speech(Stage[SpeechConfig]):
         for row in np.flatnonzero(~((values >= 0) & (values <= 1))).tolist():
             batch.defer(row)
         for row in busy:
-            if values[row] > 1:
+            if not 0 <= probabilities[row] <= 1:
                 continue
             window = probabilities[row], positions[row], times[row]
             ended, speaking[row] = self._feed(int(table_rows[row]), segmenters[row], *window)

@@ -163,9 +163,14 @@ class RecurringShapes:
             if not self._idle.is_set() or not self._active or not self._has_room():
                 return
             self._idle.clear()
-            sample = {name: batch[name].copy() for name in self._names}
-            expected = {name: array.copy() for name, array in outputs.items()}
-            tasks.start_thread(lambda: self._compile(shapes, sample, expected), f"compilation of {self._model}")
+            try:
+                sample = {name: batch[name].copy() for name in self._names}
+                expected = {name: array.copy() for name, array in outputs.items()}
+                tasks.start_thread(lambda: self._compile(shapes, sample, expected), f"compilation of {self._model}")
+            except Exception as error:  # noqa: BLE001 - no memory, no threads: the live request that came here goes on
+                self._remember_rejected(shapes)
+                self._idle.set()
+                log.warning("shape-not-compiled", model=self._model, shapes=_text(shapes), why=str(error))
 
     def _has_room(self) -> bool:
         """Whether one more may be kept; makes room by one that is no longer used."""
@@ -196,8 +201,8 @@ class RecurringShapes:
                     return
                 outputs = session.run(sample)
             problem = _difference(outputs, expected) if self._unchanged() else "its file has changed"
-        except HedgerowError as error:
-            problem = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises, frames run on the other session
+            problem = str(error) or type(error).__name__
         if problem is None and session is not None:
             with self._lock:
                 if self._active:

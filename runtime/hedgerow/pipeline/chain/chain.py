@@ -283,7 +283,14 @@ class Chain:
         progress = this_thread.progress
         for step in self.steps:
             started = time.perf_counter()
-            if live.batch is None and step.takes_batches and (batch := stacked(live.frames)) is not None:
+            if (
+                live.batch is None
+                and step.takes_batches
+                and run.outcomes.keys().isdisjoint(
+                    live.owners
+                )  # no last part of a frame: how the others ended decides too
+                and (batch := stacked(live.frames)) is not None
+            ):
                 live = Live(batch, live.owners, (), ())
             count = len(live.rows) + len(live.frames)
             if not count:

@@ -93,7 +93,8 @@ def next_frames(
         outcomes[owner].record(stage, outcome)
         any_died = any_died or outcomes[owner].error is not None
     if any_died and parts_of:  # the other parts of a dead frame need not run
-        alive = [outcomes[owner].error is None for owner in next_owners]
+        ended = outcomes if isinstance(outcomes, dict) else dict(enumerate(outcomes))
+        alive = [owner not in ended or ended[owner].error is None for owner in next_owners]
         next_frames, next_owners = list(compress(next_frames, alive)), list(compress(next_owners, alive))
     return next_frames, next_owners
 

@@ -73,12 +73,14 @@ def checked_batch(returned: Any, given: FrameBatch, left: Mapping[Any, Any]) -> 
     for name in ("tensors", "meta", "meta_columns"):
         if type(getattr(returned, name)) is not dict:
             setattr(returned, name, dict(getattr(returned, name)))
+    if returned.left is not left and returned.left:
+        raise ValueError("process_batch let rows leave a selection of its batch: let them leave the batch itself")
     for row in left:
         if type(row) is not int or not 0 <= row < count:
             raise ValueError(f"process_batch let row {text_of(row)[:40]} leave a batch of {count} rows")
     for name in _PER_ROW:
         column = getattr(returned, name)
-        if column is not None and column is not getattr(given, name):
+        if column is not None:  # also the same one: a stage may have changed it
             _check_rows(name, column, count)
     if returned.array is not None:
         _check_array("array", returned.array, count)

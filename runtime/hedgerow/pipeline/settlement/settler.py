@@ -116,14 +116,14 @@ class Settler:
     def settle_batch(self, built: BuiltPipeline, batch: BatchSettlement) -> None:
         """Carry out the settlements of deliveries that gave a result each: for QoS 0 in one write, else one by one."""
         try:
-            done = self._publish_at_once(built, batch)
+            each = [] if self._publish_at_once(built, batch) else batch.each()
         except Exception:  # as in `settle`
             log.exception("settlement-failed", pipeline=built.name)
             for delivery in batch.deliveries:
                 self._dead_lettered(delivery, "internal", None)
             return
-        if not done:
-            self.settle(built, batch.each())
+        if each:
+            self.settle(built, each)
 
     def _publish_at_once(self, built: BuiltPipeline, batch: BatchSettlement) -> bool:
         """Publish results of QoS 0; return False, with nothing done, if one of them needs a closer look."""
