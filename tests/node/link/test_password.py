@@ -61,7 +61,7 @@ async def test_a_reload_uses_a_rotated_password(rotation: Rotation) -> None:
     async with rotation.site.node(**rotation.section) as node:
         rotation.at_the_broker("second")
         rotation.at_the_node("second")
-        await until(lambda: node._link.connected)
+        await until(lambda: node._link.reconnects and node._link.connected)  # Mosquitto ends the links of the old one
         reply = await rotation.site.command("reload")
         await until(lambda: not node._link.password_changed and node._link.connected)
         await until(lambda: node.runners["p"].connected)
